@@ -1,0 +1,177 @@
+"""What can go wrong, and what does the reader do next?
+
+::
+
+    FarmError                     code                 exit  HTTP
+    ├── InvalidJob                invalid_job …        2     422   a field is wrong; `errors` names each
+    ├── NotFound                  not_found            1     404
+    ├── Conflict                  conflict             1     409
+    ├── QuotaExceeded             quota_exceeded       1     429
+    ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
+    ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
+    ├── StaleToken                stale_token          1     409   a worker lost its lease
+    └── StageFailed               stage_failed …       3     500   `failure` says how the ledger charges it
+
+`code` is stable snake_case and may be narrower than the class's own: `CODES` lists all of them with their sentence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+CODES: dict[str, str] = {
+    # submit-time refusals (InvalidJob)
+    "invalid_job": "The job breaks a rule of its chain.",
+    "invalid_field": "A field has the wrong type or is out of range.",
+    "unknown_field": "A field is not known to this stage.",
+    "unknown_kind": "No installed stage has this kind.",
+    "unknown_checkpoint": "The catalog has no checkpoint of this name.",
+    "unknown_preset": "There is no chain preset of this name.",
+    "unknown_scheduler": "This scheduler is not one that the stage runs with.",
+    "wrong_checkpoint": "The checkpoint is not made for this stage kind.",
+    "not_pulled": "The checkpoint has not been pulled, so its hashes are not known.",
+    "bad_length": "A chain has between one and eight stages.",
+    "bad_size": "A width or height is not possible here.",
+    "too_large": "An image of the chain would be larger than the farm allows.",
+    "no_image": "The first stage redraws an image, and none was given.",
+    "unused_image": "An image was given, but the first stage starts from noise.",
+    "space_mismatch": "The latents of one stage mean nothing to the checkpoint of the next.",
+    "medium_mismatch": "A stage does not take what the stage before it gives.",
+    "no_steps": "strength × num_inference_steps is less than one step.",
+    "bad_image": "The input image cannot be used.",
+    "bad_file": "The file cannot be read as what it should be.",
+    # the caller's world
+    "not_found": "There is no such object.",
+    "conflict": "The object's state does not allow this.",
+    "idempotency_conflict": "The idempotency key was used before, for another job.",
+    "quota_exceeded": "A limit of the caller is reached.",
+    "unavailable": "A part of the farm cannot be reached.",
+    "outcome_unknown": "The reply was lost: the same key, sent again, yields exactly one job.",
+    "unsupported_server": "The server is of a kind that the farm does not run on.",
+    # a worker's world
+    "bad_blob": "Stored bytes are missing or not what they should be.",
+    "stale_token": "The lease on this work is lost; its output is not taken.",
+    "stage_failed": "A stage failed.",
+    "nan_output": "The pipeline produced NaN or infinite values.",
+    "bad_output": "The pipeline produced something else than the chain expects.",
+    "gpu_oom": "The device's memory does not suffice for this stage.",
+    "input_lost": "The committed input of a stage was lost too often.",
+    "crashed": "The worker process died while it ran this stage.",
+    "lapsed": "The lease on this stage ran out too often.",
+    "deadline": "The job's deadline passed.",
+    "bad_checkpoint": "The checkpoint's files are missing or not those that were recorded.",
+    "transient": "A part that the worker needs could not be reached.",
+    "internal": "An error that nobody foresaw.",
+    "usage": "The command line is not understood.",
+    "job_failed": "The job did not end as done.",
+    "interrupted": "The command was interrupted.",
+}
+"""Every code with its sentence; a test holds that each is raised somewhere and that nothing else is."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One wrong field: `loc` is its dotted path in what was sent, `msg` says what would be right."""
+
+    loc: str
+    msg: str
+    code: str = "invalid_field"
+
+
+class FarmError(Exception):
+    """Something went wrong; see `code`."""
+
+    code: str = "internal"
+
+    def __init__(self, message: str | None = None, *, code: str | None = None, hint: str = "") -> None:
+        self.code = code or type(self).code
+        self.message = message or CODES[self.code]
+        self.hint = hint
+        super().__init__(self.message)
+
+
+class InvalidJob(FarmError):
+    """Mend the fields named in `errors` and submit again; nothing was stored."""
+
+    code = "invalid_job"
+
+    def __init__(
+        self, message: str | None = None, *, code: str | None = None, hint: str = "", errors: tuple[FieldError, ...] = ()
+    ) -> None:
+        if message is None and errors:
+            message = "; ".join(f"{e.loc}: {e.msg}" for e in errors)
+        super().__init__(message, code=code or (errors[0].code if errors else None), hint=hint)
+        self.errors = errors
+
+
+class NotFound(FarmError):
+    """Check the id; the object may have passed its retention."""
+
+    code = "not_found"
+
+
+class Conflict(FarmError):
+    """Look at the object's state first; this call is not possible in it."""
+
+    code = "conflict"
+
+
+class QuotaExceeded(FarmError):
+    """Wait until earlier work is done, or ask for a larger quota."""
+
+    code = "quota_exceeded"
+
+
+class Unavailable(FarmError):
+    """Try again after `retry_after_s`; the ledger, broker or store does not answer."""
+
+    code = "unavailable"
+
+    def __init__(
+        self, message: str | None = None, *, code: str | None = None, hint: str = "", retry_after_s: float = 2.0
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class BadBlob(FarmError):
+    """Make the artifact again: its bytes are missing, or are not those that were committed."""
+
+    code = "bad_blob"
+
+
+class StaleToken(FarmError):
+    """Drop the work: another worker holds the stage now, or the stage has ended."""
+
+    code = "stale_token"
+
+
+class Failure(StrEnum):
+    """How the ledger charges a failed stage (design: attempts)."""
+
+    CRASH = "crash"
+    """The process died, or an error nobody foresaw: 3 charges, then quarantined."""
+    OOM = "oom"
+    """Out of device memory: 2 charges, then failed."""
+    TRANSIENT = "transient"
+    """S3, Redis or the network: again with back-off until the deadline."""
+    DETERMINISTIC = "deterministic"
+    """It would fail the same way again: failed at once."""
+
+
+class StageFailed(FarmError):
+    """Read `code` and `message`; `failure` tells whether the farm tries again by itself."""
+
+    code = "stage_failed"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        failure: Failure = Failure.DETERMINISTIC,
+        code: str | None = None,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.failure = failure

