@@ -46,7 +46,9 @@ class Checkpoint(_Entry):
     name: str = Field(pattern=NAME)
     kinds: list[str] = Field(min_length=1, description="stage kinds that load it")
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="repository on the hub")
-    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="pinned commit; else the first pull records one")
+    revision: str | None = Field(
+        None, pattern=r"^[0-9a-f]{40}$", description="pinned commit; else the first pull records one"
+    )
     folder: str | None = Field(None, description="local folder in the hub's layout")
     file: str | None = Field(None, description="single safetensors file; needs `config`")
     config: str | None = Field(None, description="local folder with the configuration of a single file")
@@ -62,7 +64,9 @@ class Checkpoint(_Entry):
         if sum(source is not None for source in (self.repo, self.folder, self.file, self.build)) != 1:
             raise ValueError("exactly one of repo, folder, file and build says where the files come from")
         if (self.file is None) != (self.config is None):
-            raise ValueError("file and config go together: a single file without a local config would go to the network")
+            raise ValueError(
+                "file and config go together: a single file without a local config would go to the network"
+            )
         return self
 
 
@@ -111,7 +115,8 @@ class Catalog(_Entry):
                 tables[table] = {**tables[table], **entries}
         for table in ("spaces", "checkpoints", "presets"):
             tables[table] = {
-                name: {"name": name, **entry} if isinstance(entry, dict) else entry for name, entry in tables[table].items()
+                name: {"name": name, **entry} if isinstance(entry, dict) else entry
+                for name, entry in tables[table].items()
             }
         try:
             catalog = cls(models_dir=settings.models_dir, **tables)
@@ -121,7 +126,9 @@ class Catalog(_Entry):
             raise InvalidJob(f"{settings.catalog}: {where}: {first['msg']}", code="bad_file") from None
         for entry in catalog.checkpoints.values():
             if entry.space not in catalog.spaces:
-                raise InvalidJob(f"{settings.catalog}: checkpoints.{entry.name}.space: no [spaces.{entry.space}]", code="bad_file")
+                raise InvalidJob(
+                    f"{settings.catalog}: checkpoints.{entry.name}.space: no [spaces.{entry.space}]", code="bad_file"
+                )
         return catalog
 
     def checkpoint(self, stage: Stage, loc: str) -> Checkpoint:
@@ -135,11 +142,17 @@ class Catalog(_Entry):
         where = f"{loc}.checkpoint"
         choose = f"choose one of {', '.join(fitting)}" if fitting else f"the catalog has none for {stage.kind}"
         if name is None:
-            raise InvalidJob(errors=(FieldError(where, f"{stage.kind} has no default checkpoint; {choose}", "unknown_checkpoint"),))
+            raise InvalidJob(
+                errors=(FieldError(where, f"{stage.kind} has no default checkpoint; {choose}", "unknown_checkpoint"),)
+            )
         if name not in self.checkpoints:
-            raise InvalidJob(errors=(FieldError(where, f"{name!r} is not in the catalog; {choose}", "unknown_checkpoint"),))
+            raise InvalidJob(
+                errors=(FieldError(where, f"{name!r} is not in the catalog; {choose}", "unknown_checkpoint"),)
+            )
         if name not in fitting:
-            raise InvalidJob(errors=(FieldError(where, f"{name} is not made for {stage.kind}; {choose}", "wrong_checkpoint"),))
+            raise InvalidJob(
+                errors=(FieldError(where, f"{name} is not made for {stage.kind}; {choose}", "wrong_checkpoint"),)
+            )
         return self.checkpoints[name]
 
     def space(self, checkpoint: Checkpoint) -> Space:
@@ -154,7 +167,9 @@ class Catalog(_Entry):
         """
         if name not in self.presets:
             known = ", ".join(sorted(self.presets))
-            raise InvalidJob(errors=(FieldError("chain", f"no preset {name!r}; choose one of {known}", "unknown_preset"),))
+            raise InvalidJob(
+                errors=(FieldError("chain", f"no preset {name!r}; choose one of {known}", "unknown_preset"),)
+            )
         return self.presets[name]
 
     def path(self, checkpoint: Checkpoint) -> Path:
@@ -182,7 +197,9 @@ class Catalog(_Entry):
         except (OSError, ValidationError):
             reason = f"has an unreadable lock at {self.lock_path(checkpoint)}"
         raise InvalidJob(
-            f"the checkpoint {checkpoint.name} {reason}", code="not_pulled", hint=f"run `farm models pull {checkpoint.name}`"
+            f"the checkpoint {checkpoint.name} {reason}",
+            code="not_pulled",
+            hint=f"run `farm models pull {checkpoint.name}`",
         )
 
 

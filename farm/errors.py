@@ -97,7 +97,12 @@ class InvalidJob(FarmError):
     code = "invalid_job"
 
     def __init__(
-        self, message: str | None = None, *, code: str | None = None, hint: str = "", errors: tuple[FieldError, ...] = ()
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        hint: str = "",
+        errors: tuple[FieldError, ...] = (),
     ) -> None:
         if message is None and errors:
             message = "; ".join(f"{e.loc}: {e.msg}" for e in errors)

@@ -62,21 +62,31 @@ class Settings(BaseSettings):
     namespace: str = Field("farm", pattern=r"^[a-z0-9-]{1,32}$", description="prefix of every key in Redis")
     bucket: str = Field("farm", pattern=r"^[a-z0-9.-]{3,63}$", description="S3 bucket")
     prefix: str = Field("", pattern=r"^([A-Za-z0-9._-]+/)*$", description="key prefix in the bucket, ends in /")
-    s3_public_endpoint: str = Field("", description="endpoint written into presigned URLs, where clients see another host")
+    s3_public_endpoint: str = Field(
+        "", description="endpoint written into presigned URLs, where clients see another host"
+    )
     presign_s: int = Field(3600, gt=0, le=604800, description="life of a presigned URL, seconds")
     catalog: Path | None = Field(None, description="TOML or YAML file with further checkpoints and presets")
     models: Path | None = Field(None, description="folder of pulled checkpoints; default: models/ in the data folder")
-    lease_s: float = Field(30, gt=0, description="a claim that shows no progress for so long is given to another worker, seconds")
+    lease_s: float = Field(
+        30, gt=0, description="a claim that shows no progress for so long is given to another worker, seconds"
+    )
     tick_s: float = Field(1, gt=0, description="pause between two rounds of the reconciler, seconds")
-    deaf_s: float = Field(8, gt=0, description="an idle child that hears no doorbell for so long, though work is ready, restarts, seconds")
-    drain_grace_s: float = Field(25, ge=0, description="on SIGTERM a running stage may finish within so long, else it is given back, seconds")
+    deaf_s: float = Field(
+        8, gt=0, description="an idle child that hears no doorbell for so long, though work is ready, restarts, seconds"
+    )
+    drain_grace_s: float = Field(
+        25, ge=0, description="on SIGTERM a running stage may finish within so long, else it is given back, seconds"
+    )
     deadline_s: float = Field(86400, gt=0, description="a job not done so long after its submit expires, seconds")
     retention_s: int = Field(2592000, gt=0, description="ended jobs are kept for so long, seconds")
     crash_attempts: int = Field(3, ge=1, description="worker deaths in one stage before its recipe is quarantined")
     oom_attempts: int = Field(2, ge=1, description="out-of-memory errors in one stage before the job fails")
     lapse_attempts: int = Field(10, ge=1, description="lapsed leases of one stage before its recipe is quarantined")
     rewind_attempts: int = Field(2, ge=0, description="times a lost output is made again")
-    backoff_s: float = Field(1, gt=0, description="first back-off after a transient failure; doubles, with full jitter, seconds")
+    backoff_s: float = Field(
+        1, gt=0, description="first back-off after a transient failure; doubles, with full jitter, seconds"
+    )
     backoff_max_s: float = Field(60, gt=0, description="longest back-off, seconds")
     max_side: int = Field(8192, ge=64, description="longest side of any image of a chain, pixels")
     max_area: int = Field(33554432, ge=4096, description="largest area of any image of a chain, pixels")
@@ -84,14 +94,22 @@ class Settings(BaseSettings):
     max_count: int = Field(10000, ge=1, description="most jobs in one run")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="device of a worker's child")
     torch_threads: int = Field(1, ge=1, description="torch threads of a worker on a CPU")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="prompts are never logged at info or above")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="prompts are never logged at info or above"
+    )
     durability: Literal["everysec", "strict"] = Field(
         "everysec", description="AOF of the embedded Valkey: `strict` syncs every write before it is answered"
     )
 
-    s3_endpoint: str | None = Field(None, exclude=True, description="from the connection file; elsewhere AWS_ENDPOINT_URL_S3")
-    s3_access_key: SecretStr | None = Field(None, exclude=True, description="from the connection file; elsewhere AWS's own variable")
-    s3_secret_key: SecretStr | None = Field(None, exclude=True, description="from the connection file; elsewhere AWS's own variable")
+    s3_endpoint: str | None = Field(
+        None, exclude=True, description="from the connection file; elsewhere AWS_ENDPOINT_URL_S3"
+    )
+    s3_access_key: SecretStr | None = Field(
+        None, exclude=True, description="from the connection file; elsewhere AWS's own variable"
+    )
+    s3_secret_key: SecretStr | None = Field(
+        None, exclude=True, description="from the connection file; elsewhere AWS's own variable"
+    )
 
     @classmethod
     def load(cls, **given: Any) -> Settings:
@@ -133,6 +151,8 @@ def read_connection(data: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise FarmError(f"{data / CONNECTION_FILE} cannot be read", code="bad_file", hint="delete it and start `farm up` again") from error
+        raise FarmError(
+            f"{data / CONNECTION_FILE} cannot be read", code="bad_file", hint="delete it and start `farm up` again"
+        ) from error
     names = {"redis_url", "bucket", "s3_endpoint", "s3_access_key", "s3_secret_key"}
     return {key: value for key, value in found.items() if key in names and isinstance(value, str)}

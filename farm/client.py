@@ -1,0 +1,413 @@
+"""How does a program submit, watch and collect? `Farm` says it in the words of the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from farm.broker import Broker
+from farm.catalog import Catalog
+from farm.errors import FieldError, InvalidJob, NotFound, StageFailed
+from farm.image import fit, natural_size, read_input, read_recipe, to_png
+from farm.job import (
+    Chain,
+    InputImage,
+    Job,
+    Lane,
+    make_job,
+    new_id,
+    override,
+    parse_chain,
+    plan,
+    read_chain_file,
+    recipe_key,
+)
+from farm.ledger import JobRecord, Ledger, StageEntry, Submission
+from farm.settings import Settings
+from farm.stage import Size
+from farm.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TERMINAL = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
+ImageSource = str | Path | bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """One final image of a job: its readable key, `s3://` URI, hash and size in pixels."""
+
+    key: str
+    uri: str
+    sha256: str
+    size: Size
+
+
+class JobHandle:
+    """One submitted job. Every property asks the ledger anew."""
+
+    def __init__(self, farm: Farm, job_id: str) -> None:
+        self._farm, self.id = farm, job_id
+
+    def __repr__(self) -> str:
+        return f"<job {self.id}>"
+
+    @property
+    def record(self) -> JobRecord:
+        """The job's record with its stages. Raises NotFound, Unavailable."""
+        return self._farm.ledger.job(self.id)
+
+    @property
+    def state(self) -> str:
+        """queued, running, paused, done, failed, quarantined, cancelled or expired."""
+        return self.record.state
+
+    @property
+    def seed(self) -> int:
+        """The job's seed, drawn at submit where none was given."""
+        return int(json.loads(self.record.spec)["chain"]["seed"])
+
+    def watch(self, interval_s: float = 0.2) -> Iterator[JobRecord]:
+        """The record, again and again, until the job has ended; the last one is terminal."""
+        while True:
+            record = self.record
+            yield record
+            if record.state in TERMINAL:
+                return
+            time.sleep(interval_s)
+
+    def wait(self, timeout_s: float | None = None) -> JobHandle:
+        """Returns when the job is done.
+
+        Raises:
+            StageFailed: it ended otherwise; `code` and `message` say why.
+            TimeoutError: it has not ended within `timeout_s`; it goes on.
+        """
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        for record in self.watch(0.05):
+            if record.state == "done":
+                return self
+            if record.state in TERMINAL:
+                raise StageFailed(f"the job is {record.state}: {record.message}", code=record.code or "job_failed")
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
+        raise AssertionError("watch ends with a terminal record")
+
+    @property
+    def results(self) -> list[Result]:
+        """The final images; empty until the job is done."""
+        record = self.record
+        if record.state != "done":
+            return []
+        last = record.stages[-1]
+        output = json.loads(last.output)
+        key = self._farm.store.result_key(self.id, last.index, output["blob"])
+        return [Result(key, self._farm.store.uri(key), output["blob"], Size(*output["size"]))]
+
+    @property
+    def images(self) -> list[Image]:
+        """The final images, decoded. Raises BadBlob, Unavailable."""
+        from PIL import Image
+
+        return [Image.open(io.BytesIO(self._read(result))) for result in self.results]
+
+    def download(self, target: str | Path) -> list[Path]:
+        """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png."""
+        target = Path(target)
+        written = []
+        for result in self.results:
+            path = target if target.suffix == ".png" else target / f"{self.id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._read(result))
+            written.append(path)
+        return written
+
+    def _read(self, result: Result) -> bytes:
+        limit = 1 << 20 | 4 * result.size.width * result.size.height
+        return self._farm.store.get_blob(result.sha256, max_bytes=limit)
+
+    def cancel(self) -> str:
+        """Ends the job as cancelled; the new state. Raises Conflict when it has ended otherwise."""
+        return self._farm.ledger.cancel(self.id)
+
+    def pause(self) -> None:
+        """Holds the job after the stage that runs now."""
+        self._farm.ledger.pause(self.id)
+
+    def resume(self) -> None:
+        """Lets a paused job go on."""
+        self._farm.broker.ring(self._farm.ledger.resume(self.id))
+
+    def retry(self) -> None:
+        """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
+        self._farm.broker.ring(self._farm.ledger.retry(self.id))
+
+    def script(self) -> str:
+        """A plain diffusers program that makes the same pixels."""
+        from farm.script import program
+
+        return program(json.loads(self.record.spec), self._farm.catalog, self._farm.store.blob_uri)
+
+
+class Farm:
+    """A connection to the farm that the settings name."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings.load()
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The checkpoints and presets."""
+        return Catalog.load(self.settings)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The truth in Redis."""
+        return Ledger(self.settings)
+
+    @cached_property
+    def store(self) -> Store:
+        """The artifacts in S3."""
+        return Store(self.settings)
+
+    @cached_property
+    def broker(self) -> Broker:
+        """The doorbells."""
+        return Broker(self.settings)
+
+    def close(self) -> None:
+        """Sends the doorbells that are still to be rung."""
+        if "broker" in self.__dict__:
+            self.broker.close()
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------ submit
+
+    def chain(
+        self,
+        chain: str | Path | Mapping[str, Any] = "hires",
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        fit: str | None = None,
+        exact: bool | None = None,
+        reuse: bool | None = None,
+        **parameters: Any,
+    ) -> Chain:
+        """The chain of a preset's name, a chain file or a mapping, with what is given here over it.
+
+        `parameters` are set in every stage that has them; `{"1.strength": 0.4}` sets one stage's, counted from 0.
+
+        Raises:
+            InvalidJob: names each wrong field and what would be right.
+        """
+        if isinstance(chain, Mapping):
+            data = dict(chain)
+        elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
+            data = read_chain_file(Path(chain))
+        else:
+            data = {"stages": self.catalog.preset(chain).stages}
+        given = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "fit": fit,
+            "exact": exact,
+            "reuse": reuse,
+        }
+        data |= {name: value for name, value in given.items() if value is not None}
+        if parameters and isinstance(data.get("stages"), list):
+            data["stages"] = override(data["stages"], parameters)
+        return parse_chain(data)
+
+    def jobs_of(
+        self,
+        chain: Chain,
+        image: ImageSource | None = None,
+        count: int = 1,
+        *,
+        idempotency_key: str | None = None,
+        lane: Lane = "interactive",
+        priority: int = 50,
+        deadline_s: float | None = None,
+    ) -> list[Job]:
+        """The jobs that `submit` takes: `count` of them, image i with seed + i. Uploads the input image, once all fits.
+
+        Raises:
+            InvalidJob: something does not fit; nothing was stored.
+        """
+        if not 1 <= count <= self.settings.max_count:
+            raise InvalidJob(errors=(FieldError("count", f"1 to {self.settings.max_count}"),))
+        run = new_id() if count > 1 else ""
+        key = idempotency_key or new_id()
+        data, found = self._prepare(chain, image)
+        jobs = [
+            make_job(
+                chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane,
+                priority=priority, deadline_s=deadline_s, run=run, index=index,
+            )
+            for index in range(count)
+        ]  # fmt: skip
+        if data is not None:
+            self.store.put_blob(data, "image/png")
+        return jobs
+
+    def _prepare(self, chain: Chain, source: ImageSource | None) -> tuple[bytes | None, InputImage | None]:
+        """The input image, fitted and encoded, and its description."""
+        if source is None:
+            return None, None
+        picture = read_input(source if isinstance(source, bytes) else Path(source), self.settings)
+        first = chain.stages[0]
+        native = self.catalog.checkpoint(first, "stages.0").native
+        size = first.input_size(natural_size(picture.width, picture.height, native, self.settings.max_side))
+        # Before the picture is scaled: a size that the chain refuses must not cost memory.
+        plan(chain, self.catalog, self.settings, size)
+        data = to_png(fit(picture, size, chain.fit), None)
+        return data, InputImage(sha256=hashlib.sha256(data).hexdigest(), width=size.width, height=size.height)
+
+    def submit(self, jobs: Sequence[Job]) -> list[JobHandle]:
+        """Hands `jobs` to the ledger. What is answered is durable.
+
+        Raises:
+            Unavailable: the ledger does not answer. With code `outcome_unknown`, submit the same jobs again: each key
+                yields one job.
+        """
+        submissions = [
+            Submission(
+                job=job.id,
+                stages=tuple(
+                    StageEntry(job.execution(item.index), item.queue, job.payload(item.index)) for item in job.plan
+                ),
+                spec=job.spec,
+                idem=job.idempotency_key,
+                body_hash=hashlib.sha256(job.spec.encode()).hexdigest(),
+                lane=job.lane,
+                priority=job.priority,
+                deadline_s=job.deadline_s,
+                run=job.run,
+            )
+            for job in jobs
+        ]  # fmt: skip
+        submitted, ready = self.ledger.submit(submissions)
+        self.broker.ring(ready)
+        return [JobHandle(self, found.job) for found in submitted]
+
+    def render(
+        self,
+        prompt: str | None = None,
+        *,
+        chain: str | Path | Mapping[str, Any] = "hires",
+        image: ImageSource | None = None,
+        **given: Any,
+    ) -> JobHandle:
+        """Submits one job; see `run`, which takes the same words."""
+        return self.run(prompt, chain=chain, image=image, count=1, **given)[0]
+
+    def run(
+        self,
+        prompt: str | None = None,
+        *,
+        chain: str | Path | Mapping[str, Any] = "hires",
+        image: ImageSource | None = None,
+        count: int = 1,
+        idempotency_key: str | None = None,
+        lane: Lane = "interactive",
+        priority: int = 50,
+        deadline_s: float | None = None,
+        **given: Any,
+    ) -> list[JobHandle]:
+        """Submits `count` jobs of one chain, image i with seed + i.
+
+        `given` are the chain's own fields (`negative_prompt`, `seed`, `fit`, `exact`, `reuse`) and stage parameters
+        (`num_inference_steps`, `strength`, …), as in `chain`.
+
+        Raises:
+            InvalidJob: something does not fit; nothing was stored.
+            Unavailable: the ledger or the store does not answer.
+        """
+        asked = self.chain(chain, prompt, **given)
+        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
+        return self.submit(self.jobs_of(asked, image, count, idempotency_key=idempotency_key, **options))
+
+    # ------------------------------------------------------------------------------------------------ look
+
+    def job(self, job_id: str) -> JobHandle:
+        """The job `job_id`, or the one job whose id ends so. Raises NotFound."""
+        if len(job_id) == 36:
+            self.ledger.job(job_id)
+            return JobHandle(self, job_id)
+        found = [record.id for record in self.ledger.jobs(limit=1000) if record.id.endswith(job_id)]
+        if len(found) != 1 or len(job_id) < 4:
+            raise NotFound(f"{'no' if not found else 'more than one'} job among the newest 1000 ends in {job_id!r}")
+        return JobHandle(self, found[0])
+
+    def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> list[JobRecord]:
+        """The newest jobs first."""
+        return self.ledger.jobs(state=state, run=run, limit=limit)
+
+    # ------------------------------------------------------------------------------------------------ again
+
+    def rerun(self, picture: ImageSource, image: ImageSource | None = None) -> tuple[JobHandle, bool]:
+        """Makes a result picture again from the recipe in it; whether everything that decides its pixels is the same here.
+
+        `image` gives the input image of a chain that began with one, if the store no longer holds it.
+
+        Raises:
+            InvalidJob: the picture carries no recipe of this farm, or its chain is not possible here.
+        """
+        data = picture if isinstance(picture, bytes) else _read_file(Path(picture))
+        recipes = read_recipe(data)["recipes"]
+        chain = parse_chain(
+            {
+                "reuse": False,
+                "exact": recipes[0]["exact"],
+                "stages": [_stage_of(recipe, index) for index, recipe in enumerate(recipes)],
+            }
+        )
+        found = None
+        if recipes[0]["given"] is not None:
+            if image is not None:
+                blob, found = self._prepare(chain, image)
+                assert blob is not None  # noqa: S101
+                self.store.put_blob(blob, "image/png")
+            else:
+                stage = chain.stages[0]
+                width, height = (side // stage.scale for side in recipes[0]["size"])
+                found = InputImage(sha256=recipes[0]["given"]["image"], width=width, height=height)
+                if not self.store.exists(found.sha256):
+                    raise NotFound("the input image of this picture is no longer stored", hint="give it with --image")
+        job = make_job(chain, self.catalog, self.settings, image=found)
+        return self.submit([job])[0], job.keys[-1] == recipe_key(recipes[-1])
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidJob(f"{path} cannot be read: {error.strerror}", code="bad_file") from None
+
+
+def _stage_of(recipe: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The stage of a recipe as a chain file would write it, everything resolved."""
+    stage = {
+        "kind": recipe["kind"],
+        **recipe["parameters"],
+        "checkpoint": recipe["checkpoint"]["name"],
+        "seed": recipe["seed"],
+    }
+    if index == 0 and recipe["given"] is None:
+        stage["width"], stage["height"] = recipe["size"]
+    return stage

@@ -1,0 +1,207 @@
+"""How does a stranger's image become one that a stage may see, and how does a picture carry its recipe?
+
+An input is opened as PNG, JPEG or WebP by its content, refused by its header before anything is decoded, turned as
+its EXIF says, laid on white where it is transparent, and handed on as bare uint8 RGB: no metadata, no trailing bytes.
+Colour profiles are dropped, not applied: values count as sRGB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from math import isqrt
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageOps, PngImagePlugin
+
+from farm.errors import FieldError, InvalidJob, StageFailed
+from farm.settings import Settings
+from farm.stage import Size
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+RECIPE_KEY = "latent-farm"
+"""Keyword of the PNG text chunk that holds the recipe."""
+MAX_RECIPE_BYTES = 1 << 20
+"""Longest recipe that is read back: a chain of eight stages with the longest prompts takes about 100 KiB."""
+MIN_SIDE = 64
+"""Shortest side that a stage is given, pixels."""
+
+Fit = Literal["cover", "contain", "stretch"]
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow's plugins raise on damaged files: they have no common class. A test feeds them flipped bits."""
+
+
+def read_input(data: bytes | Path, settings: Settings) -> Image.Image:
+    """The picture in `data` (a file's bytes, or its path) as RGB without metadata.
+
+    Raises:
+        InvalidJob: (`too_large`) the file or the picture is larger than the settings allow;
+            (`bad_image`) it is not a still, whole PNG, JPEG or WebP.
+    """
+    size_bytes = _size_bytes(data) if isinstance(data, Path) else len(data)
+    if size_bytes > settings.max_upload_bytes:
+        raise _refused(
+            f"the file has {size_bytes} bytes; at most {settings.max_upload_bytes} are taken: "
+            "scale it down, or save it as JPEG",
+            "too_large",
+        )
+    raw = data.read_bytes() if isinstance(data, Path) else data
+    with _decoding(), Image.open(BytesIO(raw), formats=FORMATS) as opened:
+        width, height = opened.size
+        if max(width, height) > settings.max_side or width * height > settings.max_area:
+            raise _refused(
+                f"the image is {Size(width, height)} pixels; a side has at most {settings.max_side} pixels, "
+                f"all together at most {settings.max_area}: scale it down",
+                "too_large",
+            )
+        # MPO is what phones write as .jpg: the photograph first, then a preview or depth map. It is not an animation.
+        if opened.format != "MPO" and getattr(opened, "is_animated", False):
+            raise _refused("the image is animated: give one frame of it as PNG")
+        opened.load()
+        return _bare(ImageOps.exif_transpose(opened))
+
+
+def fit(image: Image.Image, size: Size, how: Fit) -> Image.Image:
+    """`image` at exactly `size`, by an explicit rule, with Lanczos resampling.
+
+    `cover` fills the size and crops what sticks out, evenly on both sides; `contain` keeps all of the image and adds
+    white bands (white as under transparency); `stretch` gives up the aspect.
+    """
+    if image.size == tuple(size):
+        return image
+    if how == "cover":
+        return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if how == "contain":
+        return ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="white")
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def natural_size(width: int, height: int, native: int, max_side: int) -> Size:
+    """The size at which an input is redrawn if nobody says one, in pixels: its own, as far as the checkpoint can.
+
+    Smaller than 64 on a side: scaled up. Larger than 4 × native² in area (twice the trained side; beyond it a
+    checkpoint repeats itself) or than `max_side`: scaled down. The aspect is kept, then each side is rounded down to a
+    multiple of 8 (the VAE's factor), but never below 64, even where that breaks the area of a very long image.
+    """
+    if min(width, height) < MIN_SIDE:
+        width, height = width * MIN_SIDE // min(width, height), height * MIN_SIDE // min(width, height)
+    area = 4 * native * native
+    if width * height > area:
+        # side × sqrt(area / (width × height)), in whole numbers so that every machine agrees
+        width, height = isqrt(area * width // height), isqrt(area * height // width)
+    if max(width, height) > max_side:
+        width, height = width * max_side // max(width, height), height * max_side // max(width, height)
+    return Size(max(MIN_SIDE, width // 8 * 8), max(MIN_SIDE, height // 8 * 8))
+
+
+def to_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
+    """A lossless PNG of an RGB image, with the recipe as its only metadata; the same input gives the same bytes.
+
+    Raises:
+        StageFailed: (`bad_output`) the image is not RGB.
+    """
+    if image.mode != "RGB":
+        raise StageFailed(f"an image of mode {image.mode} came where RGB was expected", code="bad_output")
+    text = None
+    if recipe is not None:
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt(RECIPE_KEY, json.dumps(recipe, sort_keys=True, separators=(",", ":")))
+    bare, out = image.copy(), BytesIO()
+    bare.info = {}  # Pillow would write a profile or a transparent colour that it finds here
+    bare.save(out, "PNG", pnginfo=text, compress_level=6)
+    return out.getvalue()
+
+
+def read_recipe(data: bytes) -> dict[str, Any]:
+    """The recipe that `to_png` wrote into this PNG.
+
+    Raises:
+        InvalidJob: (`bad_file`) there is none that can be read.
+    """
+    remedy = "give a PNG as the farm wrote it; editors and image hosts drop the recipe"
+    try:
+        with Image.open(BytesIO(data), formats=("PNG",)) as opened:
+            text = opened.info.get(RECIPE_KEY)
+    except _UNREADABLE as error:
+        raise InvalidJob("this is not a PNG", code="bad_file", hint=remedy) from error
+    if not isinstance(text, str):
+        raise InvalidJob("this PNG carries no recipe of the farm", code="bad_file", hint=remedy)
+    if len(text) > MAX_RECIPE_BYTES:
+        raise InvalidJob("the recipe in this PNG is too long to be the farm's", code="bad_file", hint=remedy)
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise InvalidJob("the recipe in this PNG is not a JSON object", code="bad_file", hint=remedy)
+    return recipe
+
+
+def pixels_sha256(data: bytes) -> str:
+    """SHA-256 (hex) of a PNG's size and decoded RGB pixels: equal for equal pictures, whatever else the file holds.
+
+    Raises:
+        InvalidJob: (`bad_file`) this is not a PNG that can be decoded.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=("PNG",)) as opened:
+            pixels = opened.convert("RGB")
+    except _UNREADABLE as error:
+        raise InvalidJob("this is not a whole PNG", code="bad_file") from error
+    return hashlib.sha256(struct.pack(">II", *pixels.size) + pixels.tobytes()).hexdigest()
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Pillow's errors as refusals of the field `image`."""
+    try:
+        yield
+    except Image.DecompressionBombError:
+        raise _refused("the image has too many pixels: scale it down", "too_large") from None
+    except _UNREADABLE:
+        raise _refused("this is not a whole PNG, JPEG or WebP: open it in an image editor and save it as PNG") from None
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """The pixels of `image` as RGB, laid on white where they are transparent, without metadata."""
+    if image.mode.startswith("I"):
+        # 16 bits per grey pixel; `convert` would clip at 255. The high byte, as Pillow does for 16-bit RGB.
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if image.has_transparency_data:
+        picture = Image.new("RGBA", image.size, "white")
+        picture.alpha_composite(image.convert("RGBA"))
+        image = picture
+    bare = Image.new("RGB", image.size)
+    bare.paste(image.convert("RGB"))
+    return bare
+
+
+def _size_bytes(path: Path) -> int:
+    """The size of a file."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise _refused(f"the file cannot be read: {type(error).__name__}") from None
+
+
+def _refused(message: str, code: str = "bad_image") -> InvalidJob:
+    """A refusal of the field `image`."""
+    return InvalidJob(errors=(FieldError("image", message, code),))

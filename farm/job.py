@@ -1,0 +1,442 @@
+"""What is asked for, is it possible, and which recipe makes it?
+
+A `Chain` is what a person writes: prompts, a seed, stages. `parse_chain` reads it, `plan` types it: it fixes each stage's
+checkpoint, the medium and latent space on each edge, and every size. `make_job` adds what only a submit knows (seed, input
+image, recorded hashes) and yields the recipes. All rules of a job are checked here, once, without a GPU; what is refused here
+has left no trace.
+
+The edges: *a stage emits what its successor takes; the last one emits an image.* Latents pass where both work in the same
+latent space; where they do not, an image passes if the taker takes images, else the chain is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, ValidationError
+
+from farm.catalog import Catalog, Checkpoint, Space
+from farm.errors import FieldError, InvalidJob
+from farm.settings import Settings
+from farm.stage import ALIASES, MAX_SEED, Medium, Prompt, Size, Stage, kinds
+
+MAX_STAGES = 8
+Fit = Literal["cover", "contain", "stretch"]
+Lane = Literal["interactive", "bulk"]
+
+
+class Chain(BaseModel):
+    """The ordered stages of a job and what they inherit. Build it with `parse_chain`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    prompt: Prompt = Field("", description="what to draw; a stage may have its own")
+    negative_prompt: Prompt = Field("", description="what to keep out; a stage may have its own")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="default: drawn at random and recorded")
+    fit: Fit = Field("cover", description="how an input image meets a size of another aspect: crop, pad or stretch")
+    exact: bool = Field(False, description="run alone in every batch, so that the bits do not depend on companions")
+    reuse: bool = Field(True, description="take committed outputs of equal recipes instead of running them again")
+    stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(min_length=1, max_length=MAX_STAGES)
+
+
+class InputImage(BaseModel):
+    """The image a chain starts from, as stored: already fitted, RGB, PNG."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage with everything that the chain fixes for it. `given` is the input's size, None for noise."""
+
+    index: int
+    stage: Stage
+    checkpoint: Checkpoint
+    space: Space
+    takes: Medium | None
+    emits: Medium
+    given: Size | None
+    size: Size
+
+    @property
+    def queue(self) -> str:
+        """The queue whose workers run this stage: one per kind and checkpoint."""
+        return queue_name(self.stage.kind, self.checkpoint.name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chain, ready to submit: resolved, typed, with the recipe of each stage.
+
+    `recipes[n]` is the recipe of stage n (see `recipe_key`), `keys[n]` its key, `image` the blob it starts from.
+    """
+
+    id: str
+    chain: Chain
+    seed: int
+    image: InputImage | None
+    plan: tuple[PlannedStage, ...]
+    recipes: tuple[dict[str, Any], ...]
+    keys: tuple[str, ...]
+    idempotency_key: str
+    lane: Lane = "interactive"
+    priority: int = 50
+    deadline_s: float | None = None
+    run: str = ""
+
+    @property
+    def spec(self) -> str:
+        """The job as its record holds it: the chain with its seed, the input image and every recipe, as JSON."""
+        chain = self.chain.model_dump(mode="json", exclude_unset=True)
+        chain["seed"] = self.seed
+        return canonical(
+            {"v": 1, "chain": chain, "image": self.image and self.image.model_dump(), "recipes": self.recipes}
+        )
+
+    def payload(self, index: int) -> str:
+        """What a worker needs to run stage `index`: the recipes up to it, no job id."""
+        return canonical({"v": 1, "recipes": self.recipes[: index + 1]})
+
+    def execution(self, index: int) -> str:
+        """The execution of stage `index`: its recipe key, or one of its own where reuse is off."""
+        return self.keys[index] if self.chain.reuse else f"{self.keys[index]}.{self.id}"
+
+
+def queue_name(kind: str, checkpoint: str) -> str:
+    """The queue of a stage kind with a checkpoint."""
+    return f"{kind}.{checkpoint}"
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no white space: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical recipe. A recipe names the key of the stage before it, so the key covers the chain."""
+    return hashlib.sha256(canonical(recipe).encode()).hexdigest()
+
+
+def stage_seed(seed: int, position: int) -> int:
+    """The seed of the stage at `position` (from 0): the job's own for the first, a 53-bit hash of both for later ones."""
+    if position == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}:{position}".encode()).digest()[:8]) >> 11
+
+
+def new_id() -> str:
+    """A UUIDv7: sorts by time, and carries its own date. Source: RFC 9562 §5.7."""
+    value = (
+        (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(12) << 64 | 0b10 << 62 | secrets.randbits(62)
+    )
+    return str(uuid.UUID(int=value))
+
+
+# ------------------------------------------------------------------------------------------------ reading a chain
+
+
+def read_chain_file(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML chain file, unchecked.
+
+    Raises:
+        InvalidJob: (`bad_file`) it cannot be read, is not one mapping, or repeats a key.
+    """
+    try:
+        text = path.read_text("utf-8")
+        if len(text) > 1 << 20:
+            raise ValueError("larger than 1 MiB")
+        if path.suffix in {".yaml", ".yml"}:
+            found = yaml.load(text, _OneKeyLoader)  # noqa: S506 — a SafeLoader
+        else:
+            found = json.loads(text, object_pairs_hook=_one_key, parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InvalidJob(f"{path}: not a chain file: {str(error) or type(error).__name__}", code="bad_file") from None
+    if not isinstance(found, dict):
+        raise InvalidJob(f"{path}: a chain file is one mapping with `stages`", code="bad_file")
+    return found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number that JSON has")
+
+
+def _one_key(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+class _OneKeyLoader(yaml.SafeLoader):
+    """A SafeLoader that refuses repeated keys, where YAML's own takes the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) != len(node.value):
+            raise ValueError("a key is given twice")
+        return found
+
+
+def override(stages: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages with parameters changed: `name` in every stage that has it, `1.name` in stage 1 alone (from 0).
+
+    Raises:
+        InvalidJob: (`unknown_field`) no stage of the chain has the parameter.
+    """
+    changed = [dict(stage) for stage in stages]
+    for key, value in changes.items():
+        where, _, rest = key.partition(".")
+        picked, name = (changed[int(where) : int(where) + 1], rest) if where.isdigit() and rest else (changed, key)
+        name = ALIASES.get(name, name)
+        fitting = [
+            stage for stage in picked if (cls := kinds().get(str(stage.get("kind")))) and name in cls.model_fields
+        ]
+        if not fitting:
+            raise InvalidJob(errors=(FieldError(key, "no stage of this chain has this parameter", "unknown_field"),))
+        for stage in fitting:
+            for alias in [alias for alias, field in ALIASES.items() if field == name]:
+                stage.pop(alias, None)
+            stage[name] = value
+    return changed
+
+
+def parse_chain(data: Mapping[str, Any]) -> Chain:
+    """The chain that `data` describes, every field checked.
+
+    Raises:
+        InvalidJob: names each wrong field with its path (`stages.1.strength`) and what would be right.
+    """
+    errors: list[FieldError] = []
+    stages: list[Stage] = []
+    raw = data.get("stages")
+    if not isinstance(raw, list | tuple):
+        raise InvalidJob(errors=(FieldError("stages", "a list of 1 to 8 stages, each with its `kind`", "bad_length"),))
+    if not 1 <= len(raw) <= MAX_STAGES:
+        raise InvalidJob(errors=(FieldError("stages", f"1 to {MAX_STAGES} stages, not {len(raw)}", "bad_length"),))
+    for index, item in enumerate(raw):
+        kind = item.get("kind") if isinstance(item, Mapping) else None
+        cls = kinds().get(kind) if isinstance(kind, str) else None
+        if cls is None:
+            known = ", ".join(kinds())
+            errors.append(
+                FieldError(f"stages.{index}.kind", f"not an installed kind; choose one of {known}", "unknown_kind")
+            )
+            continue
+        try:
+            stage = cls.model_validate(dict(item))
+        except ValidationError as error:
+            errors += _field_errors(error, f"stages.{index}.", cls)
+            continue
+        errors += [FieldError(f"stages.{index}.{found.loc}", found.msg, found.code) for found in stage.check()]
+        stages.append(stage)
+    try:
+        # Where a stage is wrong, any installed one stands in, so that the other fields are still checked.
+        chain = Chain.model_validate({**data, "stages": tuple(stages) or (Stage(kind=""),)})
+    except ValidationError as error:
+        errors += _field_errors(error, "", Chain)
+    if errors:
+        raise InvalidJob(errors=tuple(errors))
+    return chain
+
+
+def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> list[FieldError]:
+    """pydantic's findings in the farm's words; the input itself is not repeated."""
+    found = []
+    for item in error.errors(include_url=False, include_input=True):
+        name = str(item["loc"][0]) if item["loc"] else ""
+        loc, msg, code = (prefix + name).rstrip("."), item["msg"], "invalid_field"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, [*cls.model_fields, *ALIASES], 1)
+            msg, code = f"no such field{f'; did you mean {near[0]}?' if near else ''}", "unknown_field"
+        elif item["type"] == "multiple_of" and name in {"width", "height"}:
+            low = int(item["input"]) // 8 * 8
+            msg, code = f"a multiple of 8, such as {max(low, 8)} or {low + 8}", "bad_size"
+        elif name in {"width", "height"}:
+            code = "bad_size"
+        elif name == "scheduler" and item["type"] == "literal_error":
+            code = "unknown_scheduler"
+        elif item["type"] == "value_error":
+            msg = str(item["ctx"]["error"])
+        found.append(FieldError(loc, msg, code))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ typing a chain
+
+
+def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None = None) -> tuple[PlannedStage, ...]:
+    """The chain with checkpoints, media, spaces and sizes fixed. `image` is the size of the fitted input, if there is one.
+
+    Raises:
+        InvalidJob: an edge does not fit, a size is too large, a checkpoint is unknown; names the stage and the remedy.
+    """
+    checkpoints = [catalog.checkpoint(stage, f"stages.{index}") for index, stage in enumerate(chain.stages)]
+    medium, size, planned = _start(chain.stages[0], image), image, []
+    for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
+        following = chain.stages[index + 1] if index + 1 < len(chain.stages) else None
+        if following is None:
+            emits = _last(index, stage)
+        else:
+            emits = _edge(index, stage, checkpoint, following, checkpoints[index + 1])
+        given, size = size, stage.output_size(size, checkpoint.native)
+        _check_size(index, stage, given, size, settings)
+        planned.append(PlannedStage(index, stage, checkpoint, catalog.space(checkpoint), medium, emits, given, size))
+        medium = emits
+    return tuple(planned)
+
+
+def _start(first: Stage, image: Size | None) -> Medium | None:
+    """What the first stage is given: an image, or nothing."""
+    if not first.takes:
+        if image is not None:
+            raise _wrong(
+                "image",
+                f"{first.kind} starts from noise; leave the image out or begin with img2img or upscale",
+                "unused_image",
+            )
+        return None
+    if Medium.IMAGE not in first.takes:
+        raise _wrong(
+            "stages.0", f"{first.kind} takes latents; put a stage that gives latents before it", "medium_mismatch"
+        )
+    if image is None:
+        raise _wrong("image", f"{first.kind} needs an input image; give one, or begin with text2img", "no_image")
+    return Medium.IMAGE
+
+
+def _last(index: int, stage: Stage) -> Medium:
+    if Medium.IMAGE not in stage.gives:
+        raise _wrong(
+            f"stages.{index}", f"{stage.kind} gives no image; end the chain with a stage that does", "medium_mismatch"
+        )
+    return Medium.IMAGE
+
+
+def _edge(index: int, giver: Stage, ours: Checkpoint, taker: Stage, theirs: Checkpoint) -> Medium:
+    """The medium between stage `index` and the next one."""
+    where = f"stages.{index + 1}"
+    if not taker.takes:
+        raise _wrong(where, f"{taker.kind} starts from noise; it can only be the first stage", "medium_mismatch")
+    latents = Medium.LATENTS in giver.gives and Medium.LATENTS in taker.takes
+    if latents and ours.space == theirs.space:
+        return Medium.LATENTS
+    if Medium.IMAGE in giver.gives and Medium.IMAGE in taker.takes:
+        return Medium.IMAGE
+    if latents:
+        raise _wrong(
+            f"{where}.checkpoint",
+            f"{ours.name} gives latents of the space {ours.space}, {theirs.name} takes those of {theirs.space}; "
+            f"choose two checkpoints of one space",
+            "space_mismatch",
+        )
+    raise _wrong(
+        where, f"{taker.kind} takes {_media(taker.takes)}, {giver.kind} gives {_media(giver.gives)}", "medium_mismatch"
+    )
+
+
+def _media(media: frozenset[Medium]) -> str:
+    return " or ".join(sorted(media))
+
+
+def _check_size(index: int, stage: Stage, given: Size | None, size: Size, settings: Settings) -> None:
+    """Refuses sizes that a later stage would choke on; said at submit, not at stage 4."""
+    if index > 0 and any(getattr(stage, name, None) is not None for name in ("width", "height")):
+        raise _wrong(
+            f"stages.{index}.width", "only the first stage sets a size; later ones take what they are given", "bad_size"
+        )
+    if given is not None and (given.width % 8 or given.height % 8):
+        raise _wrong(f"stages.{index}", f"takes sides that are multiples of 8, not {given}", "bad_size")
+    if max(size) > settings.max_side or size.width * size.height > settings.max_area:
+        limit = f"{settings.max_side} pixels a side and {settings.max_area} in all"
+        raise _wrong(
+            f"stages.{index}", f"would be {size}, more than {limit}; start smaller or drop an upscale", "too_large"
+        )
+
+
+def _wrong(loc: str, msg: str, code: str) -> InvalidJob:
+    return InvalidJob(errors=(FieldError(loc, msg, code),))
+
+
+# ------------------------------------------------------------------------------------------------ making a job
+
+
+def make_job(
+    chain: Chain,
+    catalog: Catalog,
+    settings: Settings,
+    *,
+    image: InputImage | None = None,
+    idempotency_key: str | None = None,
+    lane: Lane = "interactive",
+    priority: int = 50,
+    deadline_s: float | None = None,
+    run: str = "",
+    index: int = 0,
+) -> Job:
+    """The job of `chain`, ready to submit. In a run, `index` is added to the seed and to the idempotency key.
+
+    Raises:
+        InvalidJob: the chain does not fit (see `plan`), or a checkpoint's hashes are not recorded yet (`not_pulled`).
+    """
+    if not 0 <= priority <= 100:
+        raise _wrong("priority", "0 to 100, higher runs first", "invalid_field")
+    if deadline_s is not None and not deadline_s > 0:
+        raise _wrong("deadline_s", "a positive number of seconds", "invalid_field")
+    key = f"{idempotency_key or new_id()}#{index}"
+    planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
+    # Drawn from the key, so that a submit sent again is the same job.
+    seed = (
+        int.from_bytes(hashlib.sha256(key.rpartition("#")[0].encode()).digest()[:4])
+        if chain.seed is None
+        else chain.seed
+    )
+    seed += index
+    if seed > MAX_SEED:
+        raise _wrong("seed", f"seed + count goes beyond {MAX_SEED}; start lower", "invalid_field")
+    recipes: list[dict[str, Any]] = []
+    keys: list[str] = []
+    for item in planned:
+        before = keys[-1] if keys else image and {"image": image.sha256}
+        recipes.append(_recipe(item, chain, catalog, seed, before))
+        keys.append(recipe_key(recipes[-1]))
+    return Job(new_id(), chain, seed, image, planned, tuple(recipes), tuple(keys), key, lane, priority, deadline_s, run)
+
+
+def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, seed: int, given: Any) -> dict[str, Any]:
+    """All that decides the output of one stage; no job id, time or attempt."""
+    stage = item.stage
+    shared = {"kind", "checkpoint", "seed", "prompt", "negative_prompt", "width", "height"}
+    return {
+        "kind": stage.kind,
+        "version": stage.version,
+        "parameters": {
+            **stage.model_dump(mode="json", exclude=shared),
+            "prompt": chain.prompt if stage.prompt is None else stage.prompt,
+            "negative_prompt": chain.negative_prompt if stage.negative_prompt is None else stage.negative_prompt,
+        },
+        "checkpoint": {
+            "name": item.checkpoint.name,
+            "manifest": catalog.lock(item.checkpoint).manifest,
+            "dtype": item.checkpoint.dtype,
+            "space": item.space.name,
+        },
+        "seed": stage_seed(seed, item.index) if stage.seed is None else stage.seed,
+        "size": list(item.size),
+        "emits": item.emits.value,
+        "exact": chain.exact,
+        "given": given,
+    }

@@ -1,0 +1,66 @@
+"""Which plain diffusers program makes the same pixels as a job?
+
+Batch 1, one thread, latents kept between stages that hand latents on, a PIL image before the x4 upscaler, and
+`manual_seed` of each stage's recorded seed: what one would write by hand, so that the farm's result can be checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from farm.catalog import Catalog, Checkpoint
+from farm.errors import InvalidJob
+from farm.stage import Medium, kinds
+
+
+def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]) -> str:
+    """The program for the job of `spec` (its record's, parsed). It writes `out.png`; `uri` names the blob of a hash.
+
+    Raises:
+        InvalidJob: (`unknown_kind`, `unknown_checkpoint`) a stage or checkpoint of the job is not known here.
+    """
+    lines = ["import torch", "from PIL import Image", "", "torch.set_num_threads(1)"]
+    given = None
+    if spec["image"] is not None:
+        given = "given"
+        lines += [f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}", 'given = Image.open("input.png")']
+    for index, recipe in enumerate(spec["recipes"]):
+        cls = kinds().get(recipe["kind"])
+        if cls is None:
+            raise InvalidJob(f"no stage of the kind {recipe['kind']} is installed here", code="unknown_kind")
+        name = recipe["checkpoint"]["name"]
+        if name not in catalog.checkpoints:
+            raise InvalidJob(f"the catalog here has no checkpoint {name}", code="unknown_checkpoint")
+        stage = cls.model_validate({"kind": recipe["kind"], **recipe["parameters"], **_size(cls, recipe)})
+        source = _source(catalog, catalog.checkpoints[name], recipe["checkpoint"]["dtype"])
+        lines += ["", f"# stage {index}: {recipe['kind']} with {name}"]
+        own = stage.script(given, Medium(recipe["emits"]), recipe["seed"], source)
+        if catalog.checkpoints[name].file is not None:
+            own = [line.replace(".from_pretrained(", ".from_single_file(") for line in own]
+        lines += own
+        given = f"given_{index + 1}"
+        lines.append(f"{given} = out")
+    return "\n".join([*lines, "", 'out.save("out.png")', ""])
+
+
+def _size(cls: type, recipe: Mapping[str, Any]) -> dict[str, int]:
+    """The recipe's size for a stage that starts from noise and so must be told."""
+    if recipe["given"] is not None:
+        return {}
+    width, height = recipe["size"]
+    return {"width": width, "height": height}
+
+
+def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> str:
+    """The arguments of `from_pretrained`: the local folder where there is one, else the repository at its revision."""
+    path = catalog.path(checkpoint)
+    if checkpoint.file is not None:
+        return f"{str(path)!r}, config={checkpoint.config!r}, local_files_only=True, torch_dtype=torch.{dtype}"
+    if path.exists() or checkpoint.repo is None:
+        where = f"{str(path)!r}, local_files_only=True"
+    else:
+        revision = checkpoint.revision or catalog.lock(checkpoint).revision
+        where = f"{checkpoint.repo!r}, revision={revision!r}"
+    variant = f", variant={checkpoint.variant!r}" if checkpoint.variant else ""
+    return f"{where}{variant}, torch_dtype=torch.{dtype}, use_safetensors=True"

@@ -1,0 +1,311 @@
+"""Where do the bytes lie, under which name, and are they still the ones that were written?
+
+One bucket of an S3 server::
+
+    <prefix>blobs/sha256/ab/<hash>                        any bytes under their SHA-256, written once
+    <prefix>jobs/YYYY/MM/DD/<job>/<index>-<hash8>.png     a result under a readable name, and its sidecar `.json`
+
+A blob's name says what its bytes must be, so whoever reads it checks it, and whoever makes it again may replace a
+broken one: the same name can only ever mean the same bytes. boto3 reads AWS's own variables; a one-machine farm gives
+endpoint and keys in its connection file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+from uuid import UUID
+
+from farm.errors import BadBlob, FarmError, NotFound, Unavailable
+from farm.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+IMMUTABLE = "public, max-age=31536000, immutable"
+"""Cache header of what never changes under its name. Source: RFC 8246; a year is the "never" of RFC 2616 §14.21."""
+
+
+class Store:
+    """The farm's artifacts. One per process: its client is shared by threads, not by forks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.bucket = settings.bucket
+
+    # names
+
+    def blob_key(self, sha256: str) -> str:
+        """The key of the blob with this hash.
+
+        Raises:
+            BadBlob: this is not a SHA-256 in lower-case hex.
+        """
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise BadBlob("a blob's name is 64 lower-case hex digits")
+        return f"{self._settings.prefix}blobs/sha256/{sha256[:2]}/{sha256}"
+
+    def result_key(self, job_id: str, index: int, sha256: str) -> str:
+        """The readable key of result `index` of a job; the date is that of the job's id, a UUIDv7.
+
+        Source: RFC 9562 §5.7: the first 48 bits are Unix milliseconds.
+
+        Raises:
+            NotFound: this is not the id of a job.
+        """
+        try:
+            parsed = UUID(job_id)
+        except ValueError:
+            parsed = None
+        if parsed is None or parsed.version != 7 or str(parsed) != job_id:
+            raise NotFound("there is no job of this id: job ids are UUIDs of version 7")
+        day = datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)
+        return f"{self._settings.prefix}jobs/{day:%Y/%m/%d}/{job_id}/{index}-{sha256[:8]}.png"
+
+    def uri(self, key: str) -> str:
+        """The `s3://` name of a key."""
+        return f"s3://{self.bucket}/{key}"
+
+    def blob_uri(self, sha256: str) -> str:
+        """The `s3://` name of a blob."""
+        return self.uri(self.blob_key(sha256))
+
+    # blobs
+
+    def put_blob(self, data: bytes, content_type: str) -> str:
+        """The SHA-256 (hex) of `data`, which now lies in the store. Eight writers of the same bytes make one object.
+
+        Where the name is taken, what lies there is read back; if it is not the same bytes, it is replaced by them.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        arguments: dict[str, Any] = {
+            "Bucket": self.bucket,
+            "Key": self.blob_key(sha256),
+            "Body": data,
+            "ContentType": content_type,
+            "CacheControl": IMMUTABLE,
+            "Metadata": {"sha256": sha256},
+        }
+        with _reaching("write a blob"):
+            if self._put_first(arguments):
+                return sha256
+        try:
+            self.get_blob(sha256, len(data))
+        except BadBlob:
+            # A broken or just deleted blob must not stay so: its producer would run again and again for nothing.
+            with _reaching("write a blob"):
+                self.client.put_object(**arguments)
+        return sha256
+
+    def get_blob(self, sha256: str, max_bytes: int) -> bytes:
+        """The bytes of a blob, checked against its name.
+
+        Raises:
+            BadBlob: it is gone, larger than `max_bytes` (then it is not downloaded), or its bytes are other ones.
+            Unavailable: the store does not answer.
+        """
+        key = self.blob_key(sha256)
+        try:
+            with _reaching("read a blob"):
+                found = self.client.get_object(Bucket=self.bucket, Key=key)
+                with found["Body"] as body:
+                    if found["ContentLength"] > max_bytes:
+                        raise BadBlob(
+                            f"the blob {sha256[:12]} has {found['ContentLength']} bytes, {max_bytes} are allowed"
+                        )
+                    data = body.read()
+        except NotFound:
+            raise BadBlob(f"the blob {sha256[:12]} is gone") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise BadBlob(f"the bytes of the blob {sha256[:12]} are not those that were written")
+        return data
+
+    def exists(self, sha256: str) -> bool:
+        """Whether there is a blob of this hash (its bytes are not read).
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        try:
+            with _reaching("look for a blob"):
+                self.client.head_object(Bucket=self.bucket, Key=self.blob_key(sha256))
+        except NotFound:
+            return False
+        return True
+
+    # results
+
+    def put_result(self, job_id: str, index: int, data: bytes, sidecar: Mapping[str, Any], sha256: str) -> str:
+        """The readable key of the final PNG `data`, written with its sidecar; the same input writes the same bytes.
+
+        Raises:
+            NotFound: this is not the id of a job.
+            Unavailable: the store does not answer.
+        """
+        key = self.result_key(job_id, index, sha256)
+        beside = json.dumps(sidecar, sort_keys=True, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        shared: dict[str, Any] = {"Bucket": self.bucket, "CacheControl": IMMUTABLE, "Metadata": {"sha256": sha256}}
+        with _reaching("write a result"):
+            self.client.put_object(
+                Key=key.removesuffix(".png") + ".json", Body=beside, ContentType="application/json", **shared
+            )
+            self.client.put_object(Key=key, Body=data, ContentType="image/png", **shared)
+        return key
+
+    def presign(self, key: str, filename: str | None = None) -> str:
+        """A URL that reads `key` for `presign_s` seconds without credentials; saved as `filename` where one is given.
+
+        Raises:
+            Unavailable: there are no credentials to sign with.
+        """
+        arguments = {"Bucket": self.bucket, "Key": key}
+        if filename is not None:
+            # Source: RFC 6266 §4.1 and RFC 8187: the starred form carries any character, percent-encoded.
+            arguments["ResponseContentDisposition"] = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
+        with _reaching("sign a URL"):
+            return self._public.generate_presigned_url(
+                "get_object", Params=arguments, ExpiresIn=self._settings.presign_s
+            )
+
+    # the bucket
+
+    def ensure_bucket(self) -> None:
+        """There is a bucket afterwards.
+
+        Raises:
+            Unavailable: the store does not answer, or the bucket belongs to somebody else.
+        """
+        try:
+            with _reaching("look for the bucket"):
+                self.client.head_bucket(Bucket=self.bucket)
+        except NotFound:
+            region = self.client.meta.region_name
+            place: dict[str, Any] = {}
+            if region not in ("us-east-1", "aws-global"):  # the one region that refuses to be named
+                place = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+            with _reaching("make the bucket"):
+                try:
+                    self.client.create_bucket(Bucket=self.bucket, **place)
+                except self.client.exceptions.BucketAlreadyOwnedByYou:
+                    return
+
+    def check(self) -> None:
+        """Nothing, if the store can be written and read and keeps the first of two writers.
+
+        Raises:
+            Unavailable: the store does not answer, or refuses.
+            FarmError: (`unsupported_server`) it ignores `If-None-Match`, or gives back other bytes.
+        """
+        key = f"{self._settings.prefix}checks/{secrets.token_hex(16)}"
+        arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": b"first"}
+        try:
+            with _reaching("write a test object"):
+                self.client.head_bucket(Bucket=self.bucket)
+                first = self._put_first(arguments)
+                second = self._put_first({**arguments, "Body": b"second"})
+                kept = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+                self.client.delete_object(Bucket=self.bucket, Key=key)
+        except NotFound:
+            raise Unavailable(f"there is no bucket {self.bucket}", hint="create it, or set FARM_BUCKET") from None
+        if not first or second or kept != b"first":
+            raise FarmError(
+                "the S3 server lets a second writer replace what the first one wrote",
+                code="unsupported_server",
+                hint="the farm needs conditional writes (`If-None-Match: *`), as AWS and SeaweedFS have them",
+            )
+
+    # S3
+
+    @cached_property
+    def client(self) -> S3Client:
+        """The S3 client of this process."""
+        return self._connect(self._settings.s3_endpoint)
+
+    @cached_property
+    def _public(self) -> S3Client:
+        """The client that signs URLs: the host is part of what is signed."""
+        public = self._settings.s3_public_endpoint
+        return self._connect(public) if public else self.client
+
+    def _connect(self, endpoint: str | None) -> S3Client:
+        """A client for `endpoint`, or for what AWS's variables say."""
+        # Imported here: boto3 takes longer to import than most commands of the CLI run.
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        settings = self._settings
+        given: dict[str, Any] = {}
+        proxies: dict[str, str] | None = None
+        if settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key:
+            given = {
+                "aws_access_key_id": settings.s3_access_key.get_secret_value(),
+                "aws_secret_access_key": settings.s3_secret_key.get_secret_value(),
+                "region_name": "us-east-1",
+            }
+            proxies = {}  # this machine's own server: not through the proxy that a variable names
+        config = Config(
+            signature_version="s3v4",
+            proxies=proxies,
+            connect_timeout=2,
+            read_timeout=30,
+            retries={"mode": "standard", "max_attempts": 5},
+            # Servers other than AWS stumble over the new default checksums. The payload's SHA-256 is part of the
+            # signature instead, which every server checks, and readers hash what they get.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # With an endpoint of its own, "auto" puts the bucket into the path, on AWS into the host.
+            s3={"payload_signing_enabled": True, "addressing_style": "auto"},
+        )
+        try:
+            return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config, **given)
+        except (BotoCoreError, ValueError) as error:
+            raise Unavailable(
+                f"S3 is not configured: {type(error).__name__}", hint="check the AWS_* variables"
+            ) from error
+
+    def _put_first(self, arguments: dict[str, Any]) -> bool:
+        """Whether this writer was the first to write the key; otherwise nothing was written."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.put_object(**arguments, IfNoneMatch="*")
+        except ClientError as error:
+            # 409: two conditional writers at the same time. Source: AWS S3 API, PutObject, ConditionalRequestConflict.
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
+                return False
+            raise
+        return True
+
+
+@contextmanager
+def _reaching(purpose: str) -> Iterator[None]:
+    """Errors of botocore as the farm's own, without the host they came from."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        code = error.response.get("Error", {}).get("Code", "")
+        if status == 404 and (code != "NoSuchBucket" or error.operation_name == "HeadBucket"):
+            raise NotFound("the store has no such object") from error
+        hint = {
+            403: "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what they may do in the bucket",
+            404: "create the bucket, or set FARM_BUCKET",
+        }.get(status or 0, "")
+        raise Unavailable(f"the store refused to {purpose}: {code or status}", hint=hint) from error
+    except BotoCoreError as error:
+        hint = "check AWS_ENDPOINT_URL_S3, AWS_REGION and the credentials, or start `farm up`"
+        raise Unavailable(f"the store could not {purpose}: {type(error).__name__}", hint=hint) from error

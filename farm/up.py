@@ -1,0 +1,211 @@
+"""What runs while `farm up` runs, and what does `farm demo` show?
+
+The embedded servers (`farm.local`), and one supervisor with a child per stage. Both are watched: a server or supervisor that
+dies is started again on its own data. State stays in the data folder, so a job submitted before a stop goes on after the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from farm import models
+from farm.catalog import Catalog
+from farm.client import Farm, JobHandle
+from farm.errors import InvalidJob, Unavailable
+from farm.job import queue_name
+from farm.local import Servers, environment
+from farm.settings import Settings, read_connection
+
+_log = structlog.get_logger(__name__)
+RESTART_S = 1.0
+"""Pause between two looks at the servers and the supervisor, seconds."""
+READY_S = 300.0
+"""Longest wait for all workers to have loaded their checkpoints, seconds."""
+Say = Callable[[str], None]
+
+
+def default_slots(catalog: Catalog) -> list[str]:
+    """One slot per stage kind, each with the default checkpoint of its kind."""
+    return [queue_name(kind, name) for kind, name in catalog.defaults.items()]
+
+
+def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print) -> None:
+    """Runs the one-machine farm in the foreground until SIGINT or SIGTERM, then drains the workers and stops everything.
+
+    Raises:
+        Conflict: a farm runs in this data folder already.
+        Unavailable: a server does not start, or the wheels for it are missing.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with running(settings, slots, say) as farm:
+        if not stop.is_set():
+            say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
+        stop.wait()
+        say("Stopping: running stages finish or are given back.")
+
+
+@contextmanager
+def running(settings: Settings, slots: Sequence[str] | None = None, say: Say = print) -> Iterator[Farm]:
+    """The one-machine farm, from start to stop; yields a client once all workers are ready.
+
+    Raises as `up`.
+    """
+    catalog = Catalog.load(settings)
+    slots = list(slots or default_slots(catalog))
+    for queue in {queue for slot in slots for queue in slot.split(",")}:
+        name = queue.partition(".")[2]
+        if name not in catalog.checkpoints:
+            raise InvalidJob(f"no checkpoint {name!r} in the catalog for the queue {queue}", code="unknown_checkpoint")
+        _have(catalog, name, say)
+    with Servers(settings) as servers:
+        keeper = Keeper(servers, slots)
+        farm = Farm(servers.settings)
+        try:
+            say("Starting the workers: " + ", ".join(slots))
+            keeper.start()
+            _await_workers(farm, len(slots), keeper)
+            yield farm
+        finally:
+            keeper.stop()
+            farm.close()
+
+
+def _have(catalog: Catalog, name: str, say: Say) -> None:
+    """Builds a local checkpoint that is not there yet; others are pulled by hand, for they may be large."""
+    checkpoint = catalog.checkpoints[name]
+    try:
+        catalog.lock(checkpoint)
+    except InvalidJob:
+        if checkpoint.build is None:
+            raise
+        say(f"Building the checkpoint {name}.")
+        models.pull(catalog, name)
+
+
+def _await_workers(farm: Farm, count: int, keeper: Keeper) -> None:
+    until = time.monotonic() + READY_S
+    while len(farm.ledger.workers()) < count:
+        if keeper.stopped.wait(0.1):
+            return
+        if time.monotonic() > until:
+            raise Unavailable(f"the workers are not ready after {READY_S:.0f} s", hint=f"see {keeper.log}")
+
+
+class Keeper:
+    """Keeps the supervisor and the servers running, from a thread."""
+
+    def __init__(self, servers: Servers, slots: Sequence[str]) -> None:
+        self._servers, self._slots = servers, slots
+        self.log = servers.settings.data / "logs" / "workers.log"
+        self.stopped, self._ended, self._lock = threading.Event(), threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._keep, name="keeper")
+        self._supervisor: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts the supervisor and watches."""
+        # From this thread, which lives as long as the farm: the kernel ends a child with the thread that forked it.
+        self._supervise()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the supervisor by SIGTERM: its children drain."""
+        with self._lock:
+            self.stopped.set()
+        if self._supervisor is not None and self._supervisor.poll() is None:
+            self._supervisor.terminate()
+            self._supervisor.wait()
+        # Only now: what the thread started again gets a SIGTERM from the kernel when the thread ends.
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _supervise(self) -> None:
+        command = [sys.executable, "-m", "workers.supervisor", "--name", "local", "--parent", str(os.getpid())]
+        for slot in self._slots:
+            command += ["--slot", slot]
+        with self.log.open("ab") as out:
+            self._supervisor = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**os.environ, **environment(self._servers.settings)},
+                start_new_session=True,
+            )
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RESTART_S):
+            with self._lock:
+                if not self.stopped.is_set():
+                    self._mend()
+
+    def _mend(self) -> None:
+        try:
+            for name in self._servers.revive():
+                _log.warning("server_restarted", server=name)
+        except Unavailable as error:
+            _log.error("server_down", error=error.message)
+        if self._supervisor is not None and self._supervisor.poll() is not None:
+            _log.warning("supervisor_restarted", status=self._supervisor.returncode)
+            self._supervise()
+
+
+def demo(
+    settings: Settings, out: Path, seed: int | None, show: Callable[[list[JobHandle]], None], say: Say = print
+) -> list[JobHandle]:
+    """Renders one four-stage chain and one chain that begins with an image; both results lie in `out` afterwards.
+
+    Uses the farm that runs in the data folder, or starts one and stops it again. `show` displays jobs until they end.
+    """
+    with _reachable(settings, say) as farm:
+        out.mkdir(parents=True, exist_ok=True)
+        _draw(out / "input.png")
+        jobs = [
+            farm.render("a red apple on a blue background", chain="hires", seed=seed),
+            farm.render("a green apple", chain="img-hires", image=out / "input.png", strength=0.6, seed=seed),
+        ]
+        say(
+            "Two chains: text2img → img2img → upscale_latent → upscale, and img2img (from an image) → upscale_latent → upscale."
+        )
+        show(jobs)
+        for job in jobs:
+            for result, path in zip(job.results, job.download(out), strict=True):
+                say(f"{result.uri}  {result.size}  {path}")
+        return jobs
+
+
+@contextmanager
+def _reachable(settings: Settings, say: Say) -> Iterator[Farm]:
+    if read_connection(settings.data):
+        with Farm(settings) as farm:
+            farm.ledger.ping()
+            yield farm
+    else:
+        with running(settings, say=say) as farm:
+            yield farm
+
+
+def _draw(path: Path) -> None:
+    """A drawn apple on a table: an input image that belongs to nobody else."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.linear_gradient("L").resize((256, 256))
+    picture = Image.merge("RGB", (picture, picture.point(lambda x: x // 2 + 64), picture.point(lambda x: 255 - x // 2)))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 190, 255, 255), fill=(120, 72, 40))
+    draw.ellipse((68, 70, 188, 200), fill=(196, 30, 40))
+    draw.line((128, 76, 138, 40), fill=(70, 44, 20), width=7)
+    draw.ellipse((138, 40, 184, 62), fill=(52, 140, 60))
+    picture.save(path)

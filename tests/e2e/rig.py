@@ -1,0 +1,94 @@
+"""A whole farm of real processes for one test: Valkey, S3, supervisors and their children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from farm.client import Farm
+from farm.ledger import WorkerRecord
+from tests.conftest import Valkey, select_pause
+
+ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
+T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
+
+
+def until(condition: Callable[[], T], timeout_s: float = 120, what: str = "") -> T:
+    """The first truthy value of `condition`, polled; fails with `what` after `timeout_s`."""
+    limit = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < limit, f"waited {timeout_s} s for {what or condition}"
+        select_pause()
+    return value
+
+
+class Rig:
+    """The farm under test. `env` is what its processes get; `farm` is a client of it."""
+
+    def __init__(self, farm: Farm, env: Mapping[str, str], folder: Path, valkey: Valkey) -> None:
+        self.farm, self.env, self.folder, self.valkey = farm, dict(env), folder, valkey
+        self.supervisors: list[subprocess.Popen[bytes]] = []
+
+    def supervise(self, slots: Sequence[str] = ALL, name: str = "rig", **env: str) -> subprocess.Popen[bytes]:
+        """A supervisor of one child per slot; its output goes to a log in the test's folder."""
+        command = [sys.executable, "-m", "workers.supervisor", "--name", name]
+        for slot in slots:
+            command += ["--slot", slot]
+        log = (self.folder / f"{name}.log").open("ab")
+        process = subprocess.Popen(
+            command, env={**os.environ, **self.env, **env}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+        self.supervisors.append(process)
+        return process
+
+    def workers(self) -> list[WorkerRecord]:
+        """The live workers."""
+        return self.farm.ledger.workers()
+
+    def ready(self, count: int = len(ALL)) -> list[WorkerRecord]:
+        """Waits until `count` workers are registered."""
+        return until(
+            lambda: len(found := self.workers()) >= count and found, what=f"{count} workers\n{self.logs()[-3000:]}"
+        )
+
+    def pid(self, queue: str) -> int:
+        """The process of the one live worker that serves `queue`."""
+        (found,) = [worker for worker in self.workers() if queue in worker.queues]
+        return int(found.info["pid"])
+
+    def logs(self) -> str:
+        """What the farm's processes wrote."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
+
+    def stop(self) -> None:
+        for process in self.supervisors:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGTERM)
+        for process in self.supervisors:
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def rig_of(farm: Farm, env: Mapping[str, str], folder: Path, valkey: Valkey) -> Iterator[Rig]:
+    """A rig that is stopped at the end; its logs are shown when the test fails."""
+    rig = Rig(farm, env, folder, valkey)
+    try:
+        yield rig
+    except BaseException:
+        print(rig.logs()[-20000:])
+        raise
+    finally:
+        rig.stop()
+        farm.close()

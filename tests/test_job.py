@@ -1,0 +1,360 @@
+"""What a chain may be, how it is typed, and what its recipes depend on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farm.catalog import LOCK, Catalog, Lock
+from farm.errors import InvalidJob
+from farm.job import (
+    Chain,
+    InputImage,
+    canonical,
+    make_job,
+    new_id,
+    override,
+    parse_chain,
+    plan,
+    read_chain_file,
+    stage_seed,
+)
+from farm.settings import Settings
+from farm.stage import MAX_SEED, Medium, Size, kinds
+
+TEXT = {"kind": "text2img"}
+REDRAW = {"kind": "img2img", "strength": 0.5}
+X2 = {"kind": "upscale_latent"}
+X4 = {"kind": "upscale"}
+HIRES = [TEXT, REDRAW, X2, X4]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Settings:
+    return Settings.load(data=tmp_path)
+
+
+@pytest.fixture
+def catalog(here: Settings) -> Catalog:
+    """The farm's catalog, with a lock for every checkpoint as if it had been pulled."""
+    catalog = Catalog.load(here)
+    catalog.models_dir.mkdir(parents=True, exist_ok=True)
+    for name, entry in catalog.checkpoints.items():
+        lock = Lock(revision=None, files={"unet/weights.safetensors": name.ljust(64, "0")})
+        catalog.lock_path(entry).write_text(lock.model_dump_json())
+    return catalog
+
+
+def chain(*stages: dict[str, Any], **fields: Any) -> Chain:
+    return parse_chain({"prompt": "a red apple", **fields, "stages": list(stages)})
+
+
+def refused(code: str, loc: str, *words: str) -> Any:
+    """Expects an InvalidJob with this code at this field, whose text has these words."""
+
+    class Refused:
+        def __enter__(self) -> None:
+            self.raises = pytest.raises(InvalidJob)
+            self.info = self.raises.__enter__()
+
+        def __exit__(self, *exc: Any) -> bool:
+            done = bool(self.raises.__exit__(*exc))
+            error = self.info.value
+            assert error.code == code, error
+            assert any(found.loc == loc for found in error.errors), error.errors
+            for word in words:
+                assert word in str(error), error
+            return done
+
+    return Refused()
+
+
+def test_the_four_stages_hand_latents_on_and_give_the_last_one_an_image(catalog: Catalog, here: Settings) -> None:
+    # When
+    planned = plan(chain(*HIRES), catalog, here)
+    # Then
+    assert [item.emits for item in planned] == [Medium.LATENTS, Medium.LATENTS, Medium.IMAGE, Medium.IMAGE]
+    assert [item.takes for item in planned] == [None, Medium.LATENTS, Medium.LATENTS, Medium.IMAGE]
+    assert [item.size for item in planned] == [Size(64, 64), Size(64, 64), Size(128, 128), Size(512, 512)]
+    assert [item.queue for item in planned] == [
+        "text2img.tiny",
+        "img2img.tiny",
+        "upscale_latent.tiny-x2",
+        "upscale.tiny-x4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "image", "media"),
+    [
+        ([TEXT, X4], False, "image image"),
+        ([TEXT], False, "image"),
+        ([REDRAW, {**REDRAW, "checkpoint": "tiny-style"}, REDRAW], True, "latents latents image"),
+        ([X4], True, "image"),
+        ([TEXT, X4, REDRAW], False, "image image image"),
+        ([{**TEXT, "checkpoint": "sd15"}, REDRAW], False, "image image"),
+    ],
+)
+def test_stages_run_alone_or_in_any_order_that_fits(
+    catalog: Catalog, here: Settings, stages: list[dict[str, Any]], image: bool, media: str
+) -> None:
+    planned = plan(chain(*stages), catalog, here, Size(64, 64) if image else None)
+    assert " ".join(item.emits for item in planned) == media
+
+
+def test_latents_for_a_checkpoint_of_another_space_are_refused_with_both_names(
+    catalog: Catalog, here: Settings
+) -> None:
+    with refused("space_mismatch", "stages.1.checkpoint", "tiny-other", "tiny-x2", "one space"):
+        plan(chain({**TEXT, "checkpoint": "tiny-other"}, X2), catalog, here)
+
+
+@pytest.mark.parametrize(
+    ("stages", "image", "code", "loc", "word"),
+    [
+        ([REDRAW], False, "no_image", "image", "give one"),
+        ([TEXT], True, "unused_image", "image", "leave the image out"),
+        ([X2], True, "medium_mismatch", "stages.0", "put a stage that gives latents before it"),
+        ([TEXT, TEXT], False, "medium_mismatch", "stages.1", "only be the first"),
+        ([TEXT, X4, X2], False, "medium_mismatch", "stages.2", "takes latents"),
+        ([{**TEXT, "width": 2048, "height": 2048}, X4, X4], False, "too_large", "stages.1", "start smaller"),
+        ([{**TEXT, "checkpoint": "nope"}], False, "unknown_checkpoint", "stages.0.checkpoint", "tiny-style"),
+        ([{**TEXT, "checkpoint": "tiny-x4"}], False, "wrong_checkpoint", "stages.0.checkpoint", "choose one of"),
+        ([TEXT, {**REDRAW, "width": 64}], False, "bad_size", "stages.1.width", "only the first stage"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
+    catalog: Catalog, here: Settings, stages: list[dict[str, Any]], image: bool, code: str, loc: str, word: str
+) -> None:
+    with refused(code, loc, word):
+        plan(chain(*stages), catalog, here, Size(64, 64) if image else None)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "loc", "word"),
+    [
+        ({"stages": []}, "bad_length", "stages", "1 to 8"),
+        ({"stages": [TEXT] * 20}, "bad_length", "stages", "not 20"),
+        ({"stages": None}, "bad_length", "stages", "list"),
+        ({"stages": [{"kind": "paint"}]}, "unknown_kind", "stages.0.kind", "text2img"),
+        ({"stages": ["text2img"]}, "unknown_kind", "stages.0.kind", "choose one of"),
+        ({"stages": [{**TEXT, "stepz": 4}]}, "unknown_field", "stages.0.stepz", "did you mean steps"),
+        ({"stages": [{**TEXT, "width": 63}]}, "bad_size", "stages.0.width", "56 or 64"),
+        ({"stages": [{**TEXT, "width": -8}]}, "bad_size", "stages.0.width", "greater"),
+        ({"stages": [{**TEXT, "guidance_scale": float("nan")}]}, "invalid_field", "stages.0.guidance_scale", "finite"),
+        ({"stages": [{**TEXT, "steps": True}]}, "invalid_field", "stages.0.num_inference_steps", "integer"),
+        ({"stages": [{**TEXT, "steps": "7"}]}, "invalid_field", "stages.0.num_inference_steps", "integer"),
+        ({"stages": [{**TEXT, "steps": 0}]}, "invalid_field", "stages.0.num_inference_steps", "greater"),
+        ({"stages": [{**TEXT, "steps": 5, "num_inference_steps": 5}]}, "invalid_field", "stages.0", "same parameter"),
+        (
+            {"stages": [{**TEXT, "scheduler": "Eulerish"}]},
+            "unknown_scheduler",
+            "stages.0.scheduler",
+            "EulerDiscreteScheduler",
+        ),
+        ({"stages": [{**X2, "scheduler": "DDIMScheduler"}]}, "unknown_field", "stages.0.scheduler", "no such field"),
+        ({"stages": [{**REDRAW, "strength": 0}]}, "invalid_field", "stages.0.strength", "greater than 0"),
+        ({"stages": [{**REDRAW, "strength": 0.1, "steps": 5}]}, "no_steps", "stages.0.strength", "0.2"),
+        ({"stages": [TEXT], "seed": 2**53}, "invalid_field", "seed", "less than or equal"),
+        ({"stages": [TEXT], "seed": -1}, "invalid_field", "seed", "greater"),
+        ({"stages": [TEXT], "prompt": "a\x00b"}, "invalid_field", "prompt", "match"),
+        ({"stages": [TEXT], "prompt": "\ud800"}, "invalid_field", "prompt", "unicode"),
+        ({"stages": [TEXT], "prompt": "a" * 2001}, "invalid_field", "prompt", "2000"),
+        ({"stages": [TEXT], "webhook": "http://127.0.0.1"}, "unknown_field", "webhook", "no such field"),
+    ],
+)
+def test_bad_fields_are_named(data: dict[str, Any], code: str, loc: str, word: str) -> None:
+    with refused(code, loc, word):
+        parse_chain({"prompt": "x", **data})
+
+
+def test_every_wrong_field_is_said_at_once() -> None:
+    with pytest.raises(InvalidJob) as info:
+        parse_chain({"seed": -1, "colour": 1, "stages": [{**TEXT, "steps": 0}, {"kind": "paint"}]})
+    assert {error.loc for error in info.value.errors} == {
+        "seed",
+        "colour",
+        "stages.0.num_inference_steps",
+        "stages.1.kind",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("c.json", '{"stages": [], "stages": []}', "twice"),
+        ("c.json", '{"seed": NaN}', "NaN"),
+        ("c.json", "[" * 100_000, "chain file"),
+        ("c.json", "[]", "mapping"),
+        ("c.yaml", "stages: 1\nstages: 2", "twice"),
+        ("c.yaml", "!!python/object/apply:os.system ['true']", "chain file"),
+        ("c.yaml", "{", "chain file"),
+        ("missing.json", None, "No such file"),
+    ],
+)
+def test_bad_chain_files_are_refused(tmp_path: Path, name: str, text: str | None, word: str) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidJob, match=word) as info:
+        read_chain_file(tmp_path / name)
+    assert info.value.code == "bad_file"
+
+
+def test_json_and_yaml_chain_files_mean_the_same(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"prompt": "a cat", "stages": HIRES}))
+    (tmp_path / "c.yaml").write_text(
+        "prompt: a cat\nstages:\n- kind: text2img\n- {kind: img2img, strength: 0.5}\n- kind: upscale_latent\n- kind: upscale\n"
+    )
+    assert parse_chain(read_chain_file(tmp_path / "c.json")) == parse_chain(read_chain_file(tmp_path / "c.yaml"))
+
+
+def test_the_aliases_people_know_become_the_fields_own() -> None:
+    aliased = chain(
+        {**TEXT, "steps": 4, "cfg_scale": 3.0, "sampler_name": "DDIMScheduler"},
+        {"kind": "img2img", "denoising_strength": 0.5},
+    )
+    plain = chain(
+        {**TEXT, "num_inference_steps": 4, "guidance_scale": 3.0, "scheduler": "DDIMScheduler"},
+        {"kind": "img2img", "strength": 0.5},
+    )
+    assert aliased == plain
+
+
+def test_overrides_reach_every_stage_that_has_the_field_or_one() -> None:
+    # When
+    changed = override(HIRES, {"steps": 3, "1.strength": 0.9})
+    # Then
+    assert all(stage["num_inference_steps"] == 3 for stage in changed)
+    assert changed[1]["strength"] == 0.9
+    with refused("unknown_field", "0.strength"):
+        override(HIRES, {"0.strength": 0.9})
+    with refused("unknown_field", "9.steps"):
+        override(HIRES, {"9.steps": 9})
+
+
+def test_presets_are_possible(catalog: Catalog, here: Settings) -> None:
+    for preset in catalog.presets.values():
+        parsed = parse_chain({"stages": preset.stages})
+        plan(parsed, catalog, here, Size(64, 64) if parsed.stages[0].takes else None)
+
+
+class TestRecipes:
+    def keys(self, catalog: Catalog, here: Settings, *stages: dict[str, Any], **fields: Any) -> tuple[str, ...]:
+        return make_job(chain(*stages, **{"seed": 7, **fields}), catalog, here).keys
+
+    def test_equal_chains_have_equal_keys_and_equal_prefixes_share_them(self, catalog: Catalog, here: Settings) -> None:
+        first = self.keys(catalog, here, *HIRES)
+        assert first == self.keys(catalog, here, *HIRES)
+        assert first[:3] == self.keys(catalog, here, TEXT, REDRAW, X2, {**X4, "noise_level": 5})[:3]
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"prompt": "a pear"},
+            {"negative_prompt": "blur"},
+            {"seed": 8},
+            {"exact": True},
+        ],
+    )
+    def test_what_the_chain_says_is_in_every_key(
+        self, catalog: Catalog, here: Settings, changed: dict[str, Any]
+    ) -> None:
+        before, after = self.keys(catalog, here, *HIRES), self.keys(catalog, here, *HIRES, **changed)
+        assert not set(before) & set(after)
+
+    def test_a_parameter_changes_its_own_key_and_all_after(self, catalog: Catalog, here: Settings) -> None:
+        before, after = (
+            self.keys(catalog, here, *HIRES),
+            self.keys(catalog, here, TEXT, {**REDRAW, "strength": 0.6}, X2, X4),
+        )
+        assert before[0] == after[0]
+        assert not set(before[1:]) & set(after[1:])
+
+    def test_a_prompt_of_its_own_overrides_the_chain_s(self, catalog: Catalog, here: Settings) -> None:
+        before, after = (
+            self.keys(catalog, here, *HIRES),
+            self.keys(catalog, here, TEXT, REDRAW, X2, {**X4, "prompt": "sharp"}),
+        )
+        assert before[:3] == after[:3]
+        assert before[3] != after[3]
+
+    def test_other_weights_of_the_same_name_are_another_recipe(self, catalog: Catalog, here: Settings) -> None:
+        before = self.keys(catalog, here, *HIRES)
+        catalog.lock_path(catalog.checkpoints["tiny-x4"]).write_text(
+            Lock(files={"unet/weights.safetensors": "f" * 64}).model_dump_json()
+        )
+        after = self.keys(catalog, here, *HIRES)
+        assert before[:3] == after[:3]
+        assert before[3] != after[3]
+
+    def test_the_medium_it_emits_is_part_of_the_recipe(self, catalog: Catalog, here: Settings) -> None:
+        assert self.keys(catalog, here, TEXT)[0] != self.keys(catalog, here, *HIRES)[0]
+        assert self.keys(catalog, here, TEXT)[0] == self.keys(catalog, here, TEXT, X4)[0]
+
+    def test_the_input_image_is_part_of_the_recipe(self, catalog: Catalog, here: Settings) -> None:
+        images = [InputImage(sha256=digit * 64, width=64, height=64) for digit in "ab"]
+        keys = [make_job(chain(REDRAW, seed=7), catalog, here, image=image).keys for image in images]
+        assert keys[0] != keys[1]
+
+    def test_no_recipe_or_payload_holds_the_job(self, catalog: Catalog, here: Settings) -> None:
+        job = make_job(chain(*HIRES), catalog, here, idempotency_key="mine")
+        for index in range(4):
+            assert job.id not in job.payload(index)
+            assert "mine" not in job.payload(index)
+
+    def test_reuse_off_gives_executions_of_its_own_and_the_same_recipe(self, catalog: Catalog, here: Settings) -> None:
+        jobs = [make_job(chain(*HIRES, seed=7, reuse=False), catalog, here) for _ in range(2)]
+        assert jobs[0].keys == jobs[1].keys == self.keys(catalog, here, *HIRES)
+        assert not {jobs[0].execution(i) for i in range(4)} & {jobs[1].execution(i) for i in range(4)}
+
+    def test_unpulled_checkpoints_are_refused_with_the_command(self, catalog: Catalog, here: Settings) -> None:
+        catalog.lock_path(catalog.checkpoints["tiny"]).unlink()
+        with pytest.raises(InvalidJob) as info:
+            make_job(chain(TEXT), catalog, here)
+        assert info.value.code == "not_pulled"
+        assert "farm models pull tiny" in info.value.hint
+        assert str(catalog.lock_path(catalog.checkpoints["tiny"])).endswith(LOCK)
+
+
+class TestSeeds:
+    def test_the_first_stage_has_the_job_s_seed_and_later_ones_a_hash(self, catalog: Catalog, here: Settings) -> None:
+        job = make_job(chain(*HIRES, seed=7), catalog, here)
+        seeds = [recipe["seed"] for recipe in job.recipes]
+        assert seeds[0] == 7
+        assert seeds[1:] == [stage_seed(7, index) for index in (1, 2, 3)]
+        assert len(set(seeds)) == 4
+        assert all(0 <= seed <= MAX_SEED for seed in seeds)
+
+    def test_a_stage_s_own_seed_wins(self, catalog: Catalog, here: Settings) -> None:
+        job = make_job(chain(TEXT, {**REDRAW, "seed": 99}, seed=7), catalog, here)
+        assert [recipe["seed"] for recipe in job.recipes] == [7, 99]
+
+    def test_image_i_of_a_run_has_seed_plus_i(self, catalog: Catalog, here: Settings) -> None:
+        jobs = [make_job(chain(TEXT, seed=7), catalog, here, idempotency_key="k", index=index) for index in range(3)]
+        assert [job.seed for job in jobs] == [7, 8, 9]
+        assert len({job.idempotency_key for job in jobs}) == 3
+
+    def test_a_seed_drawn_at_random_is_the_same_for_the_same_key(self, catalog: Catalog, here: Settings) -> None:
+        first, again, other = (make_job(chain(TEXT), catalog, here, idempotency_key=key) for key in ("k", "k", "l"))
+        assert first.seed == again.seed != other.seed
+        assert first.spec == again.spec
+
+
+def test_the_largest_numbers_survive_the_spec(catalog: Catalog, here: Settings) -> None:
+    job = make_job(chain(TEXT, seed=MAX_SEED), catalog, here)
+    assert json.loads(job.spec)["chain"]["seed"] == MAX_SEED
+    assert canonical({"a": [], "b": MAX_SEED}) == '{"a":[],"b":9007199254740991}'
+
+
+def test_ids_sort_by_time_and_are_version_7() -> None:
+    ids = [new_id() for _ in range(50)]
+    assert len(set(ids)) == 50
+    assert all(found[14] == "7" for found in ids)
+    assert sorted(found[:13] for found in ids) == [found[:13] for found in ids]
+
+
+def test_the_installed_kinds() -> None:
+    assert {"img2img", "text2img", "upscale", "upscale_latent"} <= set(kinds())

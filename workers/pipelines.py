@@ -1,0 +1,332 @@
+"""Which files is a pipeline made of, how is it loaded, and how does a stage call it?
+
+`files_of` checks a checkpoint's files against its lock, `load` reads them, `fresh_scheduler` and `call` are what every
+stage's `run` consists of. `call` owns the rules that are the same for all: progress and stopping, the check for NaN before
+anything is rounded, the shape of what comes out, the device's memory.
+
+torch and diffusers are imported inside the functions: whoever only wants to know a stage's fields does not pay for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from farm.catalog import Catalog, Checkpoint
+from farm.errors import Failure, FieldError, InvalidJob, StageFailed
+from farm.stage import Batch, Medium, Report, Stage
+
+UNSAFE = frozenset(".py .pyc .so .bin .ckpt .pt .pth .pkl .pickle .joblib .npy .npz .h5 .msgpack".split())
+"""Suffixes of files that are code or may run code when they are read; nothing of the kind lies in a checkpoint."""
+READ = frozenset(".safetensors .json .txt .model".split())
+"""Suffixes of files that diffusers and transformers read by themselves when they find them."""
+SEEDED_SCHEDULER = "DPMSolverSDEScheduler"
+"""The scheduler that draws from a noise source of its own, which is seeded at random unless it is told a seed."""
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+"""Loading arguments of the pipelines that know a safety checker: the farm keeps none."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint whose files were checked: all that `load` needs to know. `space` names its latents."""
+
+    name: str
+    path: Path
+    is_file: bool
+    config: Path | None
+    variant: str | None
+    dtype: str
+    space: str
+
+
+def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
+    """The files of `checkpoint`, each one read and found to be as recorded.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) a file is missing, changed, unrecorded, unsafe, or leads out of the folder.
+    """
+    path = catalog.path(checkpoint)
+    is_file = checkpoint.file is not None
+    try:
+        recorded = catalog.lock(checkpoint).files
+        folder = path.parent if is_file else path
+        if not is_file:
+            _check_folder(checkpoint.name, folder, recorded)
+        elif path.suffix != ".safetensors":
+            raise _bad(checkpoint.name, f"{path.name} is not a safetensors file")
+        for name, sha256 in recorded.items():
+            _check_file(checkpoint.name, folder, name, sha256)
+        if is_file and path.name not in recorded:
+            raise _bad(checkpoint.name, f"{path.name} is not in its lock")
+    except InvalidJob as error:
+        raise StageFailed(error.message, code="bad_checkpoint", hint=error.hint) from None
+    except OSError as error:
+        raise _bad(checkpoint.name, f"its files cannot be read ({type(error).__name__})") from None
+    config = Path(checkpoint.config).expanduser() if checkpoint.config else None
+    return Files(checkpoint.name, path, is_file, config, checkpoint.variant, checkpoint.dtype, checkpoint.space)
+
+
+def _bad(name: str, reason: str) -> StageFailed:
+    return StageFailed(
+        f"the checkpoint {name}: {reason}", code="bad_checkpoint", hint=f"run `farm models pull {name}` again"
+    )
+
+
+def _check_folder(name: str, folder: Path, recorded: dict[str, str]) -> None:
+    """Refuses what the lock does not know and what a loader might pick up, or what could run code."""
+    root = folder.resolve(strict=True)
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise _bad(name, f"{relative} is a link that leads out of the folder")
+        if path.is_dir() or any(part.startswith(".") for part in relative.parts):
+            continue  # hidden files are the hub's own bookkeeping; no loader reads them
+        if path.suffix.lower() in UNSAFE:
+            raise _bad(name, f"{relative} may run code when it is read; only safetensors are taken")
+        if path.suffix.lower() in READ and relative.as_posix() not in recorded:
+            raise _bad(name, f"{relative} is not in its lock")
+
+
+def _check_file(name: str, folder: Path, relative: str, sha256: str) -> None:
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise _bad(name, f"{relative} leads out of the folder")
+    if path.suffix.lower() in UNSAFE:
+        raise _bad(name, f"{relative} may run code when it is read; only safetensors are taken")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise _bad(name, f"{relative} is missing") from None
+    if found != sha256:
+        raise _bad(name, f"{relative} is not the file that was recorded")
+
+
+def pick_device(device: str) -> str:
+    """The device that `auto` means here: CUDA, else MPS, else the CPU. Any other name is taken as it is."""
+    if device != "auto":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load(pipeline_class: Any, files: Files, device: str, **components: Any) -> Any:
+    """The pipeline of `files` on `device`, without a progress bar; `components` replace what the files would give.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) diffusers cannot read the files; (`gpu_oom`) they do not fit the device.
+    """
+    import torch
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    given: dict[str, Any] = {"torch_dtype": getattr(torch, files.dtype), "local_files_only": True, **components}
+    with _device_errors():
+        try:
+            if files.is_file:
+                pipe = pipeline_class.from_single_file(str(files.path), config=str(files.config), **given)
+            else:
+                pipe = pipeline_class.from_pretrained(
+                    str(files.path), variant=files.variant, use_safetensors=True, trust_remote_code=False, **given
+                )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            # The message of a loader may hold paths and whole configurations; its type is enough here, the rest is chained.
+            raise _bad(files.name, f"diffusers cannot load it ({type(error).__name__})") from error
+        pipe = pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.own_scheduler = pipe.scheduler
+    return pipe
+
+
+def generator(seed: int) -> Any:
+    """A torch generator on the CPU: there a seed means the same noise on every device."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def fresh_scheduler(pipe: Any, name: str | None, generators: Sequence[Any]) -> None:
+    """Gives `pipe` a new scheduler, of the class `name` or of the checkpoint's own, from the checkpoint's own settings.
+
+    Schedulers keep state through a run and from one to the next, so the loaded one is never run.
+    """
+    import diffusers
+
+    cls = getattr(diffusers, name) if name else type(pipe.own_scheduler)
+    own = {"noise_sampler_seed": [g.initial_seed() for g in generators]} if cls.__name__ == SEEDED_SCHEDULER else {}
+    pipe.scheduler = cls.from_config(pipe.own_scheduler.config, **own)
+
+
+def check_eta(scheduler: str | None, eta: float) -> Iterator[FieldError]:
+    """An error where `eta` is set and `scheduler` would silently ignore it."""
+    if eta and scheduler not in (None, "DDIMScheduler"):
+        yield FieldError("eta", f"0 with {scheduler}; only DDIMScheduler knows eta")
+
+
+def script(
+    stage: Stage,
+    class_name: str,
+    checkpoint: str,
+    emits: Medium,
+    seed: int,
+    arguments: Mapping[str, str],
+    loading: Mapping[str, Any] = MappingProxyType({}),
+) -> list[str]:
+    """The lines of a plain program that loads `class_name` and calls it as `call` would for one member.
+
+    `arguments` holds Python source by argument name, `loading` further loading arguments, as `load` was given them.
+    """
+    further = "".join(f", {name}={value!r}" for name, value in loading.items())
+    lines = [
+        f"from diffusers import {class_name}",
+        f"pipe = {class_name}.from_pretrained({checkpoint}{further})",
+        'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+    ]
+    name = getattr(stage, "scheduler", None)
+    if name:
+        own = f", noise_sampler_seed=[{seed}]" if name == SEEDED_SCHEDULER else ""
+        lines += [
+            f"from diffusers import {name}",
+            f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
+        ]
+    common = {
+        "prompt": repr(stage.prompt or ""),
+        "negative_prompt": repr(stage.negative_prompt or ""),
+        **arguments,
+        "generator": f'torch.Generator("cpu").manual_seed({seed})',
+        "output_type": repr("latent" if emits is Medium.LATENTS else "pil"),
+    }
+    lines.append("out = pipe(")
+    lines += [f"    {name}={source}," for name, source in common.items()]
+    return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
+
+
+@contextmanager
+def _device_errors() -> Iterator[None]:
+    """Turns a lack of device memory into the farm's word for it."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise StageFailed(failure=Failure.OOM, code="gpu_oom") from error
+    except RuntimeError as error:
+        # torch's CPU allocator has no class of its own.
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        raise StageFailed(failure=Failure.OOM, code="gpu_oom") from error
+
+
+def stacked(given: Sequence[Any]) -> Any:
+    """What the members were given, as a pipeline takes it: latents as one tensor, images as a list."""
+    import torch
+
+    return torch.stack(list(given)) if isinstance(given[0], torch.Tensor) else list(given)
+
+
+def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) -> list[Any]:
+    """One call of `pipe` for all members of `batch`: latents [channels, height, width] on the CPU, or PIL RGB images.
+
+    `steps` is `num_inference_steps`. Whatever `report` raises passes through and leaves the pipe as it was: the next call
+    gives what it would have given. (diffusers' own `_interrupt` would go on and decode a half-denoised picture.)
+
+    Raises:
+        StageFailed: `nan_output`, `bad_output`, `gpu_oom`.
+    """
+    as_latents = batch.emits is Medium.LATENTS
+    report.phase("encode")
+    # The text is encoded and the input prepared once the UNet is called for the first time.
+    before = pipe.unet.register_forward_pre_hook(lambda *_: _steps_begin(before, report))
+    try:
+        with _device_errors():
+            made = pipe(
+                prompt=list(batch.prompts),
+                negative_prompt=list(batch.negative_prompts),
+                num_inference_steps=steps,
+                generator=list(batch.generators),
+                output_type="latent" if as_latents else "np",
+                **_callback(pipe, report, steps, as_latents),
+                **arguments,
+            ).images
+            return _latents(pipe, batch, made) if as_latents else _images(batch, made)
+    finally:
+        before.remove()
+        # The x4 pipeline decodes fp16 with its VAE raised to fp32. Where that failed the VAE stays so, and the next
+        # picture would differ.
+        if pipe.vae.dtype != pipe.unet.dtype:
+            pipe.vae.to(dtype=pipe.unet.dtype)
+
+
+def _steps_begin(hook: Any, report: Report) -> None:
+    hook.remove()
+    report.phase("step")
+
+
+def _callback(pipe: Any, report: Report, steps: int, as_latents: bool) -> dict[str, Any]:
+    """The argument by which `pipe` tells of its steps: the upscalers know only the old one.
+
+    The new one counts the scheduler's own iterations (a second-order scheduler makes about two per step), the old one counts
+    `num_inference_steps`.
+    """
+
+    def done(step: int, of: int, latents: Any) -> None:
+        report.step(step, of)
+        if step == of:
+            # Before the decode, whose clamp would hide an infinity.
+            _check_finite(latents)
+            if not as_latents:
+                report.phase("decode")
+
+    def on_step_end(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        done(index + 1, pipe.num_timesteps, tensors["latents"])
+        return tensors
+
+    counted = itertools.count(1)
+
+    def callback(_index: int, _timestep: Any, latents: Any) -> None:
+        done(next(counted), steps, latents)
+
+    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+        return {"callback_on_step_end": on_step_end}
+    return {"callback": callback}
+
+
+def _check_finite(made: Any) -> None:
+    """Raises `nan_output` where a tensor or array holds NaN or an infinity."""
+    import torch
+
+    if not bool(torch.isfinite(torch.as_tensor(made)).all()):
+        raise StageFailed(
+            code="nan_output", hint="half precision may overflow here: set the checkpoint's dtype to float32"
+        )
+
+
+def _latents(pipe: Any, batch: Batch, made: Any) -> list[Any]:
+    """One tensor [channels, height / factor, width / factor] per member, on the CPU."""
+    _check_finite(made)
+    factor = pipe.vae_scale_factor
+    cell = (pipe.vae.config.latent_channels, batch.size.height // factor, batch.size.width // factor)
+    if tuple(made.shape) != (len(batch.prompts), *cell):
+        raise StageFailed(f"latents of the shape {tuple(made.shape)}, not {cell} per job", code="bad_output")
+    return [latents.clone() for latents in made.cpu()]
+
+
+def _images(batch: Batch, made: Any) -> list[Any]:
+    """One PIL RGB image per member, rounded as diffusers' `numpy_to_pil` does, but checked before that."""
+    from PIL import Image
+
+    _check_finite(made)
+    wanted = (batch.size.height, batch.size.width, 3)
+    if made.shape != (len(batch.prompts), *wanted):
+        raise StageFailed(f"images of the shape {made.shape}, not {wanted} per job", code="bad_output")
+    return [Image.fromarray(pixels) for pixels in (made * 255).round().astype("uint8")]

@@ -1,0 +1,235 @@
+"""Who keeps the workers alive?
+
+A supervisor starts one child per slot, kills one that makes no progress within the limit of its phase, reports each death to
+the ledger (so that its stage runs elsewhere at once) and starts the child again. It runs the reconciler, forwards SIGTERM as
+a drain, and never imports torch. Its children die with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import platform
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+import structlog
+
+from farm.broker import Broker
+from farm.errors import FarmError, Unavailable
+from farm.ledger import Ledger
+from farm.settings import Settings
+
+_log = structlog.get_logger(__name__)
+EX_TEMPFAIL = 75
+"""The exit status of a process that wants to be started again. Source: sysexits.h."""
+RESTART_MAX_S = 30.0
+"""Longest pause before a child that keeps dying is started again."""
+KILL_MARGIN_S = 5.0
+"""How long after its grace a draining child is killed."""
+
+
+@dataclass
+class Slot:
+    """One child and what is known of it."""
+
+    name: str
+    queues: str
+    process: subprocess.Popen[bytes] | None = None
+    marks: int = -1
+    tail: bytes = b""
+    boot: str = ""
+    phase: str = "start"
+    deadline: float = float("inf")
+    started: float = 0.0
+    deaths: int = 0
+    start_at: float = 0.0
+    killed_for: str = field(default="")
+
+
+class Supervisor:
+    """Runs one child per slot until it is told to stop. A slot is a comma-separated list of queues."""
+
+    def __init__(self, settings: Settings, name: str, slots: Sequence[str]) -> None:
+        self.settings, self.name = settings, name
+        self.slots = [Slot(f"{name}-{index}", queues) for index, queues in enumerate(slots)]
+        self.ledger, self.broker = Ledger(settings), Broker(settings)
+        self.stopping = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Starts the children and watches them; returns after `stop` when all are gone."""
+        reconciler = threading.Thread(
+            target=reconcile, args=(self.settings, self.ledger, self.broker, self.name, self.stopping), daemon=True
+        )
+        reconciler.start()
+        while not self.stopping.is_set():
+            for slot in self.slots:
+                self._watch(slot)
+            self._listen(0.2)
+        self._drain()
+        reconciler.join(5)
+        self.broker.close()
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Begins to drain; may be called from a signal handler."""
+        self.stopping.set()
+        os.write(self._waker, b".")
+
+    def _watch(self, slot: Slot) -> None:
+        now = time.monotonic()
+        if slot.process is None:
+            if now >= slot.start_at:
+                self._start(slot)
+        elif slot.process.poll() is not None:
+            self._bury(slot)
+        elif now > slot.deadline:
+            slot.killed_for = f"no progress in phase {slot.phase}"
+            _log.error("child_stuck", worker=slot.name, phase=slot.phase)
+            slot.process.kill()
+            slot.process.wait()
+            self._bury(slot)
+
+    def _start(self, slot: Slot) -> None:
+        read, write = os.pipe()
+        threads = str(self.settings.torch_threads)
+        offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1")
+        command = [sys.executable, "-m", "workers.worker", "--name", slot.name, "--queues", slot.queues]
+        slot.process = subprocess.Popen(
+            [*command, "--parent", str(os.getpid()), "--marks", str(write)],
+            pass_fds=[write],
+            stdin=subprocess.DEVNULL,
+            # A group of its own: Ctrl+C reaches the supervisor alone, which drains.
+            process_group=0,
+            env={**os.environ, **offline, "OMP_NUM_THREADS": threads},
+        )
+        os.close(write)
+        os.set_blocking(read, False)
+        slot.marks, slot.tail, slot.boot, slot.phase, slot.killed_for = read, b"", "", "start", ""
+        slot.started = time.monotonic()
+        slot.deadline = slot.started + self.settings.limits.load_s
+        self._selector.register(read, selectors.EVENT_READ, slot)
+        _log.info("child_started", worker=slot.name, queues=slot.queues, pid=slot.process.pid)
+
+    def _listen(self, timeout_s: float) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            slot = key.data
+            if slot is None:
+                os.read(self._wake, 1024)
+            elif data := os.read(slot.marks, 65536):
+                self._read_marks(slot, data)
+            else:
+                self._selector.unregister(slot.marks)
+
+    def _read_marks(self, slot: Slot, data: bytes) -> None:
+        *lines, slot.tail = (slot.tail + data).split(b"\n")
+        for line in lines:
+            word, _, value = line.decode().partition(" ")
+            if word == "boot":
+                slot.boot = value
+            else:
+                slot.phase, slot.deadline = word, time.monotonic() + float(value)
+
+    def _bury(self, slot: Slot) -> None:
+        """Reports a dead child and plans its next start."""
+        assert slot.process is not None  # noqa: S101
+        status, now = slot.process.returncode, time.monotonic()
+        self._forget(slot)
+        cause = slot.killed_for or (
+            f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
+        )
+        _log.warning("child_died", worker=slot.name, cause=cause, phase=slot.phase)
+        slot.deaths = 0 if now - slot.started > RESTART_MAX_S else slot.deaths + 1
+        slot.start_at = now + (0 if slot.deaths < 2 else min(RESTART_MAX_S, 2.0 ** (slot.deaths - 2)))
+        slot.process = None
+        self._report(slot, cause, charge=True)
+
+    def _forget(self, slot: Slot) -> None:
+        try:
+            self._read_marks(slot, os.read(slot.marks, 65536))
+        except BlockingIOError:
+            pass
+        if slot.marks in self._selector.get_map():
+            self._selector.unregister(slot.marks)
+        os.close(slot.marks)
+
+    def _report(self, slot: Slot, cause: str, charge: bool) -> None:
+        if not slot.boot:
+            return
+        try:
+            self.broker.ring(
+                self.ledger.worker_died(slot.name, slot.boot, "crashed", f"the worker died: {cause}", charge)
+            )
+        except Unavailable:
+            _log.warning("death_not_reported", worker=slot.name)
+
+    def _drain(self) -> None:
+        """Forwards SIGTERM, waits for the grace, kills what is left and gives back what it held."""
+        living = [slot for slot in self.slots if slot.process is not None]
+        for slot in living:
+            assert slot.process is not None  # noqa: S101
+            slot.process.terminate()
+        until = time.monotonic() + self.settings.drain_grace_s + KILL_MARGIN_S
+        for slot in living:
+            assert slot.process is not None  # noqa: S101
+            try:
+                slot.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                slot.process.kill()
+                slot.process.wait()
+            self._forget(slot)
+            self._report(slot, "drained", charge=False)
+
+
+def reconcile(settings: Settings, ledger: Ledger, broker: Broker, name: str, stop: threading.Event) -> None:
+    """Rounds of the reconciler until `stop`: settles what is overdue, and rings where work is ready and nobody looks."""
+    while not stop.wait(settings.tick_s):
+        try:
+            for state in ledger.reap(name) or ():
+                if state.ready and state.live:
+                    broker.ring_up_to(state.queue, min(state.ready, state.live))
+        except FarmError as error:
+            _log.warning("reconciler", error=error.code)
+
+
+def die_with_parent(parent: int, how: signal.Signals) -> None:
+    """Asks the kernel to send `how` to this process when its parent ends; ends at once if it already has.
+
+    Source: prctl(2), PR_SET_PDEATHSIG; on other systems than Linux the process outlives a killed parent.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, how)
+    if os.getppid() != parent:
+        sys.exit(EX_TEMPFAIL)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Workers on this machine: one child process per --slot."""
+    parser = argparse.ArgumentParser(prog="workers.supervisor", description=main.__doc__)
+    parser.add_argument(
+        "--slot", action="append", required=True, help="queues of one child, separated by commas: text2img.tiny"
+    )
+    parser.add_argument("--name", default=f"{platform.node()}-{os.getpid()}", help="unique among supervisors")
+    parser.add_argument("--parent", type=int, help="pid of a process to end with, as by SIGTERM")
+    given = parser.parse_args(argv)
+    if given.parent is not None:
+        die_with_parent(given.parent, signal.SIGTERM)
+    supervisor = Supervisor(Settings.load(), given.name, given.slot)
+    signal.signal(signal.SIGTERM, supervisor.stop)
+    signal.signal(signal.SIGINT, supervisor.stop)
+    supervisor.run()
+
+
+if __name__ == "__main__":
+    main()

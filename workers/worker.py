@@ -1,0 +1,371 @@
+"""What does a worker's child do between two doorbells: claim, fetch, run, store, commit.
+
+A child owns one device and the pipelines of its queues. It loads them before it claims anything, then listens for doorbells
+as a Celery worker of pool solo. One doorbell, one claim. Its supervisor starts it, watches its progress marks and starts it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import stamina
+import structlog
+from celery.signals import worker_shutting_down
+
+from farm import __version__
+from farm.broker import RING, Broker, make_app
+from farm.catalog import Catalog
+from farm.errors import BadBlob, FarmError, Failure, StageFailed, StaleToken, Unavailable
+from farm.image import pixels_sha256, to_png
+from farm.job import canonical
+from farm.ledger import Claim, Commit, Ledger
+from farm.settings import Settings
+from farm.stage import Batch, Medium, Size, Stage, kinds
+from farm.store import Store
+from workers import codec, pipelines
+from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
+from workers.supervisor import EX_TEMPFAIL, die_with_parent
+
+_log = structlog.get_logger(__name__)
+_LIBRARIES = ("torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One claim as the stage sees it: its recipe, parameters, input and where the output goes on."""
+
+    claim: Claim
+    recipes: list[dict[str, Any]]
+    stage: Stage
+    given: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, claim: Claim) -> Work:
+        """What `claim` says, read again by the stage's own class.
+
+        Raises:
+            StageFailed: this worker does not know the stage, or not these parameters.
+        """
+        recipes = json.loads(claim.payload)["recipes"]
+        recipe = recipes[-1]
+        try:
+            stage = kinds()[recipe["kind"]].model_validate({"kind": recipe["kind"], **recipe["parameters"]})
+        except (KeyError, ValueError) as error:
+            raise StageFailed(f"this worker cannot run {recipe['kind']}: {type(error).__name__}") from error
+        return cls(claim, recipes, stage, json.loads(claim.input) if claim.input else None)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the claimed stage."""
+        return self.recipes[-1]
+
+
+class Worker:
+    """Claims and runs the stages of `queues` on one device."""
+
+    def __init__(self, settings: Settings, name: str, queues: Sequence[str], mark: Mark) -> None:
+        self.settings, self.name, self.queues, self.mark = settings, name, list(queues), mark
+        self.boot = uuid.uuid4().hex
+        self.catalog, self.ledger, self.store = Catalog.load(settings), Ledger(settings), Store(settings)
+        self.broker, self.drain = Broker(settings), Drain(settings.drain_grace_s)
+        self.device = "cpu"
+        self.running: Lease | None = None
+        self.heard = time.monotonic()
+        self._pipes: dict[str, Any] = {}
+
+    def load(self) -> None:
+        """Loads the pipeline of every queue. Raises what `Stage.load` raises."""
+        self.mark("load", self.settings.limits.load_s)
+        for queue in self.queues:
+            kind, _, name = queue.partition(".")
+            if kind not in kinds() or name not in self.catalog.checkpoints:
+                raise FarmError(f"no stage or checkpoint for the queue {queue}", code="unknown_checkpoint")
+            checkpoint = self.catalog.checkpoints[name]
+            stage = kinds()[kind].model_validate({"kind": kind})
+            if stage.needs_torch:
+                self.device = pipelines.pick_device(self.settings.device)
+            started = time.monotonic()
+            self._pipes[queue] = stage.load(pipelines.files_of(self.catalog, checkpoint), self.device)
+            self.mark("load", self.settings.limits.load_s)
+            _log.info("loaded", queue=queue, device=self.device, seconds=round(time.monotonic() - started, 2))
+
+    # ---------------------------------------------------------------------------------------- one doorbell
+
+    def answer(self) -> None:
+        """One doorbell: claims what there is and runs it. Never raises for what a job did."""
+        self.heard = time.monotonic()
+        if self.drain.asked:
+            return
+        try:
+            claims, more = self.ledger.claim(self.queues, self.name, self.boot, limit=1)
+        except Unavailable as error:
+            _log.warning("claim_failed", error=error.code)
+            return
+        self.broker.ring(more)
+        if claims:
+            try:
+                self.broker.ring(self._run(claims))
+            finally:
+                self.running = None
+                self.heard = time.monotonic()
+                self.mark("idle", self.settings.limits.idle_s)
+
+    def _run(self, claims: Sequence[Claim]) -> set[str]:
+        """Runs `claims` in one pipeline call and settles them; the queues that have work now."""
+        began = time.monotonic()
+        try:
+            lease = self.running = Lease(self.ledger, claims, self.settings, self.drain, self.mark)
+            try:
+                works = [Work.of(claim) for claim in claims]
+                if claims[0].publish:
+                    commits = [self._publish(work, json.loads(work.claim.input)) for work in works]
+                else:
+                    commits = self._make(works, lease)
+            except BadBlob as error:
+                _log.warning("input_lost", exec=claims[0].exec, error=error.message)
+                return (
+                    self.ledger.rewind(claims[0])
+                    if len(claims) == 1
+                    else self.ledger.fail(claims, Failure.TRANSIENT, error.code, error.message)
+                )
+            taken, ready = self._commit(commits)
+            _log.info("committed", queue=claims[0].queue, taken=sum(taken), seconds=round(time.monotonic() - began, 3))
+            return ready
+        except (Cancelled, Drained) as stop:
+            _log.info("stopped", queue=claims[0].queue, why=type(stop).__name__.lower())
+            return self._settle(lambda: self.ledger.release(claims))
+        except (Lost, StaleToken):
+            _log.warning("lease_lost", queue=claims[0].queue)
+            return set()
+        except Exception as error:  # noqa: BLE001 — every failure is classified and charged, none is swallowed
+            return self._failed(claims, error)
+
+    def _make(self, works: Sequence[Work], lease: Lease) -> list[Commit]:
+        """Fetches, runs and stores: the commits of one pipeline call."""
+        first = works[0]
+        batch = Batch(
+            emits=Medium(first.recipe["emits"]),
+            size=Size(*first.recipe["size"]),
+            prompts=[work.stage.prompt or "" for work in works],
+            negative_prompts=[work.stage.negative_prompt or "" for work in works],
+            given=[self._fetch(work) for work in works],
+            generators=[self._generator(work) for work in works],
+        )
+        lease.phase("encode")
+        outputs = first.stage.run(self._pipes[first.claim.queue], batch, lease)
+        lease.phase("upload")
+        return [
+            self._store(work, output, batch, row) for row, (work, output) in enumerate(zip(works, outputs, strict=True))
+        ]
+
+    def _generator(self, work: Work) -> Any:
+        seed = work.recipe["seed"]
+        return pipelines.generator(seed) if work.stage.needs_torch else seed
+
+    def _fetch(self, work: Work) -> Any:
+        """The input of a stage: latents [channels, height, width], an RGB image, or None for noise.
+
+        Raises:
+            BadBlob: it is gone or corrupt.
+        """
+        size = Size(*(side // work.stage.scale for side in work.recipe["size"]))
+        if len(work.recipes) == 1:
+            image = work.recipe["given"]
+            return codec.decode_image(self._get(image["image"], size), size) if image else None
+        if work.given is None:
+            raise StageFailed("the ledger gave no input for a stage that needs one")
+        data = self._get(work.given["blob"], size)
+        if work.given["medium"] == Medium.IMAGE:
+            return codec.decode_image(data, size)
+        source = work.recipes[-2]["checkpoint"]
+        space = self.catalog.spaces[source["space"]]
+        shape = (space.channels, size.height // space.factor, size.width // space.factor)
+        return codec.decode_latents(data, space.name, shape, source["dtype"])
+
+    def _get(self, sha256: str, size: Size) -> bytes:
+        # No honest hand-off is larger than raw float32 pixels with a header.
+        return self.store.get_blob(sha256, max_bytes=(1 << 16) + 16 * size.width * size.height)
+
+    def _store(self, work: Work, output: Any, batch: Batch, row: int) -> Commit:
+        """Writes one output, and the results of the jobs that end with it; the commit that names them."""
+        made = [*(work.given or {}).get("made", []), self._made(row, len(batch.given))]
+        found: dict[str, Any] = {"v": 1, "medium": batch.emits.value, "size": list(batch.size), "made": made}
+        if batch.emits is Medium.LATENTS:
+            space, checkpoint = self.catalog.spaces[work.recipe["checkpoint"]["space"]], work.recipe["checkpoint"]
+            data = codec.encode_latents(output, space.name, space.channels, space.factor, checkpoint["dtype"])
+            found |= {"space": space.name, "blob": self._put(data, "application/octet-stream")}
+        else:
+            data = to_png(output, {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made})
+            found |= {"pixels": pixels_sha256(data), "blob": self._put(data, "image/png")}
+            if codec.is_black(output):
+                found["tags"] = ["black"]
+        found["bytes"] = len(data)
+        return self._publish(work, found, data)
+
+    def _publish(self, work: Work, output: dict[str, Any], data: bytes | None = None) -> Commit:
+        """Writes the readable result of every job that ends with `output`; the commit that says so."""
+        for job in work.claim.finishing:
+            if data is None:
+                data = self.store.get_blob(output["blob"], max_bytes=output["bytes"])
+            sidecar = {"job": job, "index": len(work.recipes) - 1, "output": output, "recipes": work.recipes}
+            self._retry(
+                lambda job=job, sidecar=sidecar: self.store.put_result(
+                    job, len(work.recipes) - 1, data, sidecar, output["blob"]
+                )
+            )
+        return Commit(work.claim, canonical(output), work.claim.finishing)
+
+    def _made(self, row: int, bucket: int) -> dict[str, Any]:
+        """What made an output: library versions, device type, and the place in its batch."""
+        return {**_versions(), "device": self.device.partition(":")[0], "bucket": bucket, "row": row}
+
+    def _put(self, data: bytes, content_type: str) -> str:
+        return str(self._retry(lambda: self.store.put_blob(data, content_type)))
+
+    def _commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
+        """The commit, tried again while the ledger is away: the token decides whether it still counts."""
+        answer: tuple[list[bool], set[str]] = self._retry(lambda: self.ledger.commit(commits))
+        return answer
+
+    def _retry(self, call: Any) -> Any:
+        """`call`, again while a server is away, up to the limit of the upload phase."""
+        for attempt in stamina.retry_context(
+            on=Unavailable, attempts=None, timeout=self.settings.limits.upload_s, wait_max=2
+        ):
+            with attempt:
+                return call()
+
+    # ---------------------------------------------------------------------------------------- when it fails
+
+    def _failed(self, claims: Sequence[Claim], error: Exception) -> set[str]:
+        """Classifies `error` and charges it; the queues that have work now."""
+        if isinstance(error, StageFailed):
+            failure, code, message = error.failure, error.code, error.message
+        elif isinstance(error, Unavailable):
+            failure, code, message = Failure.TRANSIENT, "transient", error.message
+        else:
+            failure, code, message = Failure.CRASH, "internal", f"{type(error).__name__}: {str(error)[:300]}"
+        _log.error(
+            "stage_failed", queue=claims[0].queue, failure=failure.value, code=code, exc_info=failure is Failure.CRASH
+        )
+        ready = self._settle(lambda: self.ledger.fail(claims, failure, code, message))
+        if "CUDA error" in message:
+            # The context is lost for good; only a new process heals it.
+            self.broker.close()
+            os._exit(EX_TEMPFAIL)
+        return ready
+
+    def _settle(self, call: Any) -> set[str]:
+        """`call`, which gives claims back. If the ledger is away or has given them to another, they are not ours to settle."""
+        try:
+            ready: set[str] = call()
+        except (StaleToken, Unavailable) as error:
+            _log.warning("not_settled", error=error.code)
+            return set()
+        return ready
+
+    # ---------------------------------------------------------------------------------------- the pulse
+
+    def pulse(self, stop: threading.Event) -> None:
+        """Renews the lease and the registry entry, shows the supervisor a sign of life, and leaves when deaf."""
+        period = min(self.settings.beat_s, 1.0)
+        registered, shown, silent_since = 0.0, "", None
+        while not stop.is_set():
+            now, lease = time.monotonic(), self.running
+            try:
+                if lease is not None:
+                    lease.renew()
+                else:
+                    self.mark("idle", self.settings.limits.idle_s)
+                state = "draining" if self.drain.asked else "busy" if lease is not None else "idle"
+                if state != shown or now - registered >= self.settings.beat_s:
+                    self._register(state)
+                    registered, shown = now, state
+                unheard = lease is None and not self.drain.asked and any(map(self.broker.outstanding, self.queues))
+            except Exception as error:  # noqa: BLE001 — a server is away; the pulse goes on
+                _log.debug("pulse", error=type(error).__name__)
+                unheard = False
+            silent_since = None if not unheard else max(silent_since or now, self.heard)
+            if silent_since is not None and now - silent_since > self.settings.deaf_s:
+                _log.error("deaf", queues=self.queues)
+                os._exit(EX_TEMPFAIL)
+            stop.wait(period)
+
+    def _register(self, state: str) -> None:
+        info = {"host": platform.node(), "pid": str(os.getpid()), "device": self.device}
+        self.ledger.register(self.name, self.boot, self.queues, state, info)
+
+    def serve(self) -> None:
+        """Registers, then answers doorbells until SIGTERM."""
+        app = make_app(self.settings, self.queues)
+        app.task(name=RING, ignore_result=True)(self.answer)
+        worker_shutting_down.connect(lambda **_: self.drain.start(), weak=False)
+        stop = threading.Event()
+        thread = threading.Thread(target=self.pulse, args=(stop,), name="pulse", daemon=True)
+        thread.start()
+        # What was ready before this child was there has no doorbell yet, perhaps.
+        self.broker.ring(self.queues)
+        options = [
+            "worker",
+            "--pool=solo",
+            "--concurrency=1",
+            "--without-gossip",
+            "--without-mingle",
+            "--without-heartbeat",
+        ]
+        app.worker_main([*options, "--loglevel=WARNING", f"--hostname={self.name}@%h"])
+        stop.set()
+        self.ledger.unregister(self.name, self.boot)
+        self.broker.close()
+
+
+def _versions() -> dict[str, str]:
+    """The versions of what makes pixels."""
+    found = {"farm": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The child's process. Started by the supervisor; not a command for people."""
+    parser = argparse.ArgumentParser(prog="workers.worker", description=main.__doc__)
+    parser.add_argument("--name", required=True, help="the worker's name in the registry")
+    parser.add_argument("--queues", required=True, help="queues it serves, separated by commas")
+    parser.add_argument("--parent", type=int, required=True, help="pid of the supervisor")
+    parser.add_argument("--marks", type=int, required=True, help="file descriptor for progress marks")
+    given = parser.parse_args(argv)
+    die_with_parent(given.parent, signal.SIGKILL)
+    settings = Settings.load()
+    os.set_blocking(given.marks, False)
+    worker = Worker(
+        settings, given.name, given.queues.split(","), lambda phase, limit_s: _tell(given.marks, phase, limit_s)
+    )
+    _tell(given.marks, "boot", worker.boot)
+    worker.load()
+    worker.serve()
+
+
+def _tell(marks: int, word: str, value: object) -> None:
+    """One line to the supervisor. A full pipe means that it is frozen: the mark is dropped, the stage goes on."""
+    with suppress(BlockingIOError):
+        os.write(marks, f"{word} {value}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
