@@ -86,7 +86,7 @@ class Broker:
 
     def outstanding(self, name: str) -> int:
         """How many doorbells of `name` nobody has heard yet. Raises what redis-py raises."""
-        return int(self._redis.llen(bell_queue(self._settings, name).name))  # type: ignore[arg-type]
+        return int(self._redis.llen(bell_queue(self._settings, name).name))
 
     def close(self, timeout_s: float = 5) -> None:
         """Rings what was asked for, waiting up to `timeout_s`, and closes the connections."""

@@ -29,7 +29,8 @@ from farm.job import (
     read_chain_file,
     recipe_key,
 )
-from farm.ledger import JobRecord, Ledger, StageEntry, Submission
+from farm.ledger import Ledger
+from farm.records import ENDED, JobRecord, StageEntry, Submission
 from farm.settings import Settings
 from farm.stage import Size
 from farm.store import Store
@@ -37,7 +38,6 @@ from farm.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TERMINAL = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
 ImageSource = str | Path | bytes
 
 
@@ -80,7 +80,7 @@ class JobHandle:
         while True:
             record = self.record
             yield record
-            if record.state in TERMINAL:
+            if record.state in ENDED:
                 return
             time.sleep(interval_s)
 
@@ -95,7 +95,7 @@ class JobHandle:
         for record in self.watch(0.05):
             if record.state == "done":
                 return self
-            if record.state in TERMINAL:
+            if record.state in ENDED:
                 raise StageFailed(f"the job is {record.state}: {record.message}", code=record.code or "job_failed")
             if until is not None and time.monotonic() > until:
                 raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
@@ -349,7 +349,7 @@ class Farm:
         if len(job_id) == 36:
             self.ledger.job(job_id)
             return JobHandle(self, job_id)
-        found = [record.id for record in self.ledger.jobs(limit=1000) if record.id.endswith(job_id)]
+        found = [record.job for record in self.ledger.jobs(limit=1000) if record.job.endswith(job_id)]
         if len(found) != 1 or len(job_id) < 4:
             raise NotFound(f"{'no' if not found else 'more than one'} job among the newest 1000 ends in {job_id!r}")
         return JobHandle(self, found[0])

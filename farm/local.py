@@ -258,6 +258,7 @@ def start_s3(data: Path, places: Places, pass_fds: tuple[int, ...] = ()) -> Proc
         *(f"-{part}.port={port}" for part, port in places.s3_ports.items()),
         "-admin.ui=false",
         "-webdav=false",
+        "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         # The filer asks nobody for a key; so at least no web page may talk to it.

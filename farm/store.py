@@ -121,9 +121,7 @@ class Store:
                 found = self.client.get_object(Bucket=self.bucket, Key=key)
                 with found["Body"] as body:
                     if found["ContentLength"] > max_bytes:
-                        raise BadBlob(
-                            f"the blob {sha256[:12]} has {found['ContentLength']} bytes, {max_bytes} are allowed"
-                        )
+                        raise BadBlob(f"the blob {sha256[:12]} is larger than the {max_bytes} bytes it may have")
                     data = body.read()
         except NotFound:
             raise BadBlob(f"the blob {sha256[:12]} is gone") from None

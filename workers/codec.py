@@ -1,8 +1,8 @@
 """How do latents and images become bytes between two stages, and which bytes are taken back?
 
-Latents travel as safetensors: one tensor named `latents`, [channels, height / factor, width / factor], the pipeline's dtype,
-times scaling_factor, with metadata that names its space. Images travel as PNG, RGB, 8 bits. Whatever comes back is checked for
-all of this, so that a stage never runs on bytes that mean something else.
+Latents travel as safetensors: one tensor named `latents`, [channels, height / factor, width / factor], the pipeline's
+dtype, times scaling_factor, with metadata that names its space. Images travel as PNG, RGB, 8 bits. Whatever comes back
+is checked for all of this, so that a stage never runs on bytes that mean something else.
 """
 
 from __future__ import annotations

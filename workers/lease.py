@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from farm.errors import Unavailable
-from farm.ledger import Beat, Claim, Ledger
+from farm.ledger import Ledger
+from farm.records import Beat, Claim
 from farm.settings import PhaseLimits, Settings
 
 Mark = Callable[[str, float], None]

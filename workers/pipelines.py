@@ -1,17 +1,17 @@
 """Which files is a pipeline made of, how is it loaded, and how does a stage call it?
 
 `files_of` checks a checkpoint's files against its lock, `load` reads them, `fresh_scheduler` and `call` are what every
-stage's `run` consists of. `call` owns the rules that are the same for all: progress and stopping, the check for NaN before
-anything is rounded, the shape of what comes out, the device's memory.
+stage's `run` consists of. `call` owns the rules that are the same for all: progress and stopping, the check for NaN
+before anything is rounded, the shape of what comes out, the device's memory.
 
-torch and diffusers are imported inside the functions: whoever only wants to know a stage's fields does not pay for them.
+torch and diffusers are imported inside the functions: whoever only wants to know a stage's fields need not wait for them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +19,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from farm import models
 from farm.catalog import Catalog, Checkpoint
 from farm.errors import Failure, FieldError, InvalidJob, StageFailed
 from farm.stage import Batch, Medium, Report, Stage
 
-UNSAFE = frozenset(".py .pyc .so .bin .ckpt .pt .pth .pkl .pickle .joblib .npy .npz .h5 .msgpack".split())
-"""Suffixes of files that are code or may run code when they are read; nothing of the kind lies in a checkpoint."""
-READ = frozenset(".safetensors .json .txt .model".split())
-"""Suffixes of files that diffusers and transformers read by themselves when they find them."""
-SEEDED_SCHEDULER = "DPMSolverSDEScheduler"
-"""The scheduler that draws from a noise source of its own, which is seeded at random unless it is told a seed."""
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 """Loading arguments of the pipelines that know a safety checker: the farm keeps none."""
 
@@ -47,66 +42,32 @@ class Files:
 
 
 def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
-    """The files of `checkpoint`, each one read and found to be as recorded.
+    """The files of `checkpoint`, each one read and found to be as its pull recorded.
 
     Raises:
         StageFailed: (`bad_checkpoint`) a file is missing, changed, unrecorded, unsafe, or leads out of the folder.
     """
-    path = catalog.path(checkpoint)
-    is_file = checkpoint.file is not None
     try:
-        recorded = catalog.lock(checkpoint).files
-        folder = path.parent if is_file else path
-        if not is_file:
-            _check_folder(checkpoint.name, folder, recorded)
-        elif path.suffix != ".safetensors":
-            raise _bad(checkpoint.name, f"{path.name} is not a safetensors file")
-        for name, sha256 in recorded.items():
-            _check_file(checkpoint.name, folder, name, sha256)
-        if is_file and path.name not in recorded:
-            raise _bad(checkpoint.name, f"{path.name} is not in its lock")
-    except InvalidJob as error:
-        raise StageFailed(error.message, code="bad_checkpoint", hint=error.hint) from None
+        problems = models.verify(catalog, checkpoint.name)
     except OSError as error:
-        raise _bad(checkpoint.name, f"its files cannot be read ({type(error).__name__})") from None
-    config = Path(checkpoint.config).expanduser() if checkpoint.config else None
-    return Files(checkpoint.name, path, is_file, config, checkpoint.variant, checkpoint.dtype, checkpoint.space)
+        problems = [f"its files cannot be read ({type(error).__name__})"]
+    if problems:
+        raise _bad(checkpoint.name, problems[0])
+    return Files(
+        name=checkpoint.name,
+        path=catalog.path(checkpoint),
+        is_file=checkpoint.file is not None,
+        config=Path(checkpoint.config).expanduser() if checkpoint.config else None,
+        variant=checkpoint.variant,
+        dtype=checkpoint.dtype,
+        space=checkpoint.space,
+    )
 
 
 def _bad(name: str, reason: str) -> StageFailed:
     return StageFailed(
         f"the checkpoint {name}: {reason}", code="bad_checkpoint", hint=f"run `farm models pull {name}` again"
     )
-
-
-def _check_folder(name: str, folder: Path, recorded: dict[str, str]) -> None:
-    """Refuses what the lock does not know and what a loader might pick up, or what could run code."""
-    root = folder.resolve(strict=True)
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise _bad(name, f"{relative} is a link that leads out of the folder")
-        if path.is_dir() or any(part.startswith(".") for part in relative.parts):
-            continue  # hidden files are the hub's own bookkeeping; no loader reads them
-        if path.suffix.lower() in UNSAFE:
-            raise _bad(name, f"{relative} may run code when it is read; only safetensors are taken")
-        if path.suffix.lower() in READ and relative.as_posix() not in recorded:
-            raise _bad(name, f"{relative} is not in its lock")
-
-
-def _check_file(name: str, folder: Path, relative: str, sha256: str) -> None:
-    path = folder / relative
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise _bad(name, f"{relative} leads out of the folder")
-    if path.suffix.lower() in UNSAFE:
-        raise _bad(name, f"{relative} may run code when it is read; only safetensors are taken")
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise _bad(name, f"{relative} is missing") from None
-    if found != sha256:
-        raise _bad(name, f"{relative} is not the file that was recorded")
 
 
 def pick_device(device: str) -> str:
@@ -120,18 +81,30 @@ def pick_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load(pipeline_class: Any, files: Files, device: str, **components: Any) -> Any:
-    """The pipeline of `files` on `device`, without a progress bar; `components` replace what the files would give.
+def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
+    """The diffusers pipeline `class_name` of `files` on `device`; `components` replace what the files would give.
 
     Raises:
         StageFailed: (`bad_checkpoint`) diffusers cannot read the files; (`gpu_oom`) they do not fit the device.
     """
     import torch
-    from diffusers.utils import logging
+    from diffusers.utils import logging as diffusers_logging
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        # diffusers warns of a prompt that is too long by quoting it: prompts do not belong in a log.
+        library.set_verbosity_error()
+    # The x2 upscaler's transposed convolutions would else add up in any order on CUDA.
+    torch.backends.cudnn.deterministic = True
+    import diffusers
+
+    pipeline_class = getattr(diffusers, class_name)
     given: dict[str, Any] = {"torch_dtype": getattr(torch, files.dtype), "local_files_only": True, **components}
-    with _device_errors():
+    with _device_errors(), warnings.catch_warnings():
+        # Renamed to `dtype` in 0.42, which older versions do not know.
+        warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
         try:
             if files.is_file:
                 pipe = pipeline_class.from_single_file(str(files.path), config=str(files.config), **given)
@@ -139,8 +112,8 @@ def load(pipeline_class: Any, files: Files, device: str, **components: Any) -> A
                 pipe = pipeline_class.from_pretrained(
                     str(files.path), variant=files.variant, use_safetensors=True, trust_remote_code=False, **given
                 )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-            # The message of a loader may hold paths and whole configurations; its type is enough here, the rest is chained.
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+            # A loader's message may quote whole configurations; its type is enough here, the rest is chained.
             raise _bad(files.name, f"diffusers cannot load it ({type(error).__name__})") from error
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
@@ -163,8 +136,20 @@ def fresh_scheduler(pipe: Any, name: str | None, generators: Sequence[Any]) -> N
     import diffusers
 
     cls = getattr(diffusers, name) if name else type(pipe.own_scheduler)
-    own = {"noise_sampler_seed": [g.initial_seed() for g in generators]} if cls.__name__ == SEEDED_SCHEDULER else {}
-    pipe.scheduler = cls.from_config(pipe.own_scheduler.config, **own)
+    pipe.scheduler = cls.from_config(
+        pipe.own_scheduler.config, **_scheduler_settings(cls.__name__, [each.initial_seed() for each in generators])
+    )
+
+
+def _scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
+    """What a scheduler must be told beside the checkpoint's settings."""
+    if name == "DPMSolverSDEScheduler":
+        # It draws from a noise source of its own, which is seeded at random unless it is told a seed per member.
+        return {"noise_sampler_seed": seeds}
+    if name == "PNDMScheduler":
+        # Its warm-up needs four steps or more; Stable Diffusion 1.x's own configuration skips it.
+        return {"skip_prk_steps": True}
+    return {}
 
 
 def check_eta(scheduler: str | None, eta: float) -> Iterator[FieldError]:
@@ -194,7 +179,7 @@ def script(
     ]
     name = getattr(stage, "scheduler", None)
     if name:
-        own = f", noise_sampler_seed=[{seed}]" if name == SEEDED_SCHEDULER else ""
+        own = "".join(f", {key}={value!r}" for key, value in _scheduler_settings(name, [seed]).items())
         lines += [
             f"from diffusers import {name}",
             f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
@@ -237,8 +222,8 @@ def stacked(given: Sequence[Any]) -> Any:
 def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) -> list[Any]:
     """One call of `pipe` for all members of `batch`: latents [channels, height, width] on the CPU, or PIL RGB images.
 
-    `steps` is `num_inference_steps`. Whatever `report` raises passes through and leaves the pipe as it was: the next call
-    gives what it would have given. (diffusers' own `_interrupt` would go on and decode a half-denoised picture.)
+    `steps` is `num_inference_steps`. Whatever `report` raises passes through and leaves the pipe as it was: the next
+    call gives what it would have given. (diffusers' own `_interrupt` would go on and decode a half-denoised picture.)
 
     Raises:
         StageFailed: `nan_output`, `bad_output`, `gpu_oom`.
@@ -275,8 +260,8 @@ def _steps_begin(hook: Any, report: Report) -> None:
 def _callback(pipe: Any, report: Report, steps: int, as_latents: bool) -> dict[str, Any]:
     """The argument by which `pipe` tells of its steps: the upscalers know only the old one.
 
-    The new one counts the scheduler's own iterations (a second-order scheduler makes about two per step), the old one counts
-    `num_inference_steps`.
+    The new one counts the scheduler's own iterations (a second-order scheduler makes about two per step), the old one
+    counts `num_inference_steps`.
     """
 
     def done(step: int, of: int, latents: Any) -> None:

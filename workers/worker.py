@@ -27,10 +27,11 @@ from celery.signals import worker_shutting_down
 from farm import __version__
 from farm.broker import RING, Broker, make_app
 from farm.catalog import Catalog
-from farm.errors import BadBlob, FarmError, Failure, StageFailed, StaleToken, Unavailable
+from farm.errors import BadBlob, Failure, FarmError, StageFailed, StaleToken, Unavailable
 from farm.image import pixels_sha256, to_png
 from farm.job import canonical
-from farm.ledger import Claim, Commit, Ledger
+from farm.ledger import Ledger
+from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import Batch, Medium, Size, Stage, kinds
 from farm.store import Store

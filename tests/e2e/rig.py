@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from farm.client import Farm
-from farm.ledger import WorkerRecord
+from farm.records import WorkerRecord
 from tests.conftest import Valkey, select_pause
 
 ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
@@ -62,7 +62,7 @@ class Rig:
     def pid(self, queue: str) -> int:
         """The process of the one live worker that serves `queue`."""
         (found,) = [worker for worker in self.workers() if queue in worker.queues]
-        return int(found.info["pid"])
+        return found.pid
 
     def logs(self) -> str:
         """What the farm's processes wrote."""

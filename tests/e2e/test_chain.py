@@ -76,7 +76,9 @@ def test_the_result_can_be_read_by_a_program_that_knows_nothing_of_the_farm(rig:
 def test_the_same_job_twice_with_reuse_off_gives_the_same_pixels(rig: Rig) -> None:
     first, second = (rig.farm.render(PROMPT, chain="hires", seed=11, steps=4, reuse=False) for _ in range(2))
     assert pixels(first.wait(120)) == pixels(second.wait(120))
-    assert rig.farm.render(PROMPT, chain="hires", seed=12, steps=4).wait(120).results[0].sha256 != first.results[0].sha256
+    assert (
+        rig.farm.render(PROMPT, chain="hires", seed=12, steps=4).wait(120).results[0].sha256 != first.results[0].sha256
+    )
 
 
 def test_an_equal_job_takes_the_committed_outputs(rig: Rig) -> None:
@@ -104,7 +106,10 @@ def test_a_chain_that_begins_with_an_image(rig: Rig, tmp_path: Path) -> None:
 
 def test_an_image_is_upscaled_alone(rig: Rig, tmp_path: Path) -> None:
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(tmp_path / "in.png")
-    assert rig.farm.render(chain="upscale", image=tmp_path / "in.png", seed=3, steps=4).wait(120).images[0].size == (256, 256)
+    assert rig.farm.render(chain="upscale", image=tmp_path / "in.png", seed=3, steps=4).wait(120).images[0].size == (
+        256,
+        256,
+    )
 
 
 def test_rerun_makes_the_same_pixels_from_the_picture_alone(rig: Rig, tmp_path: Path) -> None:
@@ -124,7 +129,13 @@ def test_the_printed_program_makes_the_same_pixels(rig: Rig, tmp_path: Path) -> 
     job = rig.farm.render(PROMPT, chain="hires", seed=41, steps=4, negative_prompt="blue").wait(120)
     # When
     program = job.script()
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
     # Then
     assert "farm" not in program.replace(str(rig.farm.settings.models_dir), "")
     assert pixels_sha256((tmp_path / "out.png").read_bytes()) == pixels(job)
@@ -154,7 +165,7 @@ def test_what_is_refused_leaves_no_trace(rig: Rig, given: dict[str, object]) -> 
     # Given
     def trace() -> tuple[list[str], list[str]]:
         found = rig.farm.store.client.list_objects_v2(Bucket=rig.farm.store.bucket)
-        return [record.id for record in rig.farm.jobs()], sorted(item["Key"] for item in found.get("Contents", []))
+        return [record.job for record in rig.farm.jobs()], sorted(item["Key"] for item in found.get("Contents", []))
 
     before = trace()
     # When

@@ -1,8 +1,8 @@
 """What is the smallest checkpoint family that runs through real pipelines, and how is it made?
 
-`python -m workers.demo.tiny NAME FOLDER` writes one checkpoint in the hub's layout: real diffusers and transformers classes, a
-real tokenizer, seeded random weights, no download, a second of work. Its pictures are bounded, coloured and follow prompt and
-seed, but mean nothing. It is what tests, the first run and a machine without a GPU work with.
+`python -m workers.demo.tiny NAME FOLDER` writes one checkpoint in the hub's layout: real diffusers and transformers
+classes, a real tokenizer, seeded random weights, no download, a second of work. Its pictures are bounded, coloured and
+follow prompt and seed, but mean nothing. It is what tests, the first run and a machine without a GPU work with.
 
 ==========  ==========================================================================================================
 tiny        64 px, latents of 4 channels, 8 px per cell
@@ -27,11 +27,11 @@ VAE_SEEDS = {"tiny": 11, "tiny-style": 11, "tiny-x2": 11, "tiny-other": 12, "tin
 """One seed, one VAE, one latent space."""
 TEXT_WIDTH = 32
 TEXT_TOKENS = 77
-WORDS = (
-    "a an the of in on at with and over under photo picture painting drawing sketch portrait landscape castle house tree "
-    "forest mountain river sea sky sun moon star cat dog bird fish horse fox flower rose apple boat car train city street "
-    "red green blue yellow orange purple pink black white grey brown gold silver small large old new dark bright detailed"
-).split()
+WORDS = """
+    a an the of in on at with and over under photo picture painting drawing sketch portrait landscape castle house tree
+    forest mountain river sea sky sun moon star cat dog bird fish horse fox flower rose apple boat car train city street
+    red green blue yellow orange purple pink black white grey brown gold silver small large old new dark bright detailed
+""".split()  # noqa: SIM905 — a list of words is read as one
 """Words with a token of their own; all else is spelled in bytes."""
 
 
@@ -79,14 +79,15 @@ def _base(parts: dict[str, Any]) -> Any:
 def _upscale_latent(parts: dict[str, Any]) -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeline, UNet2DConditionModel
 
-    # Source: unet/config.json of stabilityai/sd-x2-latent-upscaler, with fewer and narrower blocks (a K block needs 32 channels). 8 channels in: noise and
-    # input; 5 out: the pipeline drops the last, a variance; the time condition is 128 for the noise level + the pooled text.
+    # Source: unet/config.json of stabilityai/sd-x2-latent-upscaler, with narrower blocks (a K block needs 32 channels,
+    # and the widest must be twice the first). 8 channels in: noise and input; 5 out: the pipeline drops the last, a
+    # variance; the time condition is 128 for the noise level + the pooled text.
     unet = UNet2DConditionModel(
         in_channels=8,
         out_channels=5,
-        block_out_channels=(32, 32),
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
         mid_block_type=None,
         layers_per_block=1,
         act_fn="gelu",
@@ -110,13 +111,13 @@ def _upscale_latent(parts: dict[str, Any]) -> Any:
 def _upscale(parts: dict[str, Any]) -> Any:
     from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionUpscalePipeline, UNet2DConditionModel
 
-    # Source: unet/config.json of stabilityai/stable-diffusion-x4-upscaler, with fewer and narrower blocks. 7 channels in: noise
+    # Source: unet/config.json of stabilityai/stable-diffusion-x4-upscaler, with narrower blocks. 7 channels in: noise
     # and RGB; the noise level is a class. It works at the input's full resolution: the first blocks must be thin.
     unet = UNet2DConditionModel(
         in_channels=7,
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(4, 8, 8, 16),
+        down_block_types=(*("DownBlock2D",) * 3, "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", *("UpBlock2D",) * 3),
         layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=TEXT_WIDTH,
@@ -132,8 +133,8 @@ def _upscale(parts: dict[str, Any]) -> Any:
 def _scheduler(cls: Any) -> Any:
     """A scheduler of the class `cls` with Stable Diffusion's betas.
 
-    v-prediction keeps an untrained UNet's pictures bounded: what it predicts is the picture itself where noise is high and the
-    noise where it is low, so no weak signal is ever divided by its small share.
+    v-prediction keeps an untrained UNet's pictures bounded: what it predicts is the picture itself where noise is high
+    and the noise where it is low, so no weak signal is ever divided by its small share.
     """
     return cls(
         beta_start=0.00085,

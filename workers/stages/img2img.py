@@ -12,6 +12,8 @@ from farm.errors import FieldError
 from farm.stage import Batch, Medium, Report, Scheduler, Stage
 from workers import pipelines
 
+PIPELINE = "StableDiffusionImg2ImgPipeline"
+
 
 class Img2Img(Stage):
     """Redraw the input toward `prompt`. Source: SDEdit, Meng et al. 2021, arXiv:2108.01073."""
@@ -47,12 +49,10 @@ class Img2Img(Stage):
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionImg2ImgPipeline` without safety checker."""
-        from diffusers import StableDiffusionImg2ImgPipeline
-
-        return pipelines.load(StableDiffusionImg2ImgPipeline, checkpoint, device, **pipelines.UNCHECKED)
+        return pipelines.load(PIPELINE, checkpoint, device, **pipelines.UNCHECKED)
 
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
-        """Latents [4, height/8, width/8] or images of `batch.size`, one per input. Latents never meet the VAE's encoder."""
+        """Latents [4, height/8, width/8] or images of `batch.size`, one per input; given latents stay latents."""
         pipelines.fresh_scheduler(pipe, self.scheduler, batch.generators)
         return pipelines.call(
             pipe,
@@ -76,4 +76,4 @@ class Img2Img(Stage):
             "eta": str(self.eta),
             "clip_skip": str(self.clip_skip),
         }
-        return pipelines.script(self, "StableDiffusionImg2ImgPipeline", checkpoint, emits, seed, arguments, pipelines.UNCHECKED)
+        return pipelines.script(self, PIPELINE, checkpoint, emits, seed, arguments, pipelines.UNCHECKED)

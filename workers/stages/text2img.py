@@ -11,6 +11,8 @@ from farm.errors import FieldError
 from farm.stage import Batch, Medium, Report, Scheduler, Size, Stage
 from workers import pipelines
 
+PIPELINE = "StableDiffusionPipeline"
+
 
 class Text2Img(Stage):
     """Draw `prompt`, starting from noise. Source: Latent Diffusion, Rombach et al. 2022, arXiv:2112.10752."""
@@ -40,9 +42,7 @@ class Text2Img(Stage):
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionPipeline` without safety checker."""
-        from diffusers import StableDiffusionPipeline
-
-        return pipelines.load(StableDiffusionPipeline, checkpoint, device, **pipelines.UNCHECKED)
+        return pipelines.load(PIPELINE, checkpoint, device, **pipelines.UNCHECKED)
 
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
         """Latents [4, height/8, width/8] or images of `batch.size`, one per prompt."""
@@ -60,7 +60,7 @@ class Text2Img(Stage):
         )
 
     def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:
-        """A plain `StableDiffusionPipeline` program; it leaves latents [1, 4, height/8, width/8] or a PIL image in `out`."""
+        """A plain `StableDiffusionPipeline` program that starts from noise."""
         native = "pipe.unet.config.sample_size * pipe.vae_scale_factor"
         arguments = {
             "width": str(self.width or native),
@@ -70,4 +70,4 @@ class Text2Img(Stage):
             "eta": str(self.eta),
             "clip_skip": str(self.clip_skip),
         }
-        return pipelines.script(self, "StableDiffusionPipeline", checkpoint, emits, seed, arguments, pipelines.UNCHECKED)
+        return pipelines.script(self, PIPELINE, checkpoint, emits, seed, arguments, pipelines.UNCHECKED)

@@ -11,6 +11,7 @@ from farm.errors import FieldError
 from farm.stage import Batch, Medium, Report, Scheduler, Stage
 from workers import pipelines
 
+PIPELINE = "StableDiffusionUpscalePipeline"
 NOT_LOADED = {"safety_checker": None, "feature_extractor": None, "watermarker": None}
 """Loading arguments: the farm keeps no safety checker and adds no watermark."""
 
@@ -18,9 +19,9 @@ NOT_LOADED = {"safety_checker": None, "feature_extractor": None, "watermarker": 
 class Upscale(Stage):
     """Quadruple the sides of an image, guided by `prompt`.
 
-    Source: stable-diffusion-x4-upscaler (Stability AI, 2022) after Latent Diffusion, Rombach et al. 2022, arXiv:2112.10752,
-    §4.4. It takes RGB, never latents (its UNet sees noise and image side by side), and its own latents are of use to no other
-    stage, so it gives images only.
+    Source: stable-diffusion-x4-upscaler (Stability AI, 2022) after Latent Diffusion, Rombach et al. 2022,
+    arXiv:2112.10752, §4.4. It takes RGB, never latents (its UNet sees noise and image side by side), and its own latents
+    are of use to no other stage, so it gives images only.
     """
 
     kind: Literal["upscale"] = "upscale"
@@ -48,9 +49,7 @@ class Upscale(Stage):
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionUpscalePipeline` without safety checker and watermark."""
-        from diffusers import StableDiffusionUpscalePipeline
-
-        return pipelines.load(StableDiffusionUpscalePipeline, checkpoint, device, **NOT_LOADED)
+        return pipelines.load(PIPELINE, checkpoint, device, **NOT_LOADED)
 
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
         """Images of `batch.size`, four times the given sides, one per input."""
@@ -77,4 +76,4 @@ class Upscale(Stage):
             "eta": str(self.eta),
             "clip_skip": str(self.clip_skip),
         }
-        return pipelines.script(self, "StableDiffusionUpscalePipeline", checkpoint, emits, seed, arguments, NOT_LOADED)
+        return pipelines.script(self, PIPELINE, checkpoint, emits, seed, arguments, NOT_LOADED)

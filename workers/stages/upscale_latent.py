@@ -9,13 +9,15 @@ from pydantic import Field
 from farm.stage import Batch, Medium, Report, Stage
 from workers import pipelines
 
+PIPELINE = "StableDiffusionLatentUpscalePipeline"
+
 
 class UpscaleLatent(Stage):
     """Double the sides without leaving the latent space.
 
     Source: sd-x2-latent-upscaler (Katherine Crowson, Stability AI, 2022), a k-diffusion model after Karras et al. 2022,
-    arXiv:2206.00364. It has no `scheduler` field: its pipeline applies Karras' preconditioning itself and is only right with
-    the checkpoint's own Euler scheduler.
+    arXiv:2206.00364. It has no `scheduler` field: its pipeline applies Karras' preconditioning itself and is only right
+    with the checkpoint's own Euler scheduler.
     """
 
     kind: Literal["upscale_latent"] = "upscale_latent"
@@ -24,7 +26,7 @@ class UpscaleLatent(Stage):
 
     # Source: the example in diffusers' docs of this pipeline (its default of 75 is inherited from the x4 pipeline).
     num_inference_steps: int = Field(20, ge=1, le=150, description="denoising steps")
-    # Source: the same example has 0, which also drops the prompt. 1 costs the same single UNet pass and keeps the prompt.
+    # Source: the same example has 0, which drops the prompt. 1 costs the same one UNet pass per step and keeps it.
     guidance_scale: float = Field(
         1.0,
         ge=0,
@@ -34,9 +36,7 @@ class UpscaleLatent(Stage):
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionLatentUpscalePipeline`."""
-        from diffusers import StableDiffusionLatentUpscalePipeline
-
-        return pipelines.load(StableDiffusionLatentUpscalePipeline, checkpoint, device)
+        return pipelines.load(PIPELINE, checkpoint, device)
 
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
         """Latents [4, height/8, width/8] or images of `batch.size`, twice the given sides, one per input."""
@@ -57,4 +57,4 @@ class UpscaleLatent(Stage):
             "num_inference_steps": str(self.num_inference_steps),
             "guidance_scale": str(self.guidance_scale),
         }
-        return pipelines.script(self, "StableDiffusionLatentUpscalePipeline", checkpoint, emits, seed, arguments)
+        return pipelines.script(self, PIPELINE, checkpoint, emits, seed, arguments)

@@ -1,0 +1,264 @@
+"""How far are the jobs, what became of them, and who works on what?"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
+from farm.cli.wait import failure_of, wait
+from farm.errors import Conflict, FarmError
+from farm.records import ENDED
+
+if TYPE_CHECKING:
+    from farm.client import JobHandle
+    from farm.records import Event, JobRecord
+
+app = group("jobs", "Jobs: list, look, wait, steer, download.")
+queue = group("queue", "Queues and the workers that serve them.")
+Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a job, or its last 4 or more characters.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, or their last 4 or more characters.")]
+State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
+LISTEN_MS = 1000
+"""How long one look for further events blocks, milliseconds; shorter than the ledger's socket timeout."""
+
+
+@app.command()
+def ls(
+    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
+    run: Annotated[str | None, typer.Option(help="Only jobs of this run.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many.")] = 50,
+) -> Outcome:
+    """List jobs, the newest first.
+
+    \b
+    farm jobs ls --state failed --limit 10
+    """
+    with open_farm() as farm:
+        records = farm.jobs(state=state, run=run, limit=limit)
+    data = [_summary(record) for record in records]
+    rows = [
+        (record.job, record.state, f"{min(record.at + 1, record.n)}/{record.n}", record.lane, record.priority,
+         _age(record), record.code)
+        for record in records
+    ]  # fmt: skip
+    return Outcome(data, [Table(("JOB", "STATE", "STAGE", "LANE", "PRIORITY", "AGE", "CODE"), rows)])
+
+
+@app.command()
+def show(job: Id) -> Outcome:
+    """Show a job: what was asked for, its stages, attempts and workers, and why it waits.
+
+    \b
+    farm jobs show 3f9a
+    """
+    with open_farm() as farm:
+        handle = farm.job(job)
+        record = handle.record
+        reason = "" if record.state in ENDED else farm.ledger.waiting_for(record.job)
+        results = [result.uri for result in handle.results]
+    spec = json.loads(record.spec)
+    stages = [asdict(stage) for stage in record.stages]
+    data = {**_summary(record), "waits_for": reason, "chain": spec["chain"], "stages": stages, "results": results}
+    facts = {
+        "job": record.job,
+        "state": f"{record.state}{f' ({record.code})' if record.code else ''}",
+        "message": record.message,
+        "waits for": reason,
+        "prompt": spec["chain"].get("prompt", ""),
+        "seed": spec["chain"]["seed"],
+        "run": record.run,
+        "created": _clock(record.created_ms),
+        "ended": _clock(record.ended_ms),
+    }
+    lines: list[str | Table] = [f"{name:<10} {value}" for name, value in facts.items() if value not in ("", None)]
+    heads = ("STAGE", "QUEUE", "STATE", "STEP", "ATTEMPT", "CRASHES", "OOM", "LAPSES", "WORKER", "CODE")
+    rows = [
+        (stage.index, stage.queue, stage.state, f"{stage.step}/{stage.steps}" if stage.steps else "", stage.attempt,
+         stage.crash, stage.oom, stage.lapses, stage.worker, stage.code)
+        for stage in record.stages
+    ]  # fmt: skip
+    lines += [
+        Table(heads, rows),
+        *(f"stage {stage.index}: {stage.message}" for stage in record.stages if stage.message),
+    ]
+    return Outcome(data, [*lines, *results])
+
+
+@app.command("wait")
+def wait_for(
+    jobs: Ids, out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the results.")] = None
+) -> Outcome:
+    """Wait until jobs have ended, showing where they are; print the results.
+
+    \b
+    farm jobs wait 3f9a 77c1 -o out/
+    """
+    if len(jobs) > 1 and out is not None and out.suffix == ".png":
+        raise usage("several pictures do not go into one .png", "give a folder with -o")
+    with open_farm() as farm:
+        return wait(farm, [farm.job(job) for job in jobs], out)
+
+
+@app.command()
+def watch(job: Id) -> Outcome:
+    """Print each event of a job on stderr as it happens, from the first one, until it has ended.
+
+    \b
+    farm jobs watch 3f9a
+    """
+    seen: list[Event] = []
+    with open_farm() as farm:
+        handle = farm.job(job)
+        while True:
+            # Read before the events: what ends the job is then among them.
+            record = handle.record
+            over = record.state in ENDED
+            found = farm.ledger.events(
+                record.job, after=seen[-1].id if seen else "0-0", block_ms=None if over else LISTEN_MS
+            )
+            for event in found:
+                stage = "" if event.stage < 0 else f"stage {event.stage}"
+                say(
+                    "  ".join(filter(None, (_clock(event.t), event.type, stage, event.state, event.worker, event.code)))
+                )
+            seen += found
+            if over and not found:
+                break
+    data = {**_summary(record), "events": [asdict(event) for event in seen]}
+    return Outcome(data, [record.state], failure_of([record]))
+
+
+@app.command()
+def cancel(jobs: Ids) -> Outcome:
+    """Cancel jobs; a running stage stops within one step.
+
+    \b
+    farm jobs cancel 3f9a
+    """
+    return _each(jobs, lambda handle: handle.cancel())
+
+
+@app.command()
+def retry(jobs: Ids) -> Outcome:
+    """Queue failed, quarantined, cancelled or expired jobs again from the stage they ended in.
+
+    \b
+    farm jobs retry 3f9a
+    """
+    return _each(jobs, lambda handle: handle.retry())
+
+
+@app.command()
+def pause(jobs: Ids) -> Outcome:
+    """Hold jobs after the stage that runs now.
+
+    \b
+    farm jobs pause 3f9a
+    """
+    return _each(jobs, lambda handle: handle.pause())
+
+
+@app.command()
+def resume(jobs: Ids) -> Outcome:
+    """Let paused jobs go on.
+
+    \b
+    farm jobs resume 3f9a
+    """
+    return _each(jobs, lambda handle: handle.resume())
+
+
+@app.command()
+def download(
+    job: Id, out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .png.")] = Path(".")
+) -> Outcome:
+    """Write the results of a job to disk.
+
+    \b
+    farm jobs download 3f9a -o apple.png
+    """
+    with open_farm() as farm:
+        handle = farm.job(job)
+        state = handle.state
+        if state != "done":
+            hint = f"`farm jobs show {job}` says why" if state in ENDED else f"`farm jobs wait {job}` waits for it"
+            raise Conflict(f"the job is {state}: it has no result", hint=hint)
+        paths = [str(path) for path in handle.download(out)]
+    return Outcome({"id": handle.id, "paths": paths}, paths)
+
+
+@queue.command()
+def status() -> Outcome:
+    """Show what is ready and running in each queue, and the live workers.
+
+    \b
+    farm queue status
+    """
+    with open_farm() as farm:
+        queues, workers, stats = farm.ledger.queues(), farm.ledger.workers(), farm.ledger.stats()
+    rows = [(found.queue, found.ready, found.running, found.live) for found in queues]
+    serving = [
+        (found.worker, "draining" if found.draining else found.state, ",".join(found.queues), found.host, found.pid)
+        for found in workers
+    ]
+    data = {
+        "queues": [asdict(found) for found in queues],
+        "workers": [asdict(found) for found in workers],
+        "stats": stats,
+    }
+    tables = (
+        Table(("QUEUE", "READY", "RUNNING", "WORKERS"), rows),
+        Table(("WORKER", "STATE", "QUEUES", "HOST", "PID"), serving),
+    )
+    return Outcome(data, [tables[0], "", tables[1]])
+
+
+def _each(ids: Sequence[str], steer: Callable[[JobHandle], object]) -> Outcome:
+    """The state of each job after `steer`; the first refusal is the error, the others are told on stderr."""
+    data: list[dict[str, Any]] = []
+    lines, refused = [], []
+    with open_farm() as farm:
+        for job in ids:
+            try:
+                handle = farm.job(job)
+                steer(handle)
+                state = handle.state
+                data.append({"id": handle.id, "state": state})
+                lines.append(f"{handle.id}  {state}")
+            except FarmError as error:
+                if error.code in ("unavailable", "outcome_unknown"):
+                    raise
+                data.append({"id": job, "code": error.code, "message": error.message})
+                refused.append(error)
+    for other in refused[1:]:
+        say(f"error: {other.message}")
+    return Outcome({"jobs": data}, lines, refused[0] if refused else None)
+
+
+def _summary(record: JobRecord) -> dict[str, Any]:
+    """A job's record as data, without what is opaque in it."""
+    names = ("state", "run", "lane", "priority", "at", "n", "code", "message")
+    times = {name: _clock(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
+    return {"id": record.job, **{name: getattr(record, name) for name in names}, **times}
+
+
+def _clock(ms: float) -> str | None:
+    """A time in milliseconds as ISO 8601 in UTC; None for 0, "not yet"."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
+
+
+def _age(record: JobRecord) -> str:
+    """How long ago a job was created: `12s`, `3m`, `5h`, `2d`."""
+    age = max(0, int(time.time() - record.created_ms / 1000))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if age >= size:
+            return f"{age // size}{unit}"
+    return f"{age}s"

@@ -1,0 +1,194 @@
+"""How are pictures asked for: by prompt and chain, or again from a picture?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from farm.cli.chains import edges
+from farm.cli.outcome import Outcome, open_farm, usage
+from farm.cli.wait import wait
+from farm.errors import Unavailable
+
+if TYPE_CHECKING:
+    from farm.client import Farm, JobHandle
+    from farm.job import Chain
+
+SUBMIT_TRIES = 3
+"""Times the same jobs are sent when a reply is lost: each key yields one job."""
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
+
+
+def render(
+    prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
+    chain: Annotated[str | None, typer.Option(help="Preset or .json/.yaml file. [hires; img with --image]")] = None,
+    image: Annotated[str | None, typer.Option(help="Image to begin with; - reads it from stdin.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first picture. [random]")] = None,
+    count: Annotated[int, typer.Option(help="Number of pictures, with seed, seed + 1, …")] = 1,
+    strength: Annotated[float | None, typer.Option(help="Share of the schedule that img2img redoes.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the first stage, pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the first stage, pixels.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Scheduler by diffusers' class name.")] = None,
+    noise_level: Annotated[int | None, typer.Option(help="Noise that upscale adds to its input.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="[I.]NAME=VALUE", help="Any parameter, JSON; I: stage from 0.")
+    ] = None,
+    fit: Annotated[
+        Literal["cover", "contain", "stretch"] | None, typer.Option(help="How the image meets another aspect. [cover]")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Run alone in every batch.")] = False,
+    no_reuse: Annotated[bool, typer.Option("--no-reuse", help="Run even what is already made.")] = False,
+    priority: Annotated[int, typer.Option(help="0 to 100; higher runs first.")] = 50,
+    lane: Annotated[Literal["interactive", "bulk"], typer.Option(help="bulk runs when nothing else is there.")] = (
+        "interactive"
+    ),
+    deadline_s: Annotated[float | None, typer.Option(help="Expire after so many seconds.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key yields the same jobs.")] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Show progress until the jobs have ended.")] = False,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show the chain; submit nothing.")] = False,
+) -> Outcome:
+    """Ask for pictures.
+
+    A parameter is set in every stage that has it; --set 1.strength=0.4 sets that of one stage, counted from 0.
+
+    \b
+    farm render "a red apple" --wait -o out/
+    farm render "a green apple" --image photo.jpg --strength 0.5 -o apple.png
+    farm render "a pear" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
+    farm render --chain my-chain.yaml --dry-run
+
+    Without --wait the ids of the jobs are printed. Exit status 3: a job did not end done.
+    """
+    if prompt is None and image is None and chain is None:
+        raise usage("nothing to draw: give a PROMPT, an --image or a --chain", "`farm render --help` shows how")
+    if count > 1 and out is not None and out.suffix == ".png":
+        raise usage("several pictures do not go into one .png", "give a folder with -o")
+    named = {
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "fit": fit,
+        "exact": exact or None,
+        "reuse": False if no_reuse else None,
+        "strength": strength,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "scheduler": scheduler,
+        "noise_level": noise_level,
+        # Only the first stage sets a size; the others take what they are given.
+        "0.width": width,
+        "0.height": height,
+    }
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    for name, value in map(_assignment, settings or []):
+        if name in given or (name == "prompt" and prompt is not None):
+            raise usage(f"{name} is given twice")
+        given[name] = value
+    with open_farm() as farm:
+        prompt = given.pop("prompt", prompt)
+        asked = farm.chain(chain or ("hires" if image is None else "img"), prompt, **given)
+        source = sys.stdin.buffer.read(farm.settings.max_upload_bytes + 1) if image == "-" else image
+        if dry_run:
+            return _dry_run(farm, asked, source, count)
+        handles = _submit(
+            farm, asked, source, count, idempotency_key, lane=lane, priority=priority, deadline_s=deadline_s
+        )
+        if wait_ or out is not None:
+            return wait(farm, handles, out)
+        ids = [handle.id for handle in handles]
+        return Outcome({"jobs": [{"id": job} for job in ids]}, ids)
+
+
+def rerun(
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG that the farm made.", show_default=False)],
+    image: Annotated[Path | None, typer.Option(help="The input image, if the store no longer holds it.")] = None,
+    wait_: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait, and compare the pixels.")] = True,
+    out: Out = None,
+) -> Outcome:
+    """Make a picture again from the recipe in it, and say whether the pixels are identical.
+
+    \b
+    farm rerun out/apple.png
+    farm rerun out/apple.png --image photo.jpg -o again.png
+    """
+    from farm.image import pixels_sha256
+
+    with open_farm() as farm:
+        handle, same_recipe = farm.rerun(picture, image)
+        if not wait_ and out is None:
+            return Outcome({"jobs": [{"id": handle.id}], "same_recipe": same_recipe}, [handle.id])
+        outcome = wait(farm, [handle], out)
+        if outcome.error is not None:
+            return outcome
+        (result,) = handle.results
+        made = farm.store.get_blob(result.sha256, max_bytes=farm.settings.max_area * 4)
+        identical = pixels_sha256(made) == pixels_sha256(picture.read_bytes())
+        told = "the pixels are identical" if identical else "the pixels differ"
+        if not same_recipe:
+            told += "; the checkpoints or stages here are not those that made the picture"
+        return Outcome({**outcome.data, "identical": identical, "same_recipe": same_recipe}, [*outcome.lines, told])
+
+
+def script(job: Annotated[str, typer.Argument(help="Id of a job, or its last 4 or more characters.")]) -> Outcome:
+    """Print the plain diffusers program that makes the same pixels as a job.
+
+    \b
+    farm script 3f9a > apple.py
+    """
+    with open_farm() as farm:
+        program = farm.job(job).script()
+    return Outcome({"script": program}, [program.rstrip("\n")])
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """The name and value of one --set: JSON where it is JSON, else the text itself."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or name in ("self", "chain", "stages"):
+        raise usage(f"--set {text}: not [I.]NAME=VALUE", "for example --set 1.strength=0.4")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _submit(
+    farm: Farm, chain: Chain, image: str | bytes | None, count: int, key: str | None, **options: Any
+) -> list[JobHandle]:
+    """The submitted jobs; where a reply is lost, the same ones are sent again."""
+    from farm.job import new_id
+
+    key = key or new_id()
+    jobs = farm.jobs_of(chain, image, count, idempotency_key=key, **options)
+    for left in reversed(range(SUBMIT_TRIES)):
+        try:
+            return farm.submit(jobs)
+        except Unavailable as error:
+            if error.code != "outcome_unknown":
+                raise
+            if not left:
+                raise Unavailable(
+                    code="outcome_unknown", hint=f"run it again with --idempotency-key {key}: no job is made twice"
+                ) from None
+    raise AssertionError("the last try returns or raises")
+
+
+def _dry_run(farm: Farm, chain: Chain, image: str | bytes | None, count: int) -> Outcome:
+    """The chain as it would run, all checks done and nothing stored."""
+    from farm.job import make_job
+
+    _, found = farm._prepare(chain, image)
+    # The last of the run: if its seed is possible, all are.
+    job = make_job(chain, farm.catalog, farm.settings, image=found, index=count - 1)
+    table, data = edges(job.plan)
+    seeds = f"seeds {job.seed - count + 1} to {job.seed}" if count > 1 else f"seed {job.seed}"
+    told = (
+        f"{count} job{'s' if count > 1 else ''}, {seeds if chain.seed is not None else 'a random seed'}; not submitted"
+    )
+    return Outcome({"count": count, "seed": chain.seed, "stages": data}, [table, told])

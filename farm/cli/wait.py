@@ -1,0 +1,222 @@
+"""Where are the jobs that somebody waits for, and what came of them?
+
+Progress goes to stderr: on a terminal a live bar for each of the first unfinished jobs, elsewhere a line per change.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from farm.cli.outcome import Outcome, is_plain, say
+from farm.errors import Conflict, FarmError, StageFailed, Unavailable
+from farm.records import ENDED
+
+if TYPE_CHECKING:
+    from farm.client import Farm, JobHandle
+    from farm.records import JobRecord
+
+SHOWN = 8
+"""Unfinished jobs that are looked at in each round."""
+ROUND_S = 0.2
+"""Pause between two rounds, seconds."""
+PATIENCE_S = 60.0
+"""How long the ledger may be away before waiting ends, seconds. The jobs go on without us."""
+
+
+def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
+    """What came of the jobs, once all have ended, with the results written to `out` if it is given.
+
+    Ctrl+C detaches or cancels, as the user answers; a second one detaches.
+
+    Raises:
+        Unavailable: the ledger was away for too long, or the store does not answer.
+    """
+    once = list({handle.id: handle for handle in handles}.values())
+    try:
+        records = follow(farm, once)
+    except KeyboardInterrupt:
+        return _interrupted(once)
+    return collect(once, records, out)
+
+
+def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
+    """The jobs' last records, once all have ended; shows until then where they are.
+
+    Raises:
+        Unavailable: the ledger was away for too long.
+    """
+    waiting, open_jobs = deque(handles), dict[str, "JobHandle"]()
+    ended: dict[str, JobRecord] = {}
+    away_since: float | None = None
+    display = Lines() if is_plain(sys.stderr) else Bars(len(handles))
+    with display.live():
+        while waiting or open_jobs:
+            while waiting and len(open_jobs) < SHOWN:
+                handle = waiting.popleft()
+                open_jobs[handle.id] = handle
+            try:
+                records = [handle.record for handle in open_jobs.values()]
+                for record in records:
+                    display.show(record, _reason(farm, record))
+                away_since = None
+            except Unavailable:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > PATIENCE_S:
+                    raise
+                records = []
+            over = {record.job: record for record in records if _is_over(record)}
+            ended |= over
+            for job in over:
+                del open_jobs[job]
+            if open_jobs and not over:
+                time.sleep(ROUND_S)
+    return [ended[handle.id] for handle in handles]
+
+
+def collect(handles: Sequence[JobHandle], records: Sequence[JobRecord], out: Path | None) -> Outcome:
+    """The results of ended jobs, written to `out` if it is given; the error if one did not end done.
+
+    Raises:
+        Unavailable: the store does not answer.
+    """
+    data: list[dict[str, Any]] = []
+    lines: list[str] = []
+    for handle, record in zip(handles, records, strict=True):
+        found = handle.results
+        paths = [str(path) for path in handle.download(out)] if out is not None else [None] * len(found)
+        results = [
+            {"uri": result.uri, "sha256": result.sha256, "size": list(result.size), "path": path}
+            for result, path in zip(found, paths, strict=True)
+        ]
+        data.append(
+            {
+                "id": record.job,
+                "state": record.state,
+                "code": record.code,
+                "message": record.message,
+                "results": results,
+            }
+        )
+        lines += [str(result[key]) for result in results for key in ("uri", "path") if result[key]]
+    return Outcome({"jobs": data}, lines, failure_of(records))
+
+
+def failure_of(records: Sequence[JobRecord]) -> FarmError | None:
+    """The error of jobs of which not all ended done."""
+    bad = [record for record in records if record.state != "done"]
+    if not bad:
+        return None
+    told = [f"the job {record.job} is {record.state}{': ' if record.message else ''}{record.message}" for record in bad]
+    for line in told[:-1]:
+        say(f"error: {line}")
+    hint = f"`farm jobs show {bad[-1].job}` shows its stages; `farm jobs retry` queues it again"
+    return StageFailed(told[-1], code="job_failed", hint=hint)
+
+
+def where(record: JobRecord) -> str:
+    """Where a job is, in a few words: `running  stage 2/4 img2img.tiny  step 7/25`."""
+    if _is_over(record) or record.at >= len(record.stages):
+        return f"{record.state}{': ' if record.message else ''}{record.message}"
+    stage = record.stages[record.at]
+    words = f"{record.state}  stage {record.at + 1}/{len(record.stages)} {stage.queue}"
+    if stage.state != "running":
+        return words
+    return f"{words}  step {stage.step}/{stage.steps}" if stage.phase == "step" else f"{words}  {stage.phase}"
+
+
+def _is_over(record: JobRecord) -> bool:
+    return record.state in ENDED
+
+
+def _reason(farm: Farm, record: JobRecord) -> str:
+    """Why an unfinished job does not move, if it does not."""
+    if _is_over(record) or (record.at < len(record.stages) and record.stages[record.at].state == "running"):
+        return ""
+    return farm.ledger.waiting_for(record.job)
+
+
+class Lines:
+    """A line per change, for logs."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def live(self) -> AbstractContextManager[object]:
+        """Nothing moves."""
+        return nullcontext()
+
+    def show(self, record: JobRecord, reason: str) -> None:
+        """Prints where the job is, unless only a number has changed since."""
+        line = where(record) + (f"  ({reason})" if reason else "")
+        # A line for every step, or for every job that goes ahead, would flood a log.
+        gist = re.sub(r"step.*|\d+ ahead", "", line)
+        if self._said.get(record.job) != gist:
+            self._said[record.job] = gist
+            say(f"{record.job}  {line}")
+
+
+class Bars:
+    """A live bar per unfinished job, and one for all if they are many."""
+
+    def __init__(self, count: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        words = TextColumn("{task.description}", markup=False)
+        told = TextColumn("{task.fields[where]}", markup=False)
+        self._progress = Progress(words, BarColumn(), TimeElapsedColumn(), told, console=Console(stderr=True))
+        self._tasks: dict[str, Any] = {}
+        self._all = self._progress.add_task("all jobs", total=count, where="", visible=count > 1)
+
+    def live(self) -> AbstractContextManager[object]:
+        """The bars, on the screen until the end."""
+        return self._progress
+
+    def show(self, record: JobRecord, reason: str) -> None:
+        """Moves the job's bar; takes it away when the job is done and others go on."""
+        if record.job not in self._tasks:
+            self._tasks[record.job] = self._progress.add_task("…" + record.job[-8:], total=len(record.stages), where="")
+        told = where(record) + (f"  ({reason})" if reason else "")
+        self._progress.update(self._tasks[record.job], completed=_share(record), where=told)
+        if _is_over(record):
+            self._progress.advance(self._all)
+            many = (self._progress.tasks[0].total or 0) > SHOWN
+            self._progress.update(self._tasks[record.job], visible=not many or record.state != "done")
+
+
+def _share(record: JobRecord) -> float:
+    """How many stages are done, counting steps of the running one."""
+    if record.state == "done":
+        return len(record.stages)
+    stage = record.stages[record.at] if record.at < len(record.stages) else None
+    return record.at + (stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0)
+
+
+def _interrupted(handles: Sequence[JobHandle]) -> Outcome:
+    """What Ctrl+C leads to: on a terminal the user says whether the jobs are cancelled, elsewhere they go on."""
+    ids = [handle.id for handle in handles]
+    cancelled = sys.stdin.isatty() and sys.stderr.isatty() and _wants_cancel(input)
+    if cancelled:
+        for handle in handles:
+            try:
+                handle.cancel()
+            except Conflict:
+                continue
+    hint = "" if cancelled else "the jobs go on; `farm jobs wait ID` waits for them again"
+    return Outcome({"jobs": ids, "cancelled": cancelled}, ids, FarmError(code="interrupted", hint=hint))
+
+
+def _wants_cancel(ask: Callable[[], str]) -> bool:
+    """The user's answer; a second Ctrl+C means no."""
+    print("\nd: detach, the jobs go on   c: cancel them   [d] ", end="", file=sys.stderr, flush=True)
+    try:
+        return ask().strip().lower().startswith("c")
+    except (KeyboardInterrupt, EOFError):
+        return False

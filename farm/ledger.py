@@ -1,0 +1,375 @@
+"""Which work is there, who holds it, and what has been committed?
+
+The truth of the farm, in Redis. Every call is one Lua script on Redis's own clock, so it happens whole or not at all.
+A **job** is one request, a chain of n stages. An **execution** is the running of one recipe; it alone is claimed, and
+charges are counted there. A job is a *waiter* of the execution of its current stage; equal recipes share one.
+
+Execution (`x:<exec>`)::
+
+    state        call                to           charge       event to each waiter   keys written (with x:<exec>)
+    -----------  ------------------  -----------  -----------  ---------------------  ----------------------------------
+    absent,idle  a job attaches      ready                                            waiters, ready
+    failed       a job attaches      ready        oom cleared                         waiters, ready
+    ready        claim               running      attempt      claimed                -ready, leases, held, tokens
+    running      beat                running                                          leases; progress
+    running      commit              committed                 committed              -leases, -held, -waiters; they move on
+    running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
+                 the last of 3       quarantined  crash        .., quarantined        -leases, -held, -waiters
+    running      fail oom            ready        oom          attempt_failed         -leases, -held, ready; alone, failed_on
+                 the last of 2       failed       oom          .., failed             -leases, -held, -waiters
+    running      fail transient      backoff      transient    attempt_failed         -leases, -held, due
+    running      fail deterministic  failed                    .., failed             -leases, -held, -waiters
+    running      fail of several     ready                     attempt_failed         -leases, -held, ready; alone
+    running      worker_died         as crash     crash        as crash               as crash; alone if it held several
+    running      release, re-claim   ready                     released               -leases, -held, ready
+    running      lapse (reap, or a   ready        lapses       lapsed                 -leases, -held, ready
+                 new boot claims)
+                 the last of 10      quarantined  lapses       .., quarantined        -leases, -held, -waiters
+    running      rewind              idle                      rewound                -leases, -held, -waiters
+    committed    rewind of a taker   ready        rewinds      rewound                epoch+1, -output, waiters, ready
+                 beyond 2            failed                    .., failed             epoch+1, -output
+    backoff      reap, when due      ready                                            -due, ready
+    ready        last waiter leaves  idle                                             -ready
+    backoff      last waiter leaves  idle                                             -due
+    running      any end but commit, idle         as above                            -leases, -held
+                 nobody waits
+    failed,      retry               ready        cleared      retried                epoch+1, waiters, ready
+    quarantined
+
+A job that attaches to a committed execution takes its output and goes on; to a quarantined one, it ends so.
+An idle execution that was never charged and never committed is deleted; others without waiters live for the retention.
+
+Job (`job:<id>`; each also writes `jobs:<state>` and both event streams)::
+
+    state            call                     to            event                   keys written (with job:<id>)
+    ---------------  -----------------------  ------------  ----------------------  -----------------------------------
+    absent           submit                   queued        submitted, reused ..    idem, jobs, run, deadlines; attaches
+    queued           claim (of its stage)     running       claimed                 started_ms
+    queued, running  commit, not the last     unchanged     committed, reused ..    out<at>, at; attaches
+    queued, running  last commit, published   done          committed, done         out<at>, ended, TTL
+    queued, running  last commit by another   unchanged     reused                  publishing; attaches to p:<job>
+    queued, running  commit of p:<job>        done          committed, done         ended, TTL
+    queued, running  its execution ends bad   failed,       attempt_failed, failed  code, message, ended, TTL
+                                              quarantined   or quarantined
+    queued, running  rewind of its stage      unchanged     rewound                 at, -out<at>; attaches
+    any unended      cancel; expire, reap     cancelled;    cancelled; expired      detaches; ended, TTL
+                                              expired
+    queued, running  pause                    paused        paused                  detaches
+    paused           resume                   queued        resumed                 attaches
+    ended, not done  retry                    queued        retried                 deadlines, no TTL; attaches
+    any unended      reprioritise             unchanged     reprioritised           ready
+
+A call that its state does not list is refused (`conflict`), and a claim's call with another token is stale.
+
+The scripts are in `lua/`, each with `lua/common.lua` before it. All keys begin with `{namespace}:`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+
+from farm.errors import CODES, Failure, FieldError, InvalidJob
+from farm.records import (
+    LANES,
+    Beat,
+    Claim,
+    Commit,
+    Event,
+    JobRecord,
+    Lane,
+    QueueState,
+    StageEntry,
+    StageRecord,
+    Submission,
+    Submitted,
+    WorkerRecord,
+    read_claim,
+    read_event,
+    read_job,
+    read_worker,
+)
+from farm.scripts import Server
+from farm.settings import Settings
+
+__all__ = [
+    "Beat",
+    "Claim",
+    "Commit",
+    "Event",
+    "JobRecord",
+    "Ledger",
+    "QueueState",
+    "StageEntry",
+    "StageRecord",
+    "Submission",
+    "Submitted",
+    "WorkerRecord",
+]
+
+CHUNK = 200
+"""Jobs per submit script: some 20 ms of the server's time."""
+
+
+def _plain(text: str) -> str:
+    """`text` as it can be stored and shown: valid Unicode, at most 2,000 characters."""
+    return text.encode("utf-8", "replace").decode("utf-8")[:2000]
+
+
+def _check_place(priority: int, lane: str) -> None:
+    if lane not in LANES:
+        raise InvalidJob(errors=(FieldError("lane", "one of " + ", ".join(LANES)),))
+    if not 0 <= priority <= 100:
+        raise InvalidJob(errors=(FieldError("priority", "0 to 100"),))
+
+
+class Ledger:
+    """The farm's truth in Redis. Threads may share one. Every call may raise Unavailable."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._server = Server(settings)
+        self._call = self._server.call
+
+    def ping(self) -> None:
+        """Returns where the ledger's server answers and is one that the farm runs on.
+
+        Raises:
+            Unavailable: it does not answer, or (`unsupported_server`) it is a Redis Cluster.
+        """
+        self._server.ping()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._server.close()
+
+    # -------------------------------------------------------------------------------------------------- producers
+
+    def submit(self, submissions: Sequence[Submission]) -> tuple[list[Submitted], set[str]]:
+        """The jobs that hold now, in order, and the queues with new ready work. 200 at a time, each time all or none.
+
+        Raises:
+            Conflict: (`idempotency_conflict`) a key was used before, for another body; nothing of these 200 is written.
+            Unavailable: nothing of these 200 is written, or (`outcome_unknown`) all may be: send them again.
+        """
+        done: list[Submitted] = []
+        queues: set[str] = set()
+        for start in range(0, len(submissions), CHUNK):
+            args: list[str | int] = []
+            chunk = submissions[start : start + CHUNK]
+            for one in chunk:
+                _check_place(one.priority, one.lane)
+                if not one.stages:
+                    raise InvalidJob(errors=(FieldError("stages", "at least one stage"),))
+                span_ms = round((one.deadline_s or self._settings.deadline_s) * 1000)
+                args += [one.job, len(one.stages), one.spec, one.idem, one.body_hash, one.lane, one.priority, span_ms]
+                args.append(one.run)
+                for stage in one.stages:
+                    args += [stage.exec, stage.queue, stage.payload]
+            self.ping()  # a server that is down is found before anything is sent
+            found, ready = self._call("submit", len(chunk), *args, lost="outcome_unknown")
+            done += [Submitted(job, state, bool(existed)) for job, state, existed in found]
+            queues.update(ready)
+        return done, queues
+
+    def cancel(self, job: str) -> str:
+        """The job's new state, `cancelled`, which holds at once; its running stage stops if nobody else waits for it.
+
+        Raises:
+            Conflict: the job has ended otherwise.
+            NotFound: there is no such job.
+        """
+        return str(self._call("end", job, "cancelled", "")[0])
+
+    def expire(self, job: str) -> None:
+        """Ends the job as past its deadline.
+
+        Raises:
+            Conflict: the job has ended otherwise.
+            NotFound: there is no such job.
+        """
+        self._call("end", job, "expired", "deadline")
+
+    def pause(self, job: str) -> None:
+        """Takes the job off its stage until `resume`; a stage that runs may still commit.
+
+        Raises:
+            Conflict: the job has ended.
+            NotFound: there is no such job.
+        """
+        self._call("pause", job)
+
+    def resume(self, job: str) -> set[str]:
+        """Attaches a paused job again; the queues made ready.
+
+        Raises:
+            Conflict: the job has ended.
+            NotFound: there is no such job.
+        """
+        return set(self._call("resume", job)[0])
+
+    def retry(self, job: str) -> set[str]:
+        """Opens an ended, unfinished job again with cleared counters and a new deadline; the queues made ready.
+
+        Raises:
+            Conflict: the job has not ended, or is done.
+            NotFound: there is no such job.
+        """
+        return set(self._call("retry", job)[0])
+
+    def reprioritise(self, job: str, priority: int, lane: Lane | None = None) -> None:
+        """Gives the job another priority (0 to 100) and lane. A shared execution goes by the best of its waiters.
+
+        Raises:
+            Conflict: the job has ended.
+            InvalidJob: there is no such priority or lane.
+            NotFound: there is no such job.
+        """
+        _check_place(priority, lane or LANES[0])
+        self._call("reprioritise", job, priority, lane or "")
+
+    # -------------------------------------------------------------------------------------------------- workers
+
+    def claim(self, queues: Iterable[str], worker: str, boot: str, limit: int = 1) -> tuple[list[Claim], set[str]]:
+        """Up to `limit` executions of one queue, the best ready ones, and the queues worth another doorbell.
+
+        What this worker still holds is given back first: it claims when it runs nothing.
+        """
+        asked = list(dict.fromkeys(queues))
+        randoms = [secrets.token_hex(8) for _ in range(limit)]
+        found, left = self._call("claim", worker, boot, limit, *randoms, len(asked), *asked)
+        return [read_claim(row, self._settings.lease_s) for row in found], set(left)
+
+    def beat(self, claims: Sequence[Claim], phase: str, step: int, steps: int) -> list[Beat]:
+        """What each claim's holder should do; renews its lease and stores its progress."""
+        return [Beat(one) for one in self._call("beat", phase, step, steps, len(claims), *_tokens(claims))]
+
+    def commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
+        """For each whether its output is taken (also where this claim's was before), and the queues made ready."""
+        args: list[str | int] = []
+        for one in commits:
+            args += [one.claim.exec, one.claim.token, one.output, len(one.published), *one.published]
+        flags, ready = self._call("commit", len(commits), *args)
+        return [flag == 1 for flag in flags], set(ready)
+
+    def fail(self, claims: Sequence[Claim], failure: Failure, code: str, message: str) -> set[str]:
+        """The queues made ready after a failed call. One of several claims charges nobody: each reruns alone.
+
+        Raises:
+            StaleToken: none of the claims holds any more.
+        """
+        backoff = (random.random(), self._settings.backoff_s * 1000, self._settings.backoff_max_s * 1000)  # noqa: S311
+        args = (failure.value, code, _plain(message), *backoff, len(claims), *_tokens(claims))
+        return set(self._call("fail", *args)[0])
+
+    def release(self, claims: Sequence[Claim]) -> set[str]:
+        """The queues made ready by giving the claims back, uncharged. Those that no longer hold are passed over."""
+        return set(self._call("release", len(claims), *_tokens(claims))[0])
+
+    def rewind(self, claim: Claim) -> set[str]:
+        """The queues made ready by sending the claim's jobs back to the stage that made its input, which is lost.
+
+        Raises:
+            StaleToken: the claim holds no more.
+        """
+        return set(self._call("rewind", claim.exec, claim.token)[0])
+
+    def worker_died(self, worker: str, boot: str, cause: str, message: str, charge: bool = True) -> set[str]:
+        """The queues made ready by what a dead worker held: a crash is charged, or nothing. Its registration ends."""
+        code = cause if cause in CODES else "crashed"
+        said = message if cause in CODES else f"{cause}: {message}"
+        return set(self._call("died", worker, boot, code, _plain(said), int(charge))[0])
+
+    # -------------------------------------------------------------------------------------------------- the registry
+
+    def register(self, worker: str, boot: str, queues: Iterable[str], state: str, info: dict[str, str]) -> None:
+        """Enters the worker for two leases. `state` is idle, busy or draining; `info` may hold host and pid."""
+        asked = list(dict.fromkeys(queues))
+        host, pid = info.get("host", ""), info.get("pid", "")
+        self._call("register", worker, boot, state, host, pid, json.dumps(info), len(asked), *asked)
+
+    def unregister(self, worker: str, boot: str) -> None:
+        """Takes the worker's entry away, unless another boot has entered since."""
+        self._call("unregister", worker, boot)
+
+    def workers(self) -> list[WorkerRecord]:
+        """The live workers, by name."""
+        return sorted((read_worker(row) for row in self._call("workers")), key=lambda one: one.worker)
+
+    def drain(self, worker: str, on: bool = True) -> None:
+        """Sets or lifts the operator's flag: a drained worker is given nothing, whatever its boot."""
+        self._server.run("SADD" if on else "SREM", "draining", worker)
+
+    # -------------------------------------------------------------------------------------------------- the reconciler
+
+    def reap(self, leader: str) -> list[QueueState] | None:
+        """The queues after one round of what time makes due, or None while another reconciler leads."""
+        more = 1
+        while more:
+            found = self._call("reap", leader, round(3 * self._settings.tick_s * 1000))
+            if found[0] == "follows":
+                return None
+            more = found[1]
+        return self.queues()
+
+    # -------------------------------------------------------------------------------------------------- readers
+
+    def job(self, job: str) -> JobRecord:
+        """The job with its stages, as they are at one moment.
+
+        Raises:
+            NotFound: there is no such job, or it has passed its retention.
+        """
+        return read_job(*self._call("job", job))
+
+    def jobs(
+        self, state: str | None = None, run: str | None = None, limit: int = 50, before_ms: float | None = None
+    ) -> list[JobRecord]:
+        """Up to `limit` jobs without their stages, newest first; `before_ms` is the last page's oldest `created_ms`."""
+        before = "+inf" if before_ms is None else f"({before_ms:.3f}"
+        return [read_job(row) for row in self._call("jobs", state or "", run or "", limit, before)]
+
+    def events(self, job: str | None, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
+        """The events of the job (of all jobs for None) after the id `after`, waiting up to `block_ms` for the first."""
+        name = f"events:{job}" if job else "events"
+        until = time.monotonic() + (block_ms or 0) / 1000
+        while True:
+            left_ms = max(0, int((until - time.monotonic()) * 1000))
+            # Shorter than the socket's timeout, so that a quiet stream is not taken for a dead server.
+            if (found := self._server.read_stream(name, after, min(left_ms, 1000))) or not left_ms:
+                return [read_event(*row) for row in found]
+
+    def queues(self) -> list[QueueState]:
+        """Every queue that ever had work or a worker, by name."""
+        return sorted(
+            (QueueState(name, *map(int, rest)) for name, *rest in self._call("queues")), key=lambda q: q.queue
+        )
+
+    def stats(self) -> dict[str, int]:
+        """What the ledger counted since it began: submitted, claims, commits, stale_commits, lapses and so on."""
+        return {name: int(value) for name, value in self._call("stats")}
+
+    def waiting_for(self, job: str) -> str:
+        """Why the job waits, as a sentence's end; "" while its stage runs and when it has ended.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        state, *rest = self._call("waiting", job)
+        if state == "paused":
+            return "paused"
+        if state == "backoff":
+            return "back-off until " + time.strftime("%H:%M:%S UTC", time.gmtime(float(rest[0]) / 1000))
+        if state != "ready":
+            return ""
+        queue, ahead, live = rest
+        if not live:
+            return f"no worker serves {queue}"
+        return f"{ahead} ahead in {queue}" if ahead else f"next in {queue}"
+
+
+def _tokens(claims: Sequence[Claim]) -> list[str]:
+    return [part for claim in claims for part in (claim.exec, claim.token)]

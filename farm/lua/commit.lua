@@ -1,0 +1,40 @@
+-- Takes outputs, each from the holder of its token alone, and moves every waiter on.
+local function take(exec, token, output, published)
+  local key = xk(exec)
+  local epoch, publish = get(key, 'epoch', 'publish')
+  leave(exec)
+  redis.call('HSET', key, 'output', output, 'committed_token', token, 'committed_ms', NOW)
+  redis.call('HDEL', key, 'code', 'message')
+  rest(exec, 'committed')
+  stat('commits')
+  local subject, waiters = about(exec), redis.call('SMEMBERS', wk(exec))
+  redis.call('DEL', wk(exec))
+  for _, job in ipairs(waiters) do
+    local at, n = get(jk(job), 'at', 'n')
+    event(job, 'committed', subject)
+    if publish == '1' then
+      finish(job, 'done', '', '', subject)
+    elseif at + 1 == tonumber(n) and published[job] then
+      redis.call('HSET', jk(job), 'out' .. at, output, 'epoch' .. at, epoch)
+      finish(job, 'done', '', '', subject)
+    else
+      attach(job, exec)
+    end
+  end
+end
+
+local flags = {}
+for i = 1, tonumber(arg()) do
+  local exec, token, output, published = arg(), arg(), arg(), {}
+  for _ = 1, tonumber(arg()) do published[arg()] = true end
+  if is_held(exec, token) then
+    take(exec, token, output, published)
+    flags[i] = 1
+  elseif redis.call('HGET', xk(exec), 'committed_token') == token then
+    flags[i] = 1
+  else
+    stat('stale_commits')
+    flags[i] = 0
+  end
+end
+return {flags, named()}

@@ -1,0 +1,349 @@
+-- What every call shares: the names of keys, the clock, and the moves that more than one call makes.
+-- One call is one script, so a move is whole or never was. Opaque strings (spec, payload, output) pass through untouched.
+
+local P = KEYS[1]
+local clock = redis.call('TIME')
+local MICROS = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local NOW = math.floor(MICROS / 1000)
+local LEASE, RETENTION = tonumber(ARGV[1]), tonumber(ARGV[2])
+local CAP = {crash = tonumber(ARGV[3]), oom = tonumber(ARGV[4]), lapses = tonumber(ARGV[5]), rewinds = tonumber(ARGV[6])}
+local REGISTERED = 2 * LEASE
+local LANES = {'interactive', 'bulk'}
+local ENDED = {done = true, failed = true, quarantined = true, cancelled = true, expired = true}
+local NAMED = {}
+
+local taken = 6
+local function arg()
+  taken = taken + 1
+  return ARGV[taken]
+end
+
+local function xk(exec) return P .. 'x:' .. exec end
+local function wk(exec) return P .. 'x:' .. exec .. ':waiters' end
+local function pk(exec) return P .. 'x:' .. exec .. ':paused' end
+local function jk(job) return P .. 'job:' .. job end
+local function ready_key(queue, lane) return P .. 'ready:v1:' .. queue .. ':' .. lane end
+
+local function get(key, ...) return unpack(redis.call('HMGET', key, ...)) end
+local function stat(name) redis.call('HINCRBY', P .. 'stats', name, 1) end
+local function refuse(code, message) return {'!', code, message} end
+
+-- The queues that this call made work ready on, for the caller to ring.
+local function named()
+  local found = {}
+  for queue in pairs(NAMED) do found[#found + 1] = queue end
+  return found
+end
+
+-- ------------------------------------------------------------------------------------------------ events and records
+
+local function about(exec)
+  local worker, token, epoch = get(xk(exec), 'worker', 'token', 'epoch')
+  return {exec = exec, worker = worker or '', token = token or '', epoch = epoch or ''}
+end
+
+local function event(job, kind, subject, code)
+  local state, at = get(jk(job), 'state', 'at')
+  subject = subject or {exec = '', worker = '', token = '', epoch = ''}
+  for _, to in ipairs({{P .. 'events', 10000}, {P .. 'events:' .. job, 500}}) do
+    redis.call('XADD', to[1], 'MAXLEN', '~', to[2], '*', 'type', kind, 'job', job, 'stage', at, 'state', state,
+      'worker', subject.worker, 'code', code or '', 'exec', subject.exec, 'token', subject.token,
+      'epoch', subject.epoch, 't', NOW)
+  end
+end
+
+-- One event to each job that waits on the execution.
+local function tell(exec, kind, code)
+  local subject = about(exec)
+  for _, job in ipairs(redis.call('SMEMBERS', wk(exec))) do event(job, kind, subject, code) end
+end
+
+local function turn(job, state)
+  local old, created = get(jk(job), 'state', 'created_ms')
+  if old then redis.call('ZREM', P .. 'jobs:' .. old, job) end
+  redis.call('ZADD', P .. 'jobs:' .. state, created, job)
+  redis.call('HSET', jk(job), 'state', state)
+end
+
+local function current(job)
+  local at, publishing = get(jk(job), 'at', 'publishing')
+  if publishing == '1' then return 'p:' .. job end
+  return redis.call('HGET', jk(job), 'x' .. at)
+end
+
+local function finish(job, state, code, message, subject)
+  local key = jk(job)
+  turn(job, state)
+  redis.call('HSET', key, 'ended_ms', NOW, 'code', code, 'message', message)
+  redis.call('ZREM', P .. 'deadlines', job)
+  redis.call('ZADD', P .. 'ended', NOW, job)
+  event(job, state, subject, code)
+  local idem, n = get(key, 'idem', 'n')
+  if state == 'done' then
+    for i = 0, n - 1 do redis.call('HDEL', key, 'p' .. i) end
+  end
+  redis.call('EXPIRE', key, RETENTION)
+  redis.call('EXPIRE', P .. 'events:' .. job, RETENTION)
+  if idem ~= '' then redis.call('EXPIRE', P .. 'idem:' .. idem, RETENTION) end
+end
+
+local function finish_all(exec, state, code, message)
+  local subject = about(exec)
+  for _, job in ipairs(redis.call('SMEMBERS', wk(exec))) do finish(job, state, code, message, subject) end
+  redis.call('DEL', wk(exec))
+end
+
+-- A deadline of its own span from now. The run's list lives as long as any of its jobs can.
+local function set_deadline(job)
+  local span, run = get(jk(job), 'span_ms', 'run')
+  local deadline = NOW + tonumber(span)
+  redis.call('HSET', jk(job), 'deadline_ms', deadline)
+  redis.call('ZADD', P .. 'deadlines', deadline, job)
+  if run ~= '' then
+    local ttl = redis.call('PTTL', P .. 'run:' .. run)
+    redis.call('PEXPIRE', P .. 'run:' .. run, math.max(ttl, tonumber(span) + RETENTION * 1000))
+  end
+end
+
+-- ------------------------------------------------------------------------------------------------ executions
+
+-- An execution that nobody waits on and nobody runs. One that never did anything leaves no trace; charges and epochs stay.
+local function rest(exec, state)
+  local key = xk(exec)
+  local epoch, crash, oom, lapses = get(key, 'epoch', 'crash', 'oom', 'lapses')
+  if state == 'idle' and epoch == '1' and not (crash or oom or lapses) then
+    redis.call('DEL', key)
+  else
+    redis.call('HSET', key, 'state', state)
+    redis.call('EXPIRE', key, RETENTION)
+  end
+end
+
+local function unplace(exec, queue)
+  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane), exec) end
+end
+
+local function place(exec)
+  local queue, lane, priority, seniority = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms')
+  unplace(exec, queue)
+  redis.call('ZADD', ready_key(queue, lane), (100 - priority) * 2 ^ 42 + seniority, exec)
+  return queue
+end
+
+local function make_ready(exec)
+  redis.call('HSET', xk(exec), 'state', 'ready')
+  local queue = place(exec)
+  redis.call('SADD', P .. 'queues', queue)
+  NAMED[queue] = true
+end
+
+-- Lane, priority and seniority of the execution are each the best among `jobs`, and what it has already where `keep`.
+local function rank(exec, jobs, keep)
+  local lane, priority, seniority, state
+  if keep then lane, priority, seniority = get(xk(exec), 'lane', 'priority', 'seniority_ms') end
+  for _, job in ipairs(jobs) do
+    local l, p, s = get(jk(job), 'lane', 'priority', 'created_ms')
+    if not lane or l == 'interactive' then lane = l end
+    if not priority or tonumber(p) > tonumber(priority) then priority = p end
+    if not seniority or tonumber(s) < tonumber(seniority) then seniority = s end
+  end
+  redis.call('HSET', xk(exec), 'lane', lane, 'priority', priority, 'seniority_ms', seniority)
+  if redis.call('HGET', xk(exec), 'state') == 'ready' then place(exec) end
+end
+
+local function is_held(exec, token)
+  local state, holds = get(xk(exec), 'state', 'token')
+  return state == 'running' and holds == token
+end
+
+-- Ends a running claim; the caller says what follows.
+local function leave(exec)
+  local queue, worker = get(xk(exec), 'queue', 'worker')
+  redis.call('ZREM', P .. 'leases', exec)
+  redis.call('SREM', P .. 'held:' .. worker, exec)
+  redis.call('HINCRBY', P .. 'running', queue, -1)
+  redis.call('DEL', pk(exec))
+end
+
+-- Ready again where somebody waits.
+local function give_back(exec)
+  if redis.call('SCARD', wk(exec)) > 0 then make_ready(exec) else rest(exec, 'idle') end
+end
+
+local function end_execution(exec, state, code, message)
+  redis.call('HSET', xk(exec), 'code', code, 'message', message)
+  if state == 'quarantined' then stat('quarantined') end
+  finish_all(exec, state, code, message)
+  rest(exec, state)
+end
+
+local function release(exec)
+  leave(exec)
+  tell(exec, 'released')
+  give_back(exec)
+end
+
+local function avoid(exec)
+  local worker, failed_on = get(xk(exec), 'worker', 'failed_on')
+  if not string.find(failed_on or '', '\n' .. worker .. '\n', 1, true) then
+    redis.call('HSET', xk(exec), 'failed_on', (failed_on or '\n') .. worker .. '\n')
+  end
+end
+
+local function crash(exec, code, message)
+  leave(exec)
+  avoid(exec)
+  stat('crashes')
+  tell(exec, 'attempt_failed', code)
+  if redis.call('HINCRBY', xk(exec), 'crash', 1) >= CAP.crash then
+    end_execution(exec, 'quarantined', code, message)
+  else
+    give_back(exec)
+  end
+end
+
+local function lapse(exec)
+  leave(exec)
+  stat('lapses')
+  tell(exec, 'lapsed', 'lapsed')
+  if redis.call('HINCRBY', xk(exec), 'lapses', 1) >= CAP.lapses then
+    end_execution(exec, 'quarantined', 'lapsed', '')
+  else
+    give_back(exec)
+  end
+end
+
+-- ------------------------------------------------------------------------------------------------ a job and its stages
+
+local function set_running(job, subject)
+  local state, started = get(jk(job), 'state', 'started_ms')
+  if state == 'queued' then turn(job, 'running') end
+  if not started then redis.call('HSET', jk(job), 'started_ms', NOW) end
+  event(job, 'claimed', subject)
+end
+
+-- The job's record says what its next stage was really made from, also where an equal recipe brought another epoch's output.
+local function take_input(job, at, exec)
+  if at == 0 then return end
+  local input, epoch = get(xk(exec), 'input', 'input_epoch')
+  redis.call('HSET', jk(job), 'out' .. at - 1, input, 'epoch' .. at - 1, epoch)
+end
+
+-- `made`: the index of the stage whose output the execution starts from; -1 for none.
+local function join(job, exec, at, made)
+  local key, state = xk(exec), redis.call('HGET', xk(exec), 'state')
+  redis.call('SADD', wk(exec), job)
+  if state == 'ready' or state == 'running' or state == 'backoff' then
+    if made < at then take_input(job, at, exec) end
+    rank(exec, {job}, true)
+    if state == 'running' then set_running(job, about(exec)) end
+    return
+  end
+  if state == 'failed' then redis.call('HDEL', key, 'oom', 'transient', 'rewinds', 'code', 'message') end
+  local queue, payload = get(jk(job), 'q' .. at, 'p' .. at)
+  local input, epoch = '', ''
+  if made >= 0 then input, epoch = get(jk(job), 'out' .. made, 'epoch' .. made) end
+  redis.call('PERSIST', key)
+  redis.call('HSETNX', key, 'epoch', 1)
+  redis.call('HSET', key, 'queue', queue, 'payload', payload, 'stage', at, 'publish', made == at and 1 or 0,
+    'input', input, 'input_epoch', epoch)
+  rank(exec, {job}, false)
+  make_ready(exec)
+end
+
+-- Makes the job a waiter of its current stage, moving on past stages that are committed already; the last one is
+-- followed by the job's own publish execution. `told`: the execution whose commit the job's events show already.
+local function attach(job, told)
+  local key = jk(job)
+  local at, n = get(key, 'at', 'n')
+  at, n = tonumber(at), tonumber(n)
+  while true do
+    local exec = redis.call('HGET', key, 'x' .. at)
+    local state, output, epoch, code, message = get(xk(exec), 'state', 'output', 'epoch', 'code', 'message')
+    if state == 'quarantined' then return finish(job, state, code, message, about(exec)) end
+    if state ~= 'committed' then return join(job, exec, at, at - 1) end
+    take_input(job, at, exec)
+    redis.call('HSET', key, 'out' .. at, output, 'epoch' .. at, epoch)
+    redis.call('EXPIRE', xk(exec), RETENTION)
+    if exec ~= told then event(job, 'reused', about(exec)) end
+    if at == n - 1 then break end
+    at = at + 1
+    redis.call('HSET', key, 'at', at)
+  end
+  local own = 'p:' .. job
+  local state, code, message = get(xk(own), 'state', 'code', 'message')
+  redis.call('HSET', key, 'publishing', 1)
+  if state == 'committed' then return finish(job, 'done', '', '', about(own)) end
+  if state == 'quarantined' then return finish(job, state, code, message, about(own)) end
+  join(job, own, at, at)
+end
+
+-- The job waits no longer; a running execution goes on (its next beat learns of it), a ready or delayed one that nobody
+-- else waits on is dropped. Others keep the place that the leaver brought: to look for a lesser one would cost each leaver
+-- of a large run a walk over all of it.
+local function detach(job)
+  local exec = current(job)
+  redis.call('SREM', pk(exec), job)
+  if redis.call('SREM', wk(exec), job) == 0 then return end
+  local state, queue = get(xk(exec), 'state', 'queue')
+  if redis.call('SCARD', wk(exec)) == 0 and state ~= 'running' then
+    unplace(exec, queue)
+    redis.call('ZREM', P .. 'due', exec)
+    rest(exec, 'idle')
+  end
+end
+
+-- A new epoch with cleared counters for an execution that ended badly.
+local function renew(exec)
+  local state = redis.call('HGET', xk(exec), 'state')
+  if state == 'failed' or state == 'quarantined' or state == 'idle' then
+    redis.call('HINCRBY', xk(exec), 'epoch', 1)
+    redis.call('HDEL', xk(exec), 'crash', 'oom', 'transient', 'lapses', 'rewinds', 'alone', 'failed_on', 'attempt',
+      'code', 'message')
+    redis.call('HSET', xk(exec), 'state', 'idle')
+  end
+end
+
+-- ------------------------------------------------------------------------------------------------ workers
+
+local function is_draining(worker)
+  return redis.call('SISMEMBER', P .. 'draining', worker) == 1
+    or redis.call('HGET', P .. 'worker:' .. worker, 'state') == 'draining'
+end
+
+-- Live, undraining workers of the queue. An expiry beyond what a registration gives was made before the clock went back.
+local function serving(queue)
+  local found = {}
+  for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'serves:' .. queue, NOW, NOW + REGISTERED)) do
+    if not is_draining(worker) then found[#found + 1] = worker end
+  end
+  return found
+end
+
+local function forget(worker, boot)
+  local key = P .. 'worker:' .. worker
+  local known, queues = get(key, 'boot', 'queues')
+  if known and known ~= boot then return end
+  for queue in string.gmatch(queues or '', '[^\n]+') do redis.call('ZREM', P .. 'serves:' .. queue, worker) end
+  redis.call('ZREM', P .. 'workers', worker)
+  redis.call('DEL', key)
+end
+
+-- A job as it is read: its fields, then its stages' outputs so far.
+local function record(job)
+  local row = redis.call('HMGET', jk(job), 'state', 'spec', 'run', 'lane', 'priority', 'created_ms', 'deadline_ms',
+    'started_ms', 'ended_ms', 'at', 'n', 'code', 'message', 'idem')
+  local outputs = {}
+  for i = 0, redis.call('HGET', jk(job), 'n') - 1 do
+    outputs[i + 1] = redis.call('HGET', jk(job), 'out' .. i) or ''
+  end
+  return {job, row, outputs}
+end
+
+-- Where the job's state forbids the call: the refusal. Else nil and the state.
+local function check(job, allowed)
+  local state = redis.call('HGET', jk(job), 'state')
+  if not state then return refuse('not_found', 'there is no job ' .. job) end
+  if not allowed[state] then return refuse('conflict', 'the job is ' .. state) end
+  return nil, state
+end

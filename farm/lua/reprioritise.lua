@@ -1,0 +1,12 @@
+-- Changes a job's place in the line.
+local job, priority, lane = arg(), arg(), arg()
+local refused, state = check(job, {queued = true, running = true, paused = true})
+if refused then return refused end
+redis.call('HSET', jk(job), 'priority', priority)
+if lane ~= '' then redis.call('HSET', jk(job), 'lane', lane) end
+event(job, 'reprioritised')
+if state ~= 'paused' then
+  local exec = current(job)
+  rank(exec, redis.call('SMEMBERS', wk(exec)), false)
+end
+return {}

@@ -1,0 +1,3 @@
+-- Takes a worker's entry away.
+forget(arg(), arg())
+return {}

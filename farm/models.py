@@ -1,0 +1,306 @@
+"""How do a checkpoint's files get onto this machine, and are they the ones that were recorded?
+
+`pull` fetches them from the hub (or from a copy of its cache), or builds them, checks that they are whole and hold
+nothing but data, puts them in place and records the revision and each file's SHA-256 in the lock. A later pull must
+find the same files: other ones are refused, and nothing changes, unless they are wanted (`force`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from farm.catalog import Catalog, Checkpoint, Lock
+from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
+
+UNSAFE = (
+    ".py", ".pyc", ".so", ".bin", ".ckpt", ".pt", ".pth",
+    ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack",
+)  # fmt: skip
+"""Suffixes of files that are code, or may run code when they are read; nothing of the kind lies in a checkpoint."""
+WEIGHTS = r"(diffusion_pytorch_model|model)"
+"""How diffusers and transformers begin the names of weights that they load by themselves.
+
+Source: diffusers 0.42, `variant_compatible_siblings`; with it the two patterns in `_wanted`.
+"""
+
+
+def pull(catalog: Catalog, name: str, source: Path | None = None, *, force: bool = False) -> Lock:
+    """The lock of the checkpoint `name`, whose files are in place and as it says; fetches or builds what is not.
+
+    `source` is a copy of the hub's cache folder (with `models--OWNER--NAME` in it) to take the files from, offline.
+
+    Raises:
+        InvalidJob: (`unknown_checkpoint`) the catalog has no such checkpoint.
+        FarmError: (`bad_checkpoint`) the files are incomplete, unsafe, or not those of the lock or of the catalog's
+            revision; nothing was changed.
+        Unavailable: the hub cannot be reached.
+    """
+    checkpoint = _find(catalog, name)
+    if not force and not verify(catalog, name):
+        return catalog.lock(checkpoint)
+    if checkpoint.folder is not None or checkpoint.file is not None:
+        return record(catalog, checkpoint, force=force)
+    place = catalog.path(checkpoint)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{name}.", dir=place.parent) as scratch:
+        fresh, revision = Path(scratch) / "fresh", None
+        if checkpoint.repo is not None:
+            locked = _lock_of(catalog, checkpoint)
+            revision = checkpoint.revision or (locked.revision if locked and not force else None)
+            revision = _fetch(checkpoint, revision, source, fresh)
+        else:
+            _build(checkpoint, fresh)
+        lock = _agreed(catalog, checkpoint, Lock(revision=revision, files=_hashes(checkpoint, fresh)), force)
+        if place.exists():
+            place.rename(Path(scratch) / "old")
+        fresh.rename(place)
+    _write(catalog, checkpoint, lock)
+    return lock
+
+
+def record(catalog: Catalog, checkpoint: Checkpoint, revision: str | None = None, *, force: bool = False) -> Lock:
+    """The lock of the files that lie in place now, written beside them.
+
+    Raises:
+        FarmError: (`bad_checkpoint`) the files are missing, unsafe, or not those of an existing lock.
+    """
+    found = Lock(revision=revision, files=_hashes(checkpoint, catalog.path(checkpoint)))
+    lock = _agreed(catalog, checkpoint, found, force)
+    _write(catalog, checkpoint, lock)
+    return lock
+
+
+def verify(catalog: Catalog, name: str) -> list[str]:
+    """What is wrong with the files of the checkpoint `name`, one line each; empty where they are as recorded.
+
+    Raises:
+        InvalidJob: (`unknown_checkpoint`) the catalog has no such checkpoint.
+    """
+    checkpoint = _find(catalog, name)
+    try:
+        lock = catalog.lock(checkpoint)
+        found = Lock(revision=lock.revision, files=_hashes(checkpoint, catalog.path(checkpoint)))
+    except FarmError as error:
+        return [error.message]
+    pinned = checkpoint.revision in (None, lock.revision)
+    return _differences(lock, found) + ([] if pinned else [f"the catalog pins the revision {checkpoint.revision}"])
+
+
+def _find(catalog: Catalog, name: str) -> Checkpoint:
+    """The catalog's entry."""
+    if name not in catalog.checkpoints:
+        known = ", ".join(sorted(catalog.checkpoints))
+        message = f"{name!r} is not in the catalog; choose one of {known}"
+        raise InvalidJob(errors=(FieldError("checkpoint", message, "unknown_checkpoint"),))
+    return catalog.checkpoints[name]
+
+
+def _lock_of(catalog: Catalog, checkpoint: Checkpoint) -> Lock | None:
+    """The lock, where there is a readable one."""
+    try:
+        return catalog.lock(checkpoint)
+    except InvalidJob:
+        return None
+
+
+# where the files come from
+
+
+def _build(checkpoint: Checkpoint, fresh: Path) -> None:
+    """Builds the checkpoint into the folder `fresh`, in a process of its own: the builder imports torch."""
+    # -P: what is built is what is installed, not what happens to lie in the current folder.
+    command = [sys.executable, "-P", "-m", str(checkpoint.build), checkpoint.name, str(fresh)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
+        raise _bad(checkpoint, f"building it failed: {lines[-1]}", "is latent-farm[worker] installed?")
+
+
+def _fetch(checkpoint: Checkpoint, revision: str | None, source: Path | None, fresh: Path) -> str:
+    """The commit (40 hex digits) whose files now lie in the folder `fresh`."""
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError as error:
+        raise Unavailable("huggingface_hub is not installed", hint="pip install 'latent-farm[worker]'") from error
+    repo, offline = str(checkpoint.repo), source is not None
+    with _hub(checkpoint, source):
+        index = snapshot_download(
+            repo, revision=revision, cache_dir=source, local_files_only=offline, allow_patterns=["model_index.json"]
+        )
+        snapshot = Path(index)
+        if offline:
+            names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+        else:
+            names = HfApi().list_repo_files(repo, revision=snapshot.name)
+        wanted = _wanted(checkpoint, _components(checkpoint, snapshot), names)
+        if not offline:
+            snapshot_download(repo, revision=snapshot.name, allow_patterns=wanted)
+    cache = snapshot.parent.parent.resolve()
+    for name in wanted:
+        kept = (snapshot / name).resolve()
+        if not kept.is_relative_to(cache):
+            raise _bad(checkpoint, f"{name} is a link that leads out of the hub's cache")
+        target = fresh / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(kept, target)  # gigabytes that need not lie there twice
+        except OSError:
+            shutil.copyfile(kept, target)
+    return snapshot.name
+
+
+@contextmanager
+def _hub(checkpoint: Checkpoint, source: Path | None) -> Iterator[None]:
+    """The hub's errors as the farm's own."""
+    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+        hint = f"look at https://huggingface.co/{checkpoint.repo}: is its licence accepted, is HF_TOKEN set?"
+        raise _bad(checkpoint, f"the hub does not give out {checkpoint.repo}: {type(error).__name__}", hint) from error
+    except (OSError, HTTPError) as error:
+        if source is not None:
+            hint = f"it should hold models--{str(checkpoint.repo).replace('/', '--')}/snapshots/<commit> and refs/main"
+            raise _bad(checkpoint, f"{source} has no snapshot of {checkpoint.repo}", hint) from error
+        raise Unavailable(
+            f"the hub cannot be reached: {type(error).__name__}",
+            hint="set HF_ENDPOINT to a mirror, or copy a hub cache here and give it with --source",
+        ) from error
+
+
+def _components(checkpoint: Checkpoint, snapshot: Path) -> list[str]:
+    """The folders that the pipeline's index names, but for the safety checker, which the farm's stages do not load."""
+    try:
+        index = json.loads((snapshot / "model_index.json").read_text("utf-8"))
+        parts = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None]
+        return [name for name in parts if name != "safety_checker"]
+    except (OSError, ValueError, AttributeError):
+        raise _bad(checkpoint, f"{checkpoint.repo} has no readable model_index.json") from None
+
+
+def _wanted(checkpoint: Checkpoint, components: list[str], names: Iterable[str]) -> list[str]:
+    """The files that loading takes: configurations, vocabularies, and per component one set of safetensors."""
+    variant, shard = checkpoint.variant, r"(-\d{5}-of-\d{5})?"
+    plain = re.compile(rf"{WEIGHTS}{shard}\.safetensors(\.index\.json)?")
+    special = re.compile(rf"{WEIGHTS}\.({variant}{shard}\.safetensors|safetensors\.index\.{variant}\.json)")
+    found, varied = {"model_index.json"}, False
+    names = set(names)
+    for component in components:
+        inside = {name.rpartition("/")[2]: name for name in names if name.rpartition("/")[0] == component}
+        weights = {file for file in inside if variant and special.fullmatch(file)}
+        varied |= bool(weights)
+        weights = weights or {file for file in inside if plain.fullmatch(file)}
+        if "config.json" in inside and not any(file.endswith(".safetensors") for file in weights):
+            raise _bad(checkpoint, f"{component}/ of {checkpoint.repo} has no weights as safetensors")
+        texts = {file for file in inside if file.endswith((".json", ".txt", ".model")) and ".index." not in file}
+        found |= {inside[file] for file in weights | texts}
+    if variant and not varied:
+        raise _bad(checkpoint, f"{checkpoint.repo} has no {variant} files", "remove `variant` from its catalog entry")
+    return sorted(found)
+
+
+# what the files are
+
+
+def _hashes(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
+    """SHA-256 (hex) of each file of a checkpoint by its path relative to the folder."""
+    if not path.exists():
+        raise _bad(checkpoint, f"there is nothing at {path}")
+    if checkpoint.file is None:
+        found = _listed(checkpoint, path, path)
+    else:
+        # The configuration decides about pixels as the weights do, and the lock names files relative to the weights.
+        config = Path(str(checkpoint.config)).expanduser()
+        if path.suffix != ".safetensors" or not config.resolve().is_relative_to(path.parent.resolve()):
+            raise _bad(checkpoint, "`file` must be a .safetensors, and `config` a folder beside it")
+        found = [path, *_listed(checkpoint, config, path.parent)]
+    root = path if checkpoint.file is None else path.parent
+    files: dict[str, str] = {}
+    for file in found:
+        with file.open("rb") as opened:
+            files[file.relative_to(root).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+    for name in files:
+        if ".safetensors.index." in name:
+            _check_shards(checkpoint, root / name)
+    return dict(sorted(files.items()))
+
+
+def _listed(checkpoint: Checkpoint, folder: Path, root: Path) -> list[Path]:
+    """The files in `folder`; refuses what may run code and links that lead out of `root`."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(root)
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise _bad(checkpoint, f"{relative} is a link that leads out of the folder")
+        if path.is_dir() or any(part.startswith(".") for part in relative.parts):
+            continue  # hidden files are the hub's own bookkeeping; no loader reads them
+        if path.suffix.lower() in UNSAFE:
+            raise _bad(checkpoint, f"{relative} may run code when it is read; only safetensors are taken")
+        found.append(path)
+    if not found:
+        raise _bad(checkpoint, f"there are no files in {folder}")
+    return found
+
+
+def _check_shards(checkpoint: Checkpoint, index: Path) -> None:
+    """Refuses an index of shards that are not all there."""
+    try:
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _bad(checkpoint, f"{index.name} is damaged") from None
+    if missing:
+        raise _bad(checkpoint, f"{missing[0]}, a part of {index.name}, is missing")
+
+
+def _agreed(catalog: Catalog, checkpoint: Checkpoint, found: Lock, force: bool) -> Lock:
+    """`found`, if neither the catalog nor an existing lock says otherwise."""
+    if checkpoint.revision is not None and found.revision != checkpoint.revision:
+        raise _bad(checkpoint, f"the catalog pins the revision {checkpoint.revision}, found was {found.revision}")
+    locked = None if force else _lock_of(catalog, checkpoint)
+    differences = _differences(locked, found) if locked else []
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        hint = f"if the new files are wanted, run `farm models pull {checkpoint.name} --force`"
+        raise _bad(checkpoint, f"{differences[0]}{more}", hint)
+    return found
+
+
+def _differences(lock: Lock, found: Lock) -> list[str]:
+    """What `found` has other than `lock`, one line each."""
+    lines = []
+    if found.revision != lock.revision:
+        lines.append(f"the revision is {found.revision}, the lock says {lock.revision}")
+    lines += [f"{name} is missing" for name in lock.files if name not in found.files]
+    lines += [f"{name} is not in the lock" for name in found.files if name not in lock.files]
+    lines += [
+        f"{name} is not the file that was recorded"
+        for name, sha256 in found.files.items()
+        if lock.files.get(name, sha256) != sha256
+    ]
+    return lines
+
+
+def _write(catalog: Catalog, checkpoint: Checkpoint, lock: Lock) -> None:
+    """Writes the lock at once or not at all."""
+    path = catalog.lock_path(checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(lock.model_dump_json(indent=1) + "\n", "utf-8")
+    fresh.replace(path)
+
+
+def _bad(checkpoint: Checkpoint, reason: str, hint: str = "") -> FarmError:
+    """The refusal of a checkpoint's files."""
+    return FarmError(f"the checkpoint {checkpoint.name}: {reason}", code="bad_checkpoint", hint=hint)

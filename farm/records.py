@@ -1,0 +1,249 @@
+"""What passes in and out of the ledger?
+
+Opaque strings (`spec`, `payload`, `output`) come back exactly as they went in. Times are Redis's clock in milliseconds
+since 1970; 0 stands for "not yet".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from farm.errors import CODES
+
+Lane = Literal["interactive", "bulk"]
+LANES: tuple[Lane, ...] = ("interactive", "bulk")
+"""In the order in which they are served."""
+STATES = ("queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired")
+ENDED = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage of a submission: which execution it is, whose queue serves it, and what its worker needs."""
+
+    exec: str
+    queue: str
+    payload: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job as the ledger takes it. `idem` may be empty; `priority` is 0 to 100, higher first."""
+
+    job: str
+    stages: tuple[StageEntry, ...]
+    spec: str
+    idem: str
+    body_hash: str
+    lane: Lane = "interactive"
+    priority: int = 50
+    deadline_s: float | None = None
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The job that holds now: the earlier one where its idempotency key was used before (`existed`)."""
+
+    job: str
+    state: str
+    existed: bool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one execution until its lease ends.
+
+    `input` is the committed output of the stage before, "" for none; for a `publish` claim it is the final output, of
+    which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of them
+    whose last stage it is. `attempt` counts from 1.
+    """
+
+    exec: str
+    token: str
+    epoch: int
+    queue: str
+    payload: str
+    input: str
+    waiters: tuple[str, ...]
+    finishing: tuple[str, ...]
+    publish: bool
+    attempt: int
+    stage: int
+    lease_s: float
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The output of a claim. `published`: the jobs whose readable result is written already."""
+
+    claim: Claim
+    output: str
+    published: tuple[str, ...] = ()
+
+
+class Beat(StrEnum):
+    """What a worker learns from its beat."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"
+    """Nobody waits any more: stop and release."""
+    STALE = "stale"
+    """The lease is lost: stop; nothing of it will be taken."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """Where one stage of a job is.
+
+    `state` is waiting, queued, running, backoff, committed, or what ended or paused the job there. The last stage of a
+    job whose output another job made shows the job's own publish execution.
+    """
+
+    index: int
+    exec: str
+    queue: str
+    state: str
+    phase: str = ""
+    step: int = 0
+    steps: int = 0
+    worker: str = ""
+    attempt: int = 0
+    crash: int = 0
+    oom: int = 0
+    lapses: int = 0
+    output: str = ""
+    code: str = ""
+    message: str = ""
+    started_ms: int = 0
+    committed_ms: int = 0
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One job. `at` is the index of its current stage, of `n`. `created_ms` has microseconds: it tells jobs apart."""
+
+    job: str
+    state: str
+    spec: str
+    run: str
+    lane: str
+    priority: int
+    created_ms: float
+    deadline_ms: int
+    started_ms: int
+    ended_ms: int
+    at: int
+    n: int
+    code: str
+    message: str
+    idem: str
+    outputs: tuple[str, ...]
+    stages: tuple[StageRecord, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """One live worker. `draining` is the operator's flag; `state` is the worker's own word (idle, busy, draining)."""
+
+    worker: str
+    boot: str
+    queues: tuple[str, ...]
+    state: str
+    host: str
+    pid: int
+    draining: bool
+    held: tuple[str, ...]
+    seen_ms: int
+    info: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """One queue: executions that are ready and running, and live workers that serve it and are not draining."""
+
+    queue: str
+    ready: int
+    running: int
+    live: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """One transition of one job. `id` is the place in the stream to go on after; `t` is in milliseconds."""
+
+    id: str
+    type: str
+    job: str
+    stage: int
+    state: str
+    worker: str
+    code: str
+    exec: str
+    token: str
+    epoch: str
+    t: int
+
+
+# ------------------------------------------------------------------------------------------------ from a script's answer
+
+
+def read_claim(row: list[Any], lease_s: float) -> Claim:
+    """The claim in a row of `claim.lua`."""
+    exec_, token, epoch, queue, payload, given, waiters, publish, attempt, stage = row
+    return Claim(
+        exec=exec_, token=token, epoch=int(epoch), queue=queue, payload=payload, input=given,
+        waiters=tuple(sorted(waiters)), publish=publish == "1", attempt=attempt, stage=int(stage), lease_s=lease_s,
+    )  # fmt: skip
+
+
+def read_job(row: list[Any], stages: list[Any] | None = None) -> JobRecord:
+    """The job in a row of `record` (`common.lua`), with the stages of `job.lua`."""
+    job, fields, outputs = row
+    state, spec, run, lane, priority, created, deadline, started, ended, at, n, code, message, idem = fields
+    return JobRecord(
+        job=job, state=state, spec=spec, run=run, lane=lane, priority=int(priority), created_ms=float(created),
+        deadline_ms=int(deadline), started_ms=int(started or 0), ended_ms=int(ended or 0), at=int(at), n=int(n),
+        code=code or "", message=message or CODES.get(code or "", ""), idem=idem, outputs=tuple(outputs),
+        stages=tuple(_read_stage(i, int(at), state, outputs[i], stage) for i, stage in enumerate(stages or [])),
+    )  # fmt: skip
+
+
+def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]) -> StageRecord:
+    exec_, queue, fields = row
+    state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed = fields
+    if index < at or job_state == "done":
+        shown = "committed"
+    elif index > at:
+        shown = "waiting"
+    elif job_state in ENDED or job_state == "paused":
+        shown = job_state
+    else:
+        shown = "queued" if state == "ready" else state
+    return StageRecord(
+        index=index, exec=exec_, queue=queue, state=shown, phase=phase or "", step=int(step or 0),
+        steps=int(steps or 0), worker=worker or "", attempt=int(attempt or 0), crash=int(crash or 0),
+        oom=int(oom or 0), lapses=int(lapses or 0), output=output, code=code or "",
+        message=message or CODES.get(code or "", ""), started_ms=int(started or 0), committed_ms=int(committed or 0),
+    )  # fmt: skip
+
+
+def read_worker(row: list[Any]) -> WorkerRecord:
+    """The worker in a row of `workers.lua`."""
+    worker, (boot, state, host, pid, info, seen, queues), drained, held = row
+    return WorkerRecord(
+        worker=worker, boot=boot, queues=tuple(queues.split("\n")) if queues else (), state=state, host=host,
+        pid=int(pid) if pid.isdigit() else 0, draining=drained == 1, held=tuple(sorted(held)), seen_ms=int(seen),
+        info=json.loads(info),
+    )  # fmt: skip
+
+
+def read_event(id_: str, row: dict[str, str]) -> Event:
+    """The event of a stream's entry."""
+    return Event(
+        id=id_, type=row["type"], job=row["job"], stage=int(row["stage"]), state=row["state"], worker=row["worker"],
+        code=row["code"], exec=row["exec"], token=row["token"], epoch=row["epoch"], t=int(row["t"]),
+    )  # fmt: skip

@@ -1,0 +1,275 @@
+"""Whatever is killed, frozen or cut off: every job is done, no stage is committed twice, and the pixels are the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from farm.client import Farm, JobHandle
+from farm.image import pixels_sha256
+from farm.settings import Settings
+from tests.e2e.proxy import Proxy
+from tests.e2e.rig import ALL, ROOT, Rig, until
+
+SEEDS = range(100, 120)
+STEPS = 12
+SLOW = {"chain": "txt", "width": 256, "height": 256, "steps": 60}
+"""One stage that runs for seconds, so that a fault meets it."""
+
+
+def render(farm: Farm, seeds: Sequence[int]) -> list[JobHandle]:
+    return [farm.render("a red apple", chain="hires", seed=seed, steps=STEPS, reuse=False) for seed in seeds]
+
+
+def slow(farm: Farm, seed: int) -> JobHandle:
+    return farm.render("a red apple", seed=seed, reuse=False, **SLOW)
+
+
+def pixels(jobs: Sequence[JobHandle]) -> list[str]:
+    """The pixels of all jobs, once all are done."""
+    found = []
+    for job in jobs:
+        (result,) = job.wait(240).results
+        found.append(pixels_sha256(job._farm.store.get_blob(result.sha256, max_bytes=1 << 24)))
+    return found
+
+
+def committed_once(jobs: Sequence[JobHandle]) -> None:
+    for job in jobs:
+        events = job._farm.ledger.events(job.id)
+        counted = Counter(event.stage for event in events if event.type == "committed")
+        assert set(counted.values()) == {1}, events
+        assert [event.type for event in events].count("done") == 1
+
+
+@pytest.fixture(scope="module")
+def golden(rig: Rig) -> dict[int, str]:
+    """The pixels of undisturbed runs, by seed."""
+    supervisor = rig.supervise(name="golden")
+    rig.ready()
+    found = dict(zip(SEEDS, pixels(render(rig.farm, SEEDS)), strict=True))
+    supervisor.terminate()
+    assert supervisor.wait(60) == 0
+    until(lambda: not rig.workers())
+    return found
+
+
+@pytest.fixture(scope="module")
+def golden_slow(rig: Rig, golden: dict[int, str]) -> str:
+    supervisor = rig.supervise(["text2img.tiny"], name="golden-slow")
+    (found,) = pixels([slow(rig.farm, 1)])
+    supervisor.terminate()
+    assert supervisor.wait(60) == 0
+    until(lambda: not rig.workers())
+    return found
+
+
+@pytest.fixture
+def supervised(rig: Rig, golden_slow: str, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """The rig without any worker; what the test starts is stopped after it."""
+    yield rig
+    rig.stop()
+    until(lambda: not rig.workers())
+
+
+def running(job: JobHandle) -> str | None:
+    """The worker that runs the job's first stage, past its second step."""
+    stage = job.record.stages[0]
+    return stage.worker if stage.state == "running" and stage.step >= 2 else None
+
+
+def test_children_killed_twenty_times_mid_stage(supervised: Rig, golden: dict[int, str]) -> None:
+    # Given twenty chains, and for each kill a (job, stage) that runs and was hit less than twice
+    rig, hits = supervised, Counter[tuple[str, int]]()
+    rig.supervise()
+    rig.ready()
+    jobs = render(rig.farm, SEEDS)
+    dice = random.Random(7)
+
+    def victim() -> tuple[str, int, int] | None:
+        pids = {worker.worker: worker.pid for worker in rig.workers()}
+        found = [
+            (job.id, stage.index, pids[stage.worker])
+            for job in jobs
+            for stage in job.record.stages
+            if stage.state == "running" and stage.worker in pids and hits[job.id, stage.index] < 2
+        ]
+        return dice.choice(found) if found else None
+
+    # When
+    for _ in range(20):
+        job, stage, pid = until(victim, what="a running stage")
+        hits[job, stage] += 1
+        os.kill(pid, signal.SIGKILL)
+        until(lambda pid=pid: not psutil.pid_exists(pid))
+    # Then
+    assert pixels(jobs) == list(golden.values())
+    committed_once(jobs)
+    assert int(rig.farm.ledger.stats()["crashes"]) >= 1
+
+
+def test_an_idle_worker_frozen_then_killed_swallows_no_job(supervised: Rig, golden_slow: str) -> None:
+    # Given a worker that listens, frozen with its supervisor
+    rig = supervised
+    first = rig.supervise(["text2img.tiny"], "first")
+    rig.ready(1)
+    pid = rig.pid("text2img.tiny")
+    os.kill(first.pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGSTOP)
+    # When a job is submitted to it, and it dies
+    job = slow(rig.farm, 1)
+    until(lambda: rig.farm.broker.outstanding("text2img.tiny") == 0 or True)
+    os.kill(pid, signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
+    rig.supervise(["text2img.tiny"], "second")
+    # Then
+    assert pixels([job]) == [golden_slow]
+    committed_once([job])
+
+
+def test_a_worker_frozen_past_its_lease_and_woken_commits_nothing(supervised: Rig, golden_slow: str) -> None:
+    # Given a running stage
+    rig = supervised
+    rig.supervise(["text2img.tiny"], "first")
+    rig.ready(1)
+    job = slow(rig.farm, 1)
+    until(lambda: running(job))
+    zombie = rig.pid("text2img.tiny")
+    # When its worker freezes until another has the stage, then wakes
+    os.kill(zombie, signal.SIGSTOP)
+    rig.supervise(["text2img.tiny"], "second")
+    until(lambda: (running(job) or "").startswith("second"), what="the second worker")
+    os.kill(zombie, signal.SIGCONT)
+    # Then
+    assert pixels([job]) == [golden_slow]
+    committed_once([job])
+    until(lambda: "lease_lost" in rig.logs(), what="the zombie to notice")
+
+
+def test_connections_that_go_half_open_while_a_stage_runs(supervised: Rig, golden_slow: str) -> None:
+    # Given a worker behind a proxy, running a stage
+    rig = supervised
+    proxy = Proxy(rig.valkey.port)
+    rig.supervise(
+        ["text2img.tiny"], "first", FARM_REDIS_URL=rig.valkey.url.replace(str(rig.valkey.port), str(proxy.port))
+    )
+    rig.ready(1)
+    jobs = [slow(rig.farm, 1)]
+    until(lambda: running(jobs[0]))
+    # When
+    assert proxy.hush() >= 2
+    jobs.append(slow(rig.farm, 1))
+    # Then it finishes, and hears the next doorbell
+    assert pixels(jobs) == [golden_slow] * 2
+    committed_once(jobs)
+    rig.stop()
+    proxy.stop()
+
+
+def test_every_queue_key_deleted(supervised: Rig, golden: dict[int, str]) -> None:
+    rig = supervised
+    client = redis.Redis.from_url(rig.valkey.url)
+    # Given jobs whose doorbells nobody has heard
+    jobs = render(rig.farm, SEEDS[:4])
+    until(lambda: rig.farm.broker.outstanding("text2img.tiny"))
+    # When
+    lists = [f"farm:{queue}" for queue in ALL]
+    assert client.delete(*lists, *client.scan_iter("_kombu*")) >= 1
+    rig.supervise()
+    until(lambda: any(job.record.stages[0].state == "committed" for job in jobs))
+    client.delete(*lists, *client.scan_iter("_kombu*"))
+    # Then
+    assert pixels(jobs) == [golden[seed] for seed in SEEDS[:4]]
+    committed_once(jobs)
+
+
+def test_the_valkey_is_killed_and_comes_back(supervised: Rig, golden: dict[int, str]) -> None:
+    # Given
+    rig = supervised
+    rig.supervise()
+    rig.ready()
+    jobs = render(rig.farm, SEEDS[:4])
+    until(lambda: any(stage.state == "running" for job in jobs for stage in job.record.stages))
+    redis.Redis.from_url(rig.valkey.url).execute_command("WAITAOF", 1, 0, 5000)
+    # When
+    rig.valkey.kill()
+    rig.valkey.start()
+    # Then the same workers go on
+    pids = {worker.pid for worker in until(rig.workers)}
+    assert pixels(jobs) == [golden[seed] for seed in SEEDS[:4]]
+    committed_once(jobs)
+    assert pids <= {worker.pid for worker in rig.workers()}
+
+
+def test_a_killed_supervisor_takes_its_children_along(supervised: Rig, golden_slow: str) -> None:
+    # Given
+    rig = supervised
+    first = rig.supervise(["text2img.tiny"], "first")
+    rig.ready(1)
+    job = slow(rig.farm, 1)
+    until(lambda: running(job))
+    child = rig.pid("text2img.tiny")
+    # When
+    first.kill()
+    # Then
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    rig.supervise(["text2img.tiny"], "second")
+    assert pixels([job]) == [golden_slow]
+    committed_once([job])
+
+
+def test_sigterm_gives_a_long_stage_back_uncharged(supervised: Rig, golden_slow: str) -> None:
+    # Given a stage that outlasts the grace
+    rig = supervised
+    first = rig.supervise(["text2img.tiny"], "first", FARM_DRAIN_GRACE_S="0.2")
+    rig.ready(1)
+    job = slow(rig.farm, 1)
+    until(lambda: running(job))
+    # When
+    first.terminate()
+    # Then
+    assert first.wait(30) == 0
+    stage = job.record.stages[0]
+    assert stage.state == "queued"
+    assert stage.crash == 0
+    rig.supervise(["text2img.tiny"], "second")
+    assert pixels([job]) == [golden_slow]
+    committed_once([job])
+
+
+def test_ctrl_c_on_farm_up_loses_nothing(models_dir: Path, tmp_path: Path, golden: dict[int, str]) -> None:
+    # Given a one-machine farm with running jobs
+    command = [str(Path(sys.executable).with_name("farm")), "up"]
+    env = {**os.environ, "FARM_DATA": str(tmp_path), "FARM_MODELS": str(models_dir), "OMP_NUM_THREADS": "1"}
+
+    def up() -> tuple[subprocess.Popen[bytes], Farm]:
+        process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True)
+        until(lambda: (tmp_path / "farm.json").exists(), what="the connection file")
+        return process, Farm(Settings.load(data=tmp_path, models=models_dir))
+
+    process, farm = up()
+    jobs = render(farm, SEEDS[:3])
+    until(lambda: any(stage.state == "running" for job in jobs for stage in job.record.stages))
+    children = psutil.Process(process.pid).children(recursive=True)
+    # When it is interrupted
+    process.send_signal(signal.SIGINT)
+    # Then it stops cleanly, nothing outlives it, and the next start finishes the jobs
+    assert process.wait(60) == 0
+    assert not psutil.wait_procs(children, 10)[1]
+    assert not (tmp_path / "farm.json").exists()
+    process, farm = up()
+    jobs = [farm.job(job.id) for job in jobs]
+    assert pixels(jobs) == [golden[seed] for seed in SEEDS[:3]]
+    committed_once(jobs)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
