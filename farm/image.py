@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ MIN_SIDE = 64
 
 Fit = Literal["cover", "contain", "stretch"]
 
+# For the whole process, as Pillow's manual advises; a filter per call would not be safe between threads.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -45,6 +48,7 @@ _UNREADABLE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
 )
 """What Pillow's plugins raise on damaged files: they have no common class. A test feeds them flipped bits."""
 
@@ -56,14 +60,11 @@ def read_input(data: bytes | Path, settings: Settings) -> Image.Image:
         InvalidJob: (`too_large`) the file or the picture is larger than the settings allow;
             (`bad_image`) it is not a still, whole PNG, JPEG or WebP.
     """
-    size_bytes = _size_bytes(data) if isinstance(data, Path) else len(data)
-    if size_bytes > settings.max_upload_bytes:
+    raw = _contents(data, settings.max_upload_bytes) if isinstance(data, Path) else data
+    if len(raw) > settings.max_upload_bytes:
         raise _refused(
-            f"the file has {size_bytes} bytes; at most {settings.max_upload_bytes} are taken: "
-            "scale it down, or save it as JPEG",
-            "too_large",
+            f"the file is larger than {settings.max_upload_bytes} bytes: scale it down, or save it as JPEG", "too_large"
         )
-    raw = data.read_bytes() if isinstance(data, Path) else data
     with _decoding(), Image.open(BytesIO(raw), formats=FORMATS) as opened:
         width, height = opened.size
         if max(width, height) > settings.max_side or width * height > settings.max_area:
@@ -174,7 +175,7 @@ def _decoding() -> Iterator[None]:
     """Pillow's errors as refusals of the field `image`."""
     try:
         yield
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _refused("the image has too many pixels: scale it down", "too_large") from None
     except _UNREADABLE:
         raise _refused("this is not a whole PNG, JPEG or WebP: open it in an image editor and save it as PNG") from None
@@ -194,12 +195,15 @@ def _bare(image: Image.Image) -> Image.Image:
     return bare
 
 
-def _size_bytes(path: Path) -> int:
-    """The size of a file."""
+def _contents(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a regular file; of a larger one, one byte more than `max_bytes`."""
     try:
-        return path.stat().st_size
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         raise _refused(f"the file cannot be read: {type(error).__name__}") from None
+    raise _refused("the file cannot be read: there is no file of this name")
 
 
 def _refused(message: str, code: str = "bad_image") -> InvalidJob:

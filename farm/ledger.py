@@ -12,10 +12,10 @@ Execution (`x:<exec>`)::
     failed       a job attaches      ready        oom cleared                         waiters, ready
     ready        claim               running      attempt      claimed                -ready, leases, held, tokens
     running      beat                running                                          leases; progress
-    running      commit              committed                 committed              -leases, -held, -waiters; they move on
+    running      commit              committed                 committed              -leases, -held, -waiters: on
     running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
                  the last of 3       quarantined  crash        .., quarantined        -leases, -held, -waiters
-    running      fail oom            ready        oom          attempt_failed         -leases, -held, ready; alone, failed_on
+    running      fail oom            ready        oom          attempt_failed         -leases, -held, ready, failed_on
                  the last of 2       failed       oom          .., failed             -leases, -held, -waiters
     running      fail transient      backoff      transient    attempt_failed         -leases, -held, due
     running      fail deterministic  failed                    .., failed             -leases, -held, -waiters
@@ -329,7 +329,7 @@ class Ledger:
         self, state: str | None = None, run: str | None = None, limit: int = 50, before_ms: float | None = None
     ) -> list[JobRecord]:
         """Up to `limit` jobs without their stages, newest first; `before_ms` is the last page's oldest `created_ms`."""
-        before = "+inf" if before_ms is None else f"({before_ms:.3f}"
+        before = "+inf" if before_ms is None else f"({before_ms:.4f}"
         return [read_job(row) for row in self._call("jobs", state or "", run or "", limit, before)]
 
     def events(self, job: str | None, after: str = "0-0", block_ms: int | None = None) -> list[Event]:

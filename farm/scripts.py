@@ -18,7 +18,7 @@ TIMEOUT_S = 2.0
 """How long a call waits for the server. Source: design, a submit that cannot be stored is refused within 3 s."""
 _LOST = (redis.ConnectionError, redis.TimeoutError)
 """The reply is lost: the call may have been carried out."""
-_CANNOT = "BUSY CLUSTERDOWN LOADING MASTERDOWN MISCONF NOAUTH NOPERM NOREPLICAS OOM READONLY WRONGPASS".split()
+_CANNOT = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
 """First words of what the server answers when it cannot serve now: it has not carried out anything."""
 _REFUSED: dict[str, type[FarmError]] = {
     "not_found": NotFound,
@@ -116,12 +116,12 @@ class Server:
         if self._checked:
             return
         try:
-            found = self._redis.info("cluster")
+            found: dict[str, Any] = self._redis.info("cluster")
         except redis.exceptions.NoPermissionError:
             found = {}  # a role that may not ask: the reconciler's may
         except redis.RedisError as error:
             raise _failed(error) from error
-        if cast("dict[str, Any]", found).get("cluster_enabled"):
+        if found.get("cluster_enabled"):
             raise Unavailable("the ledger does not run on Redis Cluster", code="unsupported_server")
         self._checked = True
 

@@ -4,7 +4,7 @@
 stage's `run` consists of. `call` owns the rules that are the same for all: progress and stopping, the check for NaN
 before anything is rounded, the shape of what comes out, the device's memory.
 
-torch and diffusers are imported inside the functions: whoever only wants to know a stage's fields need not wait for them.
+torch and diffusers are imported inside the functions: who only wants to know a stage's fields need not wait for them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from farm import models
 from farm.catalog import Catalog, Checkpoint
-from farm.errors import Failure, FieldError, InvalidJob, StageFailed
+from farm.errors import Failure, FieldError, StageFailed
 from farm.stage import Batch, Medium, Report, Stage
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -118,6 +118,11 @@ def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     pipe.own_scheduler = pipe.scheduler
+    encoder = pipe.text_encoder
+    if not hasattr(encoder, "text_model"):
+        # transformers 5.6 made CLIPTextModel flat; diffusers' clip_skip still asks for its inner model (diffusers#14124).
+        # Set past torch's own __setattr__, which would make the encoder a part of itself.
+        object.__setattr__(encoder, "text_model", encoder)
     return pipe
 
 
@@ -184,6 +189,11 @@ def script(
             f"from diffusers import {name}",
             f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
         ]
+    if getattr(stage, "clip_skip", None):
+        lines += [
+            'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
+            '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
+        ]
     common = {
         "prompt": repr(stage.prompt or ""),
         "negative_prompt": repr(stage.negative_prompt or ""),
@@ -206,8 +216,8 @@ def _device_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise StageFailed(failure=Failure.OOM, code="gpu_oom") from error
     except RuntimeError as error:
-        # torch's CPU allocator has no class of its own.
-        if "DefaultCPUAllocator" not in str(error):
+        # Other devices' allocators have no class of their own.
+        if not any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory")):
             raise
         raise StageFailed(failure=Failure.OOM, code="gpu_oom") from error
 
@@ -230,8 +240,13 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) 
     """
     as_latents = batch.emits is Medium.LATENTS
     report.phase("encode")
-    # The text is encoded and the input prepared once the UNet is called for the first time.
-    before = pipe.unet.register_forward_pre_hook(lambda *_: _steps_begin(before, report))
+
+    def steps_begin(*_: Any) -> None:
+        hook.remove()
+        report.phase("step")
+
+    # By the first call of the UNet, the text is encoded and the input prepared.
+    hook = pipe.unet.register_forward_pre_hook(steps_begin)
     try:
         with _device_errors():
             made = pipe(
@@ -245,16 +260,11 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) 
             ).images
             return _latents(pipe, batch, made) if as_latents else _images(batch, made)
     finally:
-        before.remove()
+        hook.remove()
         # The x4 pipeline decodes fp16 with its VAE raised to fp32. Where that failed the VAE stays so, and the next
         # picture would differ.
         if pipe.vae.dtype != pipe.unet.dtype:
             pipe.vae.to(dtype=pipe.unet.dtype)
-
-
-def _steps_begin(hook: Any, report: Report) -> None:
-    hook.remove()
-    report.phase("step")
 
 
 def _callback(pipe: Any, report: Report, steps: int, as_latents: bool) -> dict[str, Any]:

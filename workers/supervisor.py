@@ -32,9 +32,9 @@ _log = structlog.get_logger(__name__)
 EX_TEMPFAIL = 75
 """The exit status of a process that wants to be started again. Source: sysexits.h."""
 RESTART_MAX_S = 30.0
-"""Longest pause before a child that keeps dying is started again."""
+"""Longest pause before a child that dies before it is ready is started again, seconds."""
 KILL_MARGIN_S = 5.0
-"""How long after its grace a draining child is killed."""
+"""How long after its grace a draining child is killed, seconds."""
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Slot:
     marks: int = -1
     tail: bytes = b""
     boot: str = ""
+    ready: bool = False
     phase: str = "start"
     deadline: float = float("inf")
     started: float = 0.0
@@ -116,7 +117,7 @@ class Supervisor:
         )
         os.close(write)
         os.set_blocking(read, False)
-        slot.marks, slot.tail, slot.boot, slot.phase, slot.killed_for = read, b"", "", "start", ""
+        slot.marks, slot.tail, slot.boot, slot.ready, slot.phase, slot.killed_for = read, b"", "", False, "start", ""
         slot.started = time.monotonic()
         slot.deadline = slot.started + self.settings.limits.load_s
         self._selector.register(read, selectors.EVENT_READ, slot)
@@ -140,6 +141,7 @@ class Supervisor:
                 slot.boot = value
             else:
                 slot.phase, slot.deadline = word, time.monotonic() + float(value)
+                slot.ready = slot.ready or word == "idle"
 
     def _bury(self, slot: Slot) -> None:
         """Reports a dead child and plans its next start."""
@@ -150,8 +152,9 @@ class Supervisor:
             f"killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
         )
         _log.warning("child_died", worker=slot.name, cause=cause, phase=slot.phase)
-        slot.deaths = 0 if now - slot.started > RESTART_MAX_S else slot.deaths + 1
-        slot.start_at = now + (0 if slot.deaths < 2 else min(RESTART_MAX_S, 2.0 ** (slot.deaths - 2)))
+        # A child that was ready once is started again at once; one that never gets ready would only burn the machine.
+        slot.deaths = 0 if slot.ready else slot.deaths + 1
+        slot.start_at = max(now, slot.started + 1) if slot.ready else now + min(RESTART_MAX_S, 2.0**slot.deaths)
         slot.process = None
         self._report(slot, cause, charge=True)
 

@@ -6,6 +6,7 @@ that `farm --help` starts in a blink.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ GLOBAL = ("--json", "--no-color")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows ASCII only gets a ? for an arrow, not a traceback.
+            stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     asked = [word for word in words[:end] if word in GLOBAL]

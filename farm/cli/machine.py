@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -59,6 +60,8 @@ def demo(
 
     settings = load_settings()
     _need_worker()
+    # As Ctrl+C does: what was started is stopped again.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     records: list[JobRecord] = []
     data: list[dict[str, Any]] = []
 

@@ -148,13 +148,8 @@ def open_farm() -> Iterator[Farm]:
 def _log_to_stderr(level: str) -> None:
     """Log lines as key=value on stderr, from `level` up."""
     # Here and not in `main`: structlog takes longer to import than `farm --help` runs.
-    import logging
-
     import structlog
 
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="level=%(levelname)s logger=%(name)s %(message)s"
-    )
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -120,15 +120,21 @@ def failure_of(records: Sequence[JobRecord]) -> FarmError | None:
     return StageFailed(told[-1], code="job_failed", hint=hint)
 
 
-def where(record: JobRecord) -> str:
-    """Where a job is, in a few words: `running  stage 2/4 img2img.tiny  step 7/25`."""
+def where(record: JobRecord, reason: str) -> str:
+    """Where a job is, in a few words: `running  stage 2/4 img2img.tiny`, and the reason if it waits."""
     if _is_over(record) or record.at >= len(record.stages):
         return f"{record.state}{': ' if record.message else ''}{record.message}"
     stage = record.stages[record.at]
     words = f"{record.state}  stage {record.at + 1}/{len(record.stages)} {stage.queue}"
-    if stage.state != "running":
-        return words
-    return f"{words}  step {stage.step}/{stage.steps}" if stage.phase == "step" else f"{words}  {stage.phase}"
+    return f"{words}  ({reason})" if reason else words
+
+
+def progress(record: JobRecord) -> str:
+    """How far the running stage is: `step 7/25`, or the phase that has no steps."""
+    stage = record.stages[record.at] if record.at < len(record.stages) else None
+    if stage is None or _is_over(record) or stage.state != "running":
+        return ""
+    return f"step {stage.step}/{stage.steps}" if stage.phase == "step" else stage.phase
 
 
 def _is_over(record: JobRecord) -> bool:
@@ -154,9 +160,9 @@ class Lines:
 
     def show(self, record: JobRecord, reason: str) -> None:
         """Prints where the job is, unless only a number has changed since."""
-        line = where(record) + (f"  ({reason})" if reason else "")
-        # A line for every step, or for every job that goes ahead, would flood a log.
-        gist = re.sub(r"step.*|\d+ ahead", "", line)
+        line = where(record, reason)
+        # A line for every job that goes ahead would flood a log.
+        gist = re.sub(r"\d+ ahead", "", line)
         if self._said.get(record.job) != gist:
             self._said[record.job] = gist
             say(f"{record.job}  {line}")
@@ -183,7 +189,7 @@ class Bars:
         """Moves the job's bar; takes it away when the job is done and others go on."""
         if record.job not in self._tasks:
             self._tasks[record.job] = self._progress.add_task("…" + record.job[-8:], total=len(record.stages), where="")
-        told = where(record) + (f"  ({reason})" if reason else "")
+        told = f"{where(record, reason)}  {progress(record)}"
         self._progress.update(self._tasks[record.job], completed=_share(record), where=told)
         if _is_over(record):
             self._progress.advance(self._all)

@@ -3,8 +3,7 @@
 
 local P = KEYS[1]
 local clock = redis.call('TIME')
-local MICROS = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
-local NOW = math.floor(MICROS / 1000)
+local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local LEASE, RETENTION = tonumber(ARGV[1]), tonumber(ARGV[2])
 local CAP = {crash = tonumber(ARGV[3]), oom = tonumber(ARGV[4]), lapses = tonumber(ARGV[5]), rewinds = tonumber(ARGV[6])}
 local REGISTERED = 2 * LEASE

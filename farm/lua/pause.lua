@@ -9,4 +9,4 @@ if state ~= 'paused' then
   turn(job, 'paused')
   event(job, 'paused', about(exec))
 end
-return {named()}
+return {}

@@ -1,8 +1,10 @@
 -- One bounded round of the reconciler: what time alone makes due.
 local leader, hold, most = arg(), tonumber(arg()), 200
-local leads = redis.call('GET', P .. 'reap:leader')
-if leads and leads ~= leader then return {'follows'} end
-redis.call('SET', P .. 'reap:leader', leader, 'PX', hold)
+local seat = P .. 'reap:leader'
+local leads = redis.call('GET', seat)
+-- A seat that lasts longer than it was taken for was taken before the clock went back.
+if leads and leads ~= leader and redis.call('PTTL', seat) <= hold then return {'follows'} end
+redis.call('SET', seat, leader, 'PX', hold)
 
 -- An outage or a clock jump is no worker's fault: a lease that it took time from gets that time back, and none outlasts
 -- what a beat would give now.

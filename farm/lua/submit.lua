@@ -15,7 +15,10 @@ for i = 1, tonumber(arg()) do
     one.earlier = earlier
   end
   if not one.earlier then
-    if ids[one.job] or redis.call('EXISTS', jk(one.job)) == 1 then
+    local spec, idem = get(jk(one.job), 'spec', 'idem')
+    if spec == one.spec and idem == one.idem then
+      one.earlier = one.job -- without a key, a call whose reply was lost is known by the job's own id
+    elseif spec or ids[one.job] then
       return refuse('conflict', 'there is a job ' .. one.job .. ' already')
     end
     ids[one.job] = true
@@ -23,14 +26,16 @@ for i = 1, tonumber(arg()) do
   jobs[i] = one
 end
 
+-- No two jobs share a time of creation, so lines are first come, first served and a listing's cursor skips nobody.
+-- A sixteenth of a millisecond is what a score's 53 bits still tell beside the priority.
+local created = math.max(NOW - 1 / 16, tonumber(redis.call('GET', P .. 'created') or 0))
 local found = {}
 for i, one in ipairs(jobs) do
   if not one.earlier then
     local key = jk(one.job)
-    -- Microseconds apart, so that a listing's cursor tells the jobs of one call from each other.
-    local created = string.format('%.3f', (MICROS + i - 1) / 1000)
+    created = created + 1 / 16
     redis.call('HSET', key, 'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
-      'created_ms', created, 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem)
+      'created_ms', string.format('%.4f', created), 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem)
     for s, stage in ipairs(one.stages) do
       redis.call('HSET', key, 'x' .. s - 1, stage[1], 'q' .. s - 1, stage[2], 'p' .. s - 1, stage[3])
     end
@@ -49,4 +54,5 @@ for i, one in ipairs(jobs) do
   local job = one.earlier or one.job
   found[i] = {job, redis.call('HGET', jk(job), 'state'), one.earlier and 1 or 0}
 end
+redis.call('SET', P .. 'created', string.format('%.4f', created))
 return {found, named()}

@@ -13,11 +13,9 @@ import boto3
 import pytest
 from PIL import Image
 
-from farm.catalog import Catalog
 from farm.client import JobHandle
 from farm.errors import InvalidJob, StageFailed
 from farm.image import pixels_sha256, read_recipe
-from farm.settings import Settings
 from tests.e2e.rig import Rig, until
 
 PROMPT = "a red apple on a blue background"
@@ -203,8 +201,3 @@ def test_cancel_is_recorded_at_once_and_frees_the_worker_within_a_step(rig: Rig)
     assert job.record.stages[0].step <= step + 1
     with pytest.raises(StageFailed):
         job.wait(1)
-
-
-def test_models_are_those_that_were_recorded(rig: Rig) -> None:
-    catalog = Catalog.load(Settings.load(data=rig.farm.settings.data))
-    assert catalog.lock(catalog.checkpoints["tiny"]).files

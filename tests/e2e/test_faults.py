@@ -1,4 +1,4 @@
-"""Whatever is killed, frozen or cut off: every job is done, no stage is committed twice, and the pixels are the same."""
+"""Whatever is killed, frozen or cut off: every job is done, no stage commits twice, and the pixels are the same."""
 
 from __future__ import annotations
 
@@ -22,13 +22,22 @@ from tests.e2e.proxy import Proxy
 from tests.e2e.rig import ALL, ROOT, Rig, until
 
 SEEDS = range(100, 120)
-STEPS = 12
+CHAIN = {
+    "prompt": "a red apple",
+    "reuse": False,
+    "stages": [
+        {"kind": "text2img", "steps": 12},
+        {"kind": "img2img", "steps": 24, "strength": 0.5},
+        {"kind": "upscale_latent", "steps": 8},
+        {"kind": "upscale", "steps": 2},
+    ],
+}
 SLOW = {"chain": "txt", "width": 256, "height": 256, "steps": 60}
 """One stage that runs for seconds, so that a fault meets it."""
 
 
 def render(farm: Farm, seeds: Sequence[int]) -> list[JobHandle]:
-    return [farm.render("a red apple", chain="hires", seed=seed, steps=STEPS, reuse=False) for seed in seeds]
+    return [farm.render(chain=CHAIN, seed=seed) for seed in seeds]
 
 
 def slow(farm: Farm, seed: int) -> JobHandle:

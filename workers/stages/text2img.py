@@ -32,7 +32,7 @@ class Text2Img(Stage):
     eta: float = Field(0.0, ge=0, le=1, description="share of fresh noise in each step of DDIMScheduler")
     clip_skip: int | None = Field(None, ge=1, le=3, description="last layers of the text encoder to leave out")
 
-    def output_size(self, given: Size | None, native: int) -> Size:
+    def output_size(self, given: Size | None, native: int) -> Size:  # noqa: ARG002
         """`width` × `height`, each by default the checkpoint's native side."""
         return Size(self.width or native, self.height or native)
 
@@ -59,7 +59,7 @@ class Text2Img(Stage):
             clip_skip=self.clip_skip,
         )
 
-    def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:
+    def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:  # noqa: ARG002
         """A plain `StableDiffusionPipeline` program that starts from noise."""
         native = "pipe.unet.config.sample_size * pipe.vae_scale_factor"
         arguments = {

@@ -20,8 +20,8 @@ class Upscale(Stage):
     """Quadruple the sides of an image, guided by `prompt`.
 
     Source: stable-diffusion-x4-upscaler (Stability AI, 2022) after Latent Diffusion, Rombach et al. 2022,
-    arXiv:2112.10752, §4.4. It takes RGB, never latents (its UNet sees noise and image side by side), and its own latents
-    are of use to no other stage, so it gives images only.
+    arXiv:2112.10752, §4.4. It takes RGB, never latents (its UNet sees noise and image side by side), and its own
+    latents are of use to no other stage, so it gives images only.
     """
 
     kind: Literal["upscale"] = "upscale"

@@ -6,10 +6,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from farm.stage import Batch, Medium, Report, Stage
+from farm.errors import FieldError, InvalidJob
+from farm.stage import Batch, Medium, Report, Size, Stage
 from workers import pipelines
 
 PIPELINE = "StableDiffusionLatentUpscalePipeline"
+LEAST, MULTIPLE = 64, 32
+"""Least side and what sides are multiples of, pixels: the UNet halves the doubled latents (side / 8 × 2) three times,
+cannot pad where that leaves a rest, and needs 2 cells in the end.
+
+Source: unet/config.json of sd-x2-latent-upscaler, diffusers' `KUpBlock2D`; other UNets are told the size to return to.
+"""
 
 
 class UpscaleLatent(Stage):
@@ -33,6 +40,17 @@ class UpscaleLatent(Stage):
         le=30,
         description="0 ignores the prompt, up to 1 also the negative prompt; more follows it closely at twice the cost",
     )
+
+    def output_size(self, given: Size | None, native: int) -> Size:
+        """Twice the given size.
+
+        Raises:
+            InvalidJob: (`bad_size`) a side is not a multiple of 32 pixels, or less than 64.
+        """
+        if given is not None and any(side % MULTIPLE or side < LEAST for side in given):
+            msg = f"takes sides that are multiples of {MULTIPLE} and at least {LEAST}, not {given}"
+            raise InvalidJob(errors=(FieldError(self.kind, msg, "bad_size"),))
+        return super().output_size(given, native)
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionLatentUpscalePipeline`."""

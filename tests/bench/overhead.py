@@ -1,0 +1,173 @@
+"""What one stage costs beside its work: four no-op stages through the farm, and four no-op tasks through a Celery chain."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import redis
+from celery import Celery, chain
+
+from farm import models
+from farm.catalog import Catalog
+from farm.client import Farm
+from farm.local import Servers, environment
+from farm.settings import Settings
+from tests.bench.chains import Arms
+
+ROOT = Path(__file__).parents[2]
+STAGES = 4
+STAGE_FILE = '''
+"""Two stages that do nothing to a picture of 64 pixels."""
+
+from typing import ClassVar, Literal
+
+from PIL import Image
+
+from farm.stage import Medium, Stage
+
+BLANK = Image.new("RGB", (64, 64), "white")
+
+
+class Source(Stage):
+    """Give a blank picture."""
+
+    kind: Literal["noop_source"] = "noop_source"
+    gives: ClassVar = frozenset({Medium.IMAGE})
+    needs_torch: ClassVar = False
+
+    def load(self, checkpoint, device):
+        return None
+
+    def run(self, pipe, batch, report):
+        return [BLANK for _ in batch.given]
+
+
+class Noop(Source):
+    """Give the picture as it is."""
+
+    kind: Literal["noop"] = "noop"
+    takes: ClassVar = frozenset({Medium.IMAGE})
+
+    def run(self, pipe, batch, report):
+        return list(batch.given)
+'''
+CATALOG = """
+[checkpoints.none]
+kinds = ["noop_source", "noop"]
+folder = "{folder}"
+space = "tiny"
+native = 64
+licence = "Apache-2.0"
+"""
+COUNTER = "bench:done"
+
+
+@contextmanager
+def bench(folder: Path, count: int) -> Iterator[Arms]:
+    """The arms on one Valkey and S3, each with one worker process that is stopped while the others run."""
+    site, weights = folder / "site", folder / "weights"
+    info = site / "noop-1.0.dist-info"
+    info.mkdir(parents=True)
+    weights.mkdir()
+    (site / "noop.py").write_text(STAGE_FILE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: noop\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[farm.stages]\nnoop = noop\n")
+    (weights / "config.json").write_text("{}")
+    (folder / "catalog.toml").write_text(CATALOG.format(folder=weights))
+    sys.path.insert(0, str(site))
+    from farm.stage import kinds
+
+    kinds.cache_clear()
+    settings = Settings.load(data=folder / "data", catalog=folder / "catalog.toml")
+    models.pull(Catalog.load(settings), "none")
+    with Servers(settings) as servers:
+        env = {**os.environ, **environment(servers.settings), "FARM_CATALOG": str(folder / "catalog.toml")}
+        env["PYTHONPATH"] = f"{site}:{ROOT}"
+        seeds = itertools.count()
+        yield {
+            "raw Celery chain": lambda: by_celery(servers.settings, env, count),
+            "the farm, ledger and doorbells alone": lambda: by_farm(
+                servers.settings, env, count, "tests.bench.bare", seeds
+            ),
+            "the farm, with artefacts in S3": lambda: by_farm(servers.settings, env, count, "workers.worker", seeds),
+        }
+
+
+def by_farm(settings: Settings, env: dict[str, str], count: int, module: str, seeds: Iterator[int]) -> dict[str, float]:
+    """`count` chains through one child of the farm, run by `module`."""
+    chain_of = {
+        "stages": [
+            {"kind": "noop_source", "checkpoint": "none"},
+            *[{"kind": "noop", "checkpoint": "none"}] * (STAGES - 1),
+        ]
+    }
+    read, write = os.pipe()
+    command = [sys.executable, "-m", module, "--name", "bench", "--queues", "noop_source.none,noop.none"]
+    with Farm(settings) as farm:
+        command += ["--parent", str(os.getpid()), "--marks", str(write)]
+        process = subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=[write], stderr=subprocess.DEVNULL)
+        while not farm.ledger.workers():
+            time.sleep(0.01)
+        asked = [farm.jobs_of(farm.chain(chain_of, seed=next(seeds))) for _ in range(count)]
+        worker = psutil.Process(process.pid)
+        cpu, began = sum(worker.cpu_times()[:2]), time.perf_counter()
+        handles = farm.submit([job for jobs in asked for job in jobs])
+        commits = count * STAGES
+        for handle in handles:
+            handle.wait(60)
+        wall, cpu = time.perf_counter() - began, sum(worker.cpu_times()[:2]) - cpu
+        process.terminate()
+        process.wait(30)
+    os.close(read)
+    os.close(write)
+    return {"wall_ms": wall * 1000 / commits, "cpu_ms": cpu * 1000 / commits}
+
+
+celery = Celery("raw", broker=os.environ.get("BENCH_BROKER", ""), set_as_current=False)
+celery.conf.update(
+    task_ignore_result=True, task_default_queue="bench-raw", worker_prefetch_multiplier=1, task_acks_late=True
+)
+
+
+@celery.task(name="noop", ignore_result=True)
+def noop(*_: object) -> None:
+    """Does nothing."""
+
+
+@celery.task(name="last", ignore_result=True)
+def last(*_: object) -> None:
+    """Counts a finished chain."""
+    celery.backend_client.incr(COUNTER)  # type: ignore[attr-defined]
+
+
+def by_celery(settings: Settings, env: dict[str, str], count: int) -> dict[str, float]:
+    """`count` chains of no-op tasks through one Celery worker of pool solo."""
+    url = settings.redis_url.get_secret_value()
+    celery.conf.broker_url = url
+    client = redis.Redis.from_url(url)
+    client.delete(COUNTER)
+    command = [sys.executable, "-m", "tests.bench.raw"]
+    process = subprocess.Popen(
+        command, env={**env, "BENCH_BROKER": url}, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    chain(last.si()).apply_async()
+    while client.get(COUNTER) != b"1":
+        time.sleep(0.01)
+    worker = psutil.Process(process.pid)
+    cpu, began = sum(worker.cpu_times()[:2]), time.perf_counter()
+    for _ in range(count):
+        chain(*[noop.si()] * (STAGES - 1), last.si()).apply_async()
+    while int(client.get(COUNTER) or 0) < count + 1:  # type: ignore[arg-type]
+        time.sleep(0.005)
+    wall, cpu = time.perf_counter() - began, sum(worker.cpu_times()[:2]) - cpu
+    process.terminate()
+    process.wait(30)
+    return {"wall_ms": wall * 1000 / (count * STAGES), "cpu_ms": cpu * 1000 / (count * STAGES)}

@@ -1,0 +1,93 @@
+"""A stage kind that this repository has never heard of: one file, installed like any package, runs in a chain."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from tests.e2e.rig import ROOT, Rig
+
+STAGE = '''
+"""How is a picture turned upside down?"""
+
+from typing import ClassVar, Literal
+
+from PIL import ImageOps
+from pydantic import Field
+
+from farm.stage import Medium, Stage
+
+
+class Flip(Stage):
+    """Turn the image upside down."""
+
+    kind: Literal["flip"] = "flip"
+    takes: ClassVar = frozenset({Medium.IMAGE})
+    gives: ClassVar = frozenset({Medium.IMAGE})
+    needs_torch: ClassVar = False
+    times: int = Field(1, ge=1, le=3, description="how often")
+
+    def load(self, checkpoint, device):
+        return ImageOps.flip
+
+    def run(self, pipe, batch, report):
+        images = list(batch.given)
+        for time in range(self.times):
+            images = [pipe(image) for image in images]
+            report.step(time + 1, self.times)
+        return images
+'''
+CATALOG = """
+[checkpoints.none]
+kinds = ["flip"]
+folder = "{folder}"
+space = "tiny"
+native = 64
+licence = "Apache-2.0"
+[defaults]
+flip = "none"
+text2img = "tiny"
+"""
+
+
+def test_a_new_kind_is_one_file(rig: Rig, tmp_path: Path) -> None:
+    # Given a package with one stage, as pip would install it, and a checkpoint for it
+    site, weights = tmp_path / "site", tmp_path / "weights"
+    info = site / "flip-1.0.dist-info"
+    info.mkdir(parents=True)
+    weights.mkdir()
+    (site / "flip.py").write_text(STAGE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flip\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[farm.stages]\nflip = flip:Flip\n")
+    (weights / "config.json").write_text("{}")
+    (tmp_path / "catalog.toml").write_text(CATALOG.format(folder=weights))
+    added = {"PYTHONPATH": str(site), "FARM_CATALOG": str(tmp_path / "catalog.toml")}
+    env = {**os.environ, **rig.env, **added}
+
+    def farm(*words: str) -> str:
+        command = [str(Path(sys.executable).with_name("farm")), *words]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    farm("models", "pull", "none")
+    # When it stands in a chain, after a stage of this repository
+    rig.supervise(["text2img.tiny", "flip.none"], "toy", **added)
+    (tmp_path / "plain.json").write_text(
+        json.dumps({"prompt": "x", "seed": 5, "stages": [{"kind": "text2img", "steps": 2}]})
+    )
+    (tmp_path / "flipped.json").write_text(
+        json.dumps({"prompt": "x", "seed": 5, "stages": [{"kind": "text2img", "steps": 2}, {"kind": "flip"}]})
+    )
+    for name in ("plain", "flipped"):
+        farm("render", "--chain", str(tmp_path / f"{name}.json"), "-o", str(tmp_path / f"{name}.png"))
+    # Then
+    plain, flipped = (Image.open(tmp_path / f"{name}.png") for name in ("plain", "flipped"))
+    assert list(flipped.get_flattened_data()) == list(
+        plain.transpose(Image.Transpose.FLIP_TOP_BOTTOM).get_flattened_data()
+    )

@@ -1,0 +1,147 @@
+"""The tiny family, built once and loaded once per checkpoint, and one call of a stage as a worker makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from farm import models
+from farm.catalog import Catalog
+from farm.settings import Settings
+from farm.stage import Batch, Medium, Size, Stage
+from workers import pipelines
+from workers.demo import tiny
+from workers.stages.img2img import Img2Img
+from workers.stages.text2img import Text2Img
+from workers.stages.upscale import Upscale
+from workers.stages.upscale_latent import UpscaleLatent
+
+SMALL = Size(64, 64)
+DEFAULTS = {"text2img": "tiny", "img2img": "tiny", "upscale_latent": "tiny-x2", "upscale": "tiny-x4"}
+
+
+class Stopped(Exception):
+    """What the recorder raises where it is told to, as a cancel does."""
+
+
+class Recorder:
+    """A report that keeps what it is told and stops the stage at the mark `stop`."""
+
+    def __init__(self, stop: Any = None) -> None:
+        self.marks: list[Any] = []
+        self.stop = stop
+
+    def phase(self, name: str) -> None:
+        self._mark(name)
+
+    def step(self, step: int, steps: int) -> None:
+        self._mark((step, steps))
+
+    def _mark(self, mark: Any) -> None:
+        self.marks.append(mark)
+        if self.stop in (mark, mark[0]):
+            raise Stopped
+
+
+@pytest.fixture(scope="session")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """The farm's catalog with the tiny family built and recorded."""
+    folder = tmp_path_factory.mktemp("models")
+    catalog = Catalog.load(Settings(models=folder))
+    for name in tiny.SEEDS:
+        tiny.build(name, folder / name)
+        models.record(catalog, catalog.checkpoints[name])
+    return catalog
+
+
+@pytest.fixture(scope="session")
+def pipe(catalog: Catalog) -> Callable[..., Any]:
+    """Gives the loaded pipeline of a stage; the same one for the same kind and checkpoint."""
+    loaded: dict[tuple[str, str], Any] = {}
+
+    def get(stage: Stage) -> Any:
+        key = stage.kind, stage.checkpoint or DEFAULTS[stage.kind]
+        if key not in loaded:
+            files = pipelines.files_of(catalog, catalog.checkpoints[key[1]])
+            loaded[key] = stage.load(files, "cpu")
+        return loaded[key]
+
+    return get
+
+
+def call(
+    stage: Stage,
+    pipe: Any,
+    given: Sequence[Any] = (None,),
+    *,
+    emits: Medium = Medium.IMAGE,
+    size: Size | None = None,
+    seeds: Sequence[int] = (1,),
+    prompts: Sequence[str] = ("a red castle",),
+    negatives: Sequence[str] = ("a blue cat",),
+    report: Recorder | None = None,
+) -> list[Any]:
+    """The outputs of one call with one member per seed."""
+    batch = Batch(
+        emits=emits,
+        size=size or stage.output_size(side_of(given[0]), 64),
+        prompts=list(prompts) * (len(seeds) // len(prompts)),
+        negative_prompts=list(negatives) * (len(seeds) // len(negatives)),
+        given=list(given) * (len(seeds) // len(given)),
+        generators=[pipelines.generator(seed) for seed in seeds],
+    )
+    return stage.run(pipe, batch, report or Recorder())
+
+
+def side_of(given: Any) -> Size | None:
+    """The size of an input in pixels."""
+    if given is None:
+        return None
+    return Size(given.shape[2] * 8, given.shape[1] * 8) if isinstance(given, torch.Tensor) else Size(*given.size)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two outputs are equal to the last bit."""
+    if isinstance(first, torch.Tensor):
+        return bool(torch.equal(first, second))
+    return bool(first.size == second.size and first.tobytes() == second.tobytes())
+
+
+def some_latents(side: int = 8, seed: int = 5) -> torch.Tensor:
+    """Latents as a stage would hand them on."""
+    return torch.randn(4, side, side, generator=pipelines.generator(seed))
+
+
+def some_image(side: int = 64, seed: int = 5) -> Image.Image:
+    """A picture of coloured blocks."""
+    pixels = torch.randint(0, 256, (8, 8, 3), generator=pipelines.generator(seed), dtype=torch.uint8).numpy()
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
+
+
+EVERY: dict[str, tuple[Stage, Any, Medium]] = {
+    "text2img to latents": (Text2Img(num_inference_steps=4), None, Medium.LATENTS),
+    "text2img to image": (Text2Img(num_inference_steps=4), None, Medium.IMAGE),
+    "img2img latents to latents": (Img2Img(num_inference_steps=6), some_latents(), Medium.LATENTS),
+    "img2img image to image": (Img2Img(num_inference_steps=6), some_image(), Medium.IMAGE),
+    "upscale_latent to latents": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.LATENTS),
+    "upscale_latent to image": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.IMAGE),
+    "upscale": (Upscale(num_inference_steps=4), some_image(32), Medium.IMAGE),
+}
+"""Every stage with every medium: a quick stage, an input, and what it emits."""
+
+
+@pytest.fixture(params=list(EVERY.values()), ids=list(EVERY))
+def every(request: pytest.FixtureRequest) -> tuple[Stage, Any, Medium]:
+    found: tuple[Stage, Any, Medium] = request.param
+    return found
+
+
+def checkpoint_source(catalog: Catalog, name: str) -> str:
+    """The loading arguments of a checkpoint, as Python source."""
+    path: Path = catalog.path(catalog.checkpoints[name])
+    return f"{str(path)!r}, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True"

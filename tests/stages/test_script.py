@@ -1,0 +1,97 @@
+"""Does the plain diffusers program of a chain make the farm's very pixels?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from farm.catalog import Catalog
+from farm.stage import Medium, Stage
+from tests.stages.conftest import DEFAULTS, call, checkpoint_source, same, side_of
+from workers import codec
+from workers.stages.img2img import Img2Img
+from workers.stages.text2img import Text2Img
+from workers.stages.upscale import Upscale
+from workers.stages.upscale_latent import UpscaleLatent
+
+WORDS: dict[str, Any] = {"prompt": 'a "red" castle\nat the sea', "negative_prompt": "it's a blue cat"}
+CHAINS: list[list[Stage]] = [
+    # the defaults, all four stages
+    [Text2Img(**WORDS), Img2Img(**WORDS), UpscaleLatent(**WORDS), Upscale(**WORDS)],
+    # an image between stages of different spaces, every field set, schedulers that need to be told more
+    [
+        Text2Img(
+            **WORDS,
+            checkpoint="tiny-other",
+            width=96,
+            num_inference_steps=5,
+            guidance_scale=3.5,
+            eta=0.5,
+            clip_skip=2,
+        ),
+        Img2Img(**WORDS, num_inference_steps=5, strength=0.7, scheduler="DPMSolverSDEScheduler", clip_skip=1),
+        Upscale(**WORDS, num_inference_steps=2, noise_level=30, scheduler="PNDMScheduler"),
+    ],
+]
+
+
+def _passes(chain: list[Stage], index: int) -> Medium:
+    """What stage `index` emits: latents where the next one takes them and works in the same space."""
+    if index + 1 == len(chain) or Medium.LATENTS not in chain[index + 1].takes:
+        return Medium.IMAGE
+    other = "tiny-other" in (chain[index].checkpoint, chain[index + 1].checkpoint)
+    return Medium.IMAGE if other else Medium.LATENTS
+
+
+def _farm(chain: list[Stage], pipe: Callable[..., Any]) -> Image.Image:
+    """The chain's image, with every hand-off through bytes."""
+    given: Any = None
+    for index, stage in enumerate(chain):
+        emits, size = _passes(chain, index), stage.output_size(side_of(given), 64)
+        out = call(
+            stage,
+            pipe(stage),
+            [given],
+            emits=emits,
+            seeds=[index + 7],
+            prompts=[stage.prompt or ""],
+            negatives=[stage.negative_prompt or ""],
+        )[0]
+        if emits is Medium.LATENTS:
+            shape = (4, size.height // 8, size.width // 8)
+            given = codec.decode_latents(codec.encode_latents(out, "tiny", 4, 8, "float32"), "tiny", shape, "float32")
+        else:
+            given = codec.decode_image(codec.encode_image(out), size)
+    assert isinstance(given, Image.Image)
+    return given
+
+
+def test_program_makes_the_same_pixels(catalog: Catalog, pipe: Callable[..., Any], tmp_path: Path) -> None:
+    # Given the program of two chains
+    lines = ["import torch"]
+    for number, chain in enumerate(CHAINS):
+        given = None
+        for index, stage in enumerate(chain):
+            source = checkpoint_source(catalog, stage.checkpoint or DEFAULTS[stage.kind])
+            lines += stage.script(given, _passes(chain, index), index + 7, source)
+            lines.append(f"stage_{index} = out")
+            given = f"stage_{index}"
+        lines.append(f'out.save("{number}.png")')
+    (tmp_path / "program.py").write_text("\n".join(lines))
+    # When it runs by itself, knowing nothing of the farm
+    ended = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not [line for line in lines if "farm" in line or "workers" in line]
+    # Then its pictures are those of the stages, bit for bit (on one device type and with as many threads)
+    torch.set_num_threads(1)
+    for number, chain in enumerate(CHAINS):
+        with Image.open(tmp_path / f"{number}.png") as made:
+            assert same(made, _farm(chain, pipe))
