@@ -1,8 +1,8 @@
 """How does a worker learn that there is work?
 
-By a doorbell: a Celery message on the queue's own list that says only "look". It carries no state; the ledger holds the
-truth. A lost, repeated or forged doorbell is harmless: a claim that finds nothing does nothing, and the reconciler rings
-again while work is ready and nobody looks.
+By a doorbell: a Celery message on the queue's own list that says only "look". It carries no state; the ledger holds
+the truth. A lost, repeated or forged doorbell is harmless: a claim that finds nothing does nothing, and the reconciler
+rings again while work is ready and nobody looks.
 
 Queues are consumed without acknowledgements and published on the default exchange: an acknowledgement lost on a dropped
 connection would leave its worker deaf, and a lost binding would swallow every message.
@@ -20,7 +20,6 @@ import structlog
 from celery import Celery
 from kombu import Exchange, Queue
 
-from farm.ledger import Ledger
 from farm.settings import Settings
 
 RING = "farm.ring"

@@ -21,6 +21,7 @@ from farm.job import (
     InputImage,
     Job,
     Lane,
+    input_multiple,
     make_job,
     new_id,
     override,
@@ -55,7 +56,7 @@ class JobHandle:
     """One submitted job. Every property asks the ledger anew."""
 
     def __init__(self, farm: Farm, job_id: str) -> None:
-        self._farm, self.id = farm, job_id
+        self.farm, self.id = farm, job_id
 
     def __repr__(self) -> str:
         return f"<job {self.id}>"
@@ -63,7 +64,7 @@ class JobHandle:
     @property
     def record(self) -> JobRecord:
         """The job's record with its stages. Raises NotFound, Unavailable."""
-        return self._farm.ledger.job(self.id)
+        return self.farm.ledger.job(self.id)
 
     @property
     def state(self) -> str:
@@ -109,8 +110,8 @@ class JobHandle:
             return []
         last = record.stages[-1]
         output = json.loads(last.output)
-        key = self._farm.store.result_key(self.id, last.index, output["blob"])
-        return [Result(key, self._farm.store.uri(key), output["blob"], Size(*output["size"]))]
+        key = self.farm.store.result_key(self.id, last.index, output["blob"])
+        return [Result(key, self.farm.store.uri(key), output["blob"], Size(*output["size"]))]
 
     @property
     def images(self) -> list[Image]:
@@ -132,29 +133,29 @@ class JobHandle:
 
     def _read(self, result: Result) -> bytes:
         limit = 1 << 20 | 4 * result.size.width * result.size.height
-        return self._farm.store.get_blob(result.sha256, max_bytes=limit)
+        return self.farm.store.get_blob(result.sha256, max_bytes=limit)
 
     def cancel(self) -> str:
         """Ends the job as cancelled; the new state. Raises Conflict when it has ended otherwise."""
-        return self._farm.ledger.cancel(self.id)
+        return self.farm.ledger.cancel(self.id)
 
     def pause(self) -> None:
         """Holds the job after the stage that runs now."""
-        self._farm.ledger.pause(self.id)
+        self.farm.ledger.pause(self.id)
 
     def resume(self) -> None:
         """Lets a paused job go on."""
-        self._farm.broker.ring(self._farm.ledger.resume(self.id))
+        self.farm.broker.ring(self.farm.ledger.resume(self.id))
 
     def retry(self) -> None:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
-        self._farm.broker.ring(self._farm.ledger.retry(self.id))
+        self.farm.broker.ring(self.farm.ledger.retry(self.id))
 
     def script(self) -> str:
         """A plain diffusers program that makes the same pixels."""
-        from farm.script import program
+        from farm.program import program
 
-        return program(json.loads(self.record.spec), self._farm.catalog, self._farm.store.blob_uri)
+        return program(json.loads(self.record.spec), self.farm.catalog, self.farm.store.blob_uri)
 
 
 class Farm:
@@ -253,7 +254,7 @@ class Farm:
             raise InvalidJob(errors=(FieldError("count", f"1 to {self.settings.max_count}"),))
         run = new_id() if count > 1 else ""
         key = idempotency_key or new_id()
-        data, found = self._prepare(chain, image)
+        data, found = self.prepare(chain, image)
         jobs = [
             make_job(
                 chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane,
@@ -265,14 +266,19 @@ class Farm:
             self.store.put_blob(data, "image/png")
         return jobs
 
-    def _prepare(self, chain: Chain, source: ImageSource | None) -> tuple[bytes | None, InputImage | None]:
-        """The input image, fitted and encoded, and its description."""
+    def prepare(self, chain: Chain, source: ImageSource | None) -> tuple[bytes | None, InputImage | None]:
+        """The input image as `chain` would have it: its PNG and its description; nothing is stored.
+
+        Raises:
+            InvalidJob: the file is no image, or too large, or the chain is not possible with it.
+        """
         if source is None:
             return None, None
         picture = read_input(source if isinstance(source, bytes) else Path(source), self.settings)
         first = chain.stages[0]
         native = self.catalog.checkpoint(first, "stages.0").native
-        size = first.input_size(natural_size(picture.width, picture.height, native, self.settings.max_side))
+        limits = (native, self.settings.max_side, input_multiple(chain))
+        size = first.input_size(natural_size(picture.width, picture.height, *limits))
         # Before the picture is scaled: a size that the chain refuses must not cost memory.
         plan(chain, self.catalog, self.settings, size)
         data = to_png(fit(picture, size, chain.fit), None)
@@ -361,7 +367,7 @@ class Farm:
     # ------------------------------------------------------------------------------------------------ again
 
     def rerun(self, picture: ImageSource, image: ImageSource | None = None) -> tuple[JobHandle, bool]:
-        """Makes a result picture again from the recipe in it; whether everything that decides its pixels is the same here.
+        """Makes a result picture again from its recipe; whether everything that decides its pixels is the same here.
 
         `image` gives the input image of a chain that began with one, if the store no longer holds it.
 
@@ -380,7 +386,7 @@ class Farm:
         found = None
         if recipes[0]["given"] is not None:
             if image is not None:
-                blob, found = self._prepare(chain, image)
+                blob, found = self.prepare(chain, image)
                 assert blob is not None  # noqa: S101
                 self.store.put_blob(blob, "image/png")
             else:

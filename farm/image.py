@@ -95,12 +95,12 @@ def fit(image: Image.Image, size: Size, how: Fit) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def natural_size(width: int, height: int, native: int, max_side: int) -> Size:
+def natural_size(width: int, height: int, native: int, max_side: int, multiple: int = 8) -> Size:
     """The size at which an input is redrawn if nobody says one, in pixels: its own, as far as the checkpoint can.
 
     Smaller than 64 on a side: scaled up. Larger than 4 × native² in area (twice the trained side; beyond it a
     checkpoint repeats itself) or than `max_side`: scaled down. The aspect is kept, then each side is rounded down to a
-    multiple of 8 (the VAE's factor), but never below 64, even where that breaks the area of a very long image.
+    `multiple` (at least the VAE's factor), but never below 64, even where that breaks the area of a very long image.
     """
     if min(width, height) < MIN_SIDE:
         width, height = width * MIN_SIDE // min(width, height), height * MIN_SIDE // min(width, height)
@@ -110,7 +110,7 @@ def natural_size(width: int, height: int, native: int, max_side: int) -> Size:
         width, height = isqrt(area * width // height), isqrt(area * height // width)
     if max(width, height) > max_side:
         width, height = width * max_side // max(width, height), height * max_side // max(width, height)
-    return Size(max(MIN_SIDE, width // 8 * 8), max(MIN_SIDE, height // 8 * 8))
+    return Size(*(max(MIN_SIDE, side // multiple * multiple) for side in (width, height)))
 
 
 def to_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:

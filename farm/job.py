@@ -1,12 +1,12 @@
 """What is asked for, is it possible, and which recipe makes it?
 
-A `Chain` is what a person writes: prompts, a seed, stages. `parse_chain` reads it, `plan` types it: it fixes each stage's
-checkpoint, the medium and latent space on each edge, and every size. `make_job` adds what only a submit knows (seed, input
-image, recorded hashes) and yields the recipes. All rules of a job are checked here, once, without a GPU; what is refused here
-has left no trace.
+A `Chain` is what a person writes: prompts, a seed, stages. `parse_chain` reads it, `plan` types it: it fixes each
+stage's checkpoint, the medium and latent space on each edge, and every size. `make_job` adds what only a submit knows
+(seed, input image, recorded hashes) and yields the recipes. All rules of a job are checked here, once, without a GPU;
+what is refused here has left no trace.
 
-The edges: *a stage emits what its successor takes; the last one emits an image.* Latents pass where both work in the same
-latent space; where they do not, an image passes if the taker takes images, else the chain is refused.
+The edges: *a stage emits what its successor takes; the last one emits an image.* Latents pass where both work in the
+same latent space; where they do not, an image passes if the taker takes images, else the chain is refused.
 """
 
 from __future__ import annotations
@@ -127,12 +127,12 @@ def canonical(value: Any) -> str:
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical recipe. A recipe names the key of the stage before it, so the key covers the chain."""
+    """SHA-256 (hex) of the canonical recipe. It names the key of the stage before, so the key covers the chain."""
     return hashlib.sha256(canonical(recipe).encode()).hexdigest()
 
 
 def stage_seed(seed: int, position: int) -> int:
-    """The seed of the stage at `position` (from 0): the job's own for the first, a 53-bit hash of both for later ones."""
+    """The seed of the stage at `position` (from 0): the job's own for the first, a 53-bit hash of both for others."""
     if position == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}:{position}".encode()).digest()[:8]) >> 11
@@ -194,12 +194,14 @@ class _OneKeyLoader(yaml.SafeLoader):
 def override(stages: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The stages with parameters changed: `name` in every stage that has it, `1.name` in stage 1 alone (from 0).
 
+    `width` and `height` are the first stage's: later ones take what they are given.
+
     Raises:
         InvalidJob: (`unknown_field`) no stage of the chain has the parameter.
     """
     changed = [dict(stage) for stage in stages]
     for key, value in changes.items():
-        where, _, rest = key.partition(".")
+        where, _, rest = (f"0.{key}" if key in {"width", "height"} else key).partition(".")
         picked, name = (changed[int(where) : int(where) + 1], rest) if where.isdigit() and rest else (changed, key)
         name = ALIASES.get(name, name)
         fitting = [
@@ -279,7 +281,7 @@ def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> 
 
 
 def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None = None) -> tuple[PlannedStage, ...]:
-    """The chain with checkpoints, media, spaces and sizes fixed. `image` is the size of the fitted input, if there is one.
+    """The chain with checkpoints, media, spaces and sizes fixed. `image` is the size of the fitted input, if any.
 
     Raises:
         InvalidJob: an edge does not fit, a size is too large, a checkpoint is unknown; names the stage and the remedy.
@@ -297,6 +299,14 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
         planned.append(PlannedStage(index, stage, checkpoint, catalog.space(checkpoint), medium, emits, given, size))
         medium = emits
     return tuple(planned)
+
+
+def input_multiple(chain: Chain) -> int:
+    """What the sides of an input image must be multiples of, in pixels, for all stages of `chain` to take them."""
+    multiple, scale = 8, 1
+    for stage in chain.stages:
+        multiple, scale = max(multiple, stage.multiple // scale), scale * stage.scale
+    return multiple
 
 
 def _start(first: Stage, image: Size | None) -> Medium | None:
@@ -358,8 +368,10 @@ def _check_size(index: int, stage: Stage, given: Size | None, size: Size, settin
         raise _wrong(
             f"stages.{index}.width", "only the first stage sets a size; later ones take what they are given", "bad_size"
         )
-    if given is not None and (given.width % 8 or given.height % 8):
-        raise _wrong(f"stages.{index}", f"takes sides that are multiples of 8, not {given}", "bad_size")
+    if given is not None and any(side % stage.multiple for side in given):
+        near = Size(*(max(64, round(side / stage.multiple) * stage.multiple) for side in given))
+        msg = f"{stage.kind} takes sides that are multiples of {stage.multiple}, such as {near}, not {given}"
+        raise _wrong(f"stages.{index}", msg, "bad_size")
     if max(size) > settings.max_side or size.width * size.height > settings.max_area:
         limit = f"{settings.max_side} pixels a side and {settings.max_area} in all"
         raise _wrong(

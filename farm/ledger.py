@@ -61,6 +61,9 @@ Job (`job:<id>`; each also writes `jobs:<state>` and both event streams)::
 
 A call that its state does not list is refused (`conflict`), and a claim's call with another token is stale.
 
+Where more than `FAN` jobs wait on one execution, the script that moves the first notes what follows for the others
+(`moving`); `reap` does it, or the next call that names the job.
+
 The scripts are in `lua/`, each with `lua/common.lua` before it. All keys begin with `{namespace}:`.
 """
 
@@ -113,6 +116,9 @@ __all__ = [
 CHUNK = 200
 """Jobs per submit script: some 20 ms of the server's time."""
 
+FAN = 500
+"""Waiters of one execution that one script moves: some 20 ms of the server's time. The reconciler moves the others."""
+
 
 def _plain(text: str) -> str:
     """`text` as it can be stored and shown: valid Unicode, at most 2,000 characters."""
@@ -129,9 +135,9 @@ def _check_place(priority: int, lane: str) -> None:
 class Ledger:
     """The farm's truth in Redis. Threads may share one. Every call may raise Unavailable."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fan: int = FAN) -> None:
         self._settings = settings
-        self._server = Server(settings)
+        self._server = Server(settings, fan)
         self._call = self._server.call
 
     def ping(self) -> None:
@@ -306,9 +312,13 @@ class Ledger:
     # -------------------------------------------------------------------------------------------------- the reconciler
 
     def reap(self, leader: str) -> list[QueueState] | None:
-        """The queues after one round of what time makes due, or None while another reconciler leads."""
+        """The queues after one round of what time makes due, or None while another reconciler leads.
+
+        A round with very much to do ends after a tick, so that its queues are rung for; the next goes on.
+        """
+        until = time.monotonic() + self._settings.tick_s
         more = 1
-        while more:
+        while more and time.monotonic() < until:
             found = self._call("reap", leader, round(3 * self._settings.tick_s * 1000))
             if found[0] == "follows":
                 return None

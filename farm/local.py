@@ -48,6 +48,8 @@ PORTS = range(12000, 22000)
 """Ports are taken here: a server of SeaweedFS also takes port + 10000, and from 32768 on Linux gives ports to clients.
 Source: net.ipv4.ip_local_port_range."""
 S3_PARTS = ("s3", "master", "volume", "filer", "admin")
+S3_SIGNED = ("SIGNING_", "SIGNING_READ_", "FILER_SIGNING_", "FILER_SIGNING_READ_")
+"""Doors between SeaweedFS's parts that take signed requests only. Source: `weed scaffold -config=security`."""
 PR_SET_PDEATHSIG = 1
 """Source: prctl(2)."""
 
@@ -95,7 +97,8 @@ class Places(BaseModel):
                 code="bad_file",
                 hint="delete it: there will be new keys, the data stays",
             ) from None
-        if all(map(_is_free, [found.redis_port, *found.s3_ports.values()])):
+        used = [port + further for port in found.s3_ports.values() for further in (0, 10000)]
+        if all(map(_is_free, [found.redis_port, *used])):
             return found
         fresh = cls.new()
         return found.model_copy(update={"redis_port": fresh.redis_port, "s3_ports": fresh.s3_ports})
@@ -133,11 +136,10 @@ class Servers:
             self._places = Places.kept(self._data)
             self._write(SERVERS_FILE, self._places.model_dump())
             ending.callback(self._stop)
-            self.revive()
             reached = {"bucket": self.settings.bucket, **self._places.connection()}
             hidden = {name: SecretStr(reached[name]) for name in ("redis_url", "s3_access_key", "s3_secret_key")}
             self.settings = self.settings.model_copy(update={"data": self._data, **reached, **hidden})
-            Store(self.settings).ensure_bucket()
+            self.revive()
             self._write(CONNECTION_FILE, {**reached, "pid": os.getpid()})
             ending.callback((self._data / CONNECTION_FILE).unlink, missing_ok=True)
             self._ending = ending.pop_all()
@@ -163,6 +165,8 @@ class Servers:
             self._running[name] = process
         for name in started:
             await_server(name, self._running[name], self._data, self._places)
+        if "s3" in started:
+            await_store(Store(self.settings))
         return started
 
     def _runs(self, name: str) -> bool:
@@ -260,13 +264,15 @@ def start_s3(data: Path, places: Places, pass_fds: tuple[int, ...] = ()) -> Proc
         "-s3.autoCreateBucket=false",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
-        # The filer asks nobody for a key; so at least no web page may talk to it.
-        "-filer.allowedOrigins=http://127.0.0.1",
+        # The parts behind the S3 door ask nobody for a key. `GET /col/delete` on the master deletes the bucket: any web
+        # page in a browser on this machine could ask for it. So they speak gRPC only, and volumes want a signature.
+        "-disableHttp",
         # On unless it is switched off: a report to telemetry.seaweedfs.com.
         "-master.telemetry=false",
     ]
-    keys = {"AWS_ACCESS_KEY_ID": places.s3_access_key, "AWS_SECRET_ACCESS_KEY": places.s3_secret_key}
-    return _spawn(command, keys, data / "logs" / "s3.log", pass_fds, stdin=subprocess.DEVNULL)
+    variables = {f"WEED_JWT_{part}KEY": secrets.token_hex(32) for part in S3_SIGNED}
+    variables |= {"AWS_ACCESS_KEY_ID": places.s3_access_key, "AWS_SECRET_ACCESS_KEY": places.s3_secret_key}
+    return _spawn(command, variables, data / "logs" / "s3.log", pass_fds, stdin=subprocess.DEVNULL)
 
 
 def end(process: Process) -> None:
@@ -374,6 +380,24 @@ def await_server(name: str, process: Process, data: Path, places: Places) -> Non
             lines = log.read_text("utf-8", "replace").strip().splitlines() or ["it wrote no log"]
             raise Unavailable(f"the embedded {name} did not start: {lines[-1]}", hint=f"see {log}")
         time.sleep(0.02)
+
+
+def await_store(store: Store) -> None:
+    """The embedded S3 server has its bucket and reads and writes afterwards: it answers before its volumes do.
+
+    Raises:
+        Unavailable: it does not in time.
+    """
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            store.ensure_bucket()
+            store.check()
+            return store.read_any()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _valkey_answers(places: Places) -> bool:

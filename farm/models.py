@@ -175,7 +175,7 @@ def _hub(checkpoint: Checkpoint, source: Path | None) -> Iterator[None]:
             raise _bad(checkpoint, f"{source} has no snapshot of {checkpoint.repo}", hint) from error
         raise Unavailable(
             f"the hub cannot be reached: {type(error).__name__}",
-            hint="set HF_ENDPOINT to a mirror, or copy a hub cache here and give it with --source",
+            hint="set HF_ENDPOINT to a mirror, or copy a hub cache here and give it with --from",
         ) from error
 
 

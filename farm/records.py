@@ -59,7 +59,8 @@ class Claim:
 
     `input` is the committed output of the stage before, "" for none; for a `publish` claim it is the final output, of
     which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of
-    them whose last stage it is. `attempt` counts from 1.
+    them whose last stage it is (500 at most: those left out are published by claims of their own). `attempt` counts
+    from 1.
     """
 
     exec: str

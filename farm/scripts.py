@@ -37,7 +37,7 @@ def _source(name: str) -> str:
 class Server:
     """One Redis or Valkey that holds a ledger, under the prefix `{namespace}:`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, fan: int) -> None:
         self._prefix = "{" + settings.namespace + "}:"
         self._redis = redis.Redis.from_url(
             settings.redis_url.get_secret_value(),
@@ -57,6 +57,7 @@ class Server:
             settings.oom_attempts,
             settings.lapse_attempts,
             settings.rewind_attempts,
+            fan,
         )
 
     def ping(self) -> None:

@@ -1,9 +1,9 @@
 """What is a stage, and which kinds are installed?
 
-A stage is a frozen pydantic model: its fields are the parameters that a chain may set, its class says what it takes and
-gives and how the size changes, and `load` and `run` do the work on a worker. Adding a kind is one file with one such class
-in `workers/stages/`; the chain's parser, its typing, the queue and the worker follow from the class. Packages outside
-this repository name theirs in the entry point group `farm.stages`.
+A stage is a frozen pydantic model: its fields are the parameters that a chain may set, its class says what it takes
+and gives and how the size changes, and `load` and `run` do the work on a worker. Adding a kind is one file with one
+such class in `workers/stages/`; the chain's parser, its typing, the queue and the worker follow from the class.
+Packages outside this repository name theirs in the entry point group `farm.stages`.
 
 Nothing here, and nothing at the top of a stage's module, imports torch: `load` and `run` do it inside.
 """
@@ -117,6 +117,8 @@ class Stage(BaseModel):
     """Media it can emit."""
     scale: ClassVar[int] = 1
     """Output side / input side."""
+    multiple: ClassVar[int] = 8
+    """The sides of what it is given are multiples of so many pixels."""
     needs_torch: ClassVar[bool] = True
     """Whether it runs on torch; without, its worker never imports it and `Batch.generators` holds the plain seeds."""
     version: ClassVar[int] = 1
@@ -147,8 +149,8 @@ class Stage(BaseModel):
     def input_size(self, natural: Size) -> Size:
         """The size an input image is fitted to before this stage, as the first of a chain, sees it.
 
-        `natural` is the image's own in multiples of 8. `width` and `height` fields, where the stage has them, decide; of
-        one alone, the other follows the image's aspect.
+        `natural` is the image's own in multiples of 8. `width` and `height` fields, where the stage has them, decide;
+        of one alone, the other follows the image's aspect.
         """
         width: int | None = getattr(self, "width", None)
         height: int | None = getattr(self, "height", None)

@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -222,6 +222,18 @@ class Store:
                 code="unsupported_server",
                 hint="the farm needs conditional writes (`If-None-Match: *`), as AWS and SeaweedFS have them",
             )
+
+    def read_any(self) -> None:
+        """Nothing, if the bucket is empty or the first object in it can be read: its bytes, not only its name.
+
+        Raises:
+            Unavailable: the store does not answer, or answers without its disks.
+        """
+        with suppress(NotFound), _reaching("read an object"):  # not found: deleted since it was listed
+            listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._settings.prefix, MaxKeys=1)
+            for entry in listed.get("Contents", []):
+                with self.client.get_object(Bucket=self.bucket, Key=entry["Key"])["Body"] as body:
+                    body.read(1)
 
     # S3
 

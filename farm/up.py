@@ -1,7 +1,8 @@
 """What runs while `farm up` runs, and what does `farm demo` show?
 
-The embedded servers (`farm.local`), and one supervisor with a child per stage. Both are watched: a server or supervisor that
-dies is started again on its own data. State stays in the data folder, so a job submitted before a stop goes on after the next start.
+The embedded servers (`farm.local`), and one supervisor with a child per stage. Both are watched: a server or supervisor
+that dies is started again on its own data. State stays in the data folder, so a job submitted before a stop goes on
+after the next start.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def default_slots(catalog: Catalog) -> list[str]:
 
 
 def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print) -> None:
-    """Runs the one-machine farm in the foreground until SIGINT or SIGTERM, then drains the workers and stops everything.
+    """Runs the one-machine farm in the foreground until SIGINT or SIGTERM, then drains the workers and stops it all.
 
     Raises:
         Conflict: a farm runs in this data folder already.
@@ -176,9 +177,8 @@ def demo(
             farm.render("a red apple on a blue background", chain="hires", seed=seed),
             farm.render("a green apple", chain="img-hires", image=out / "input.png", strength=0.6, seed=seed),
         ]
-        say(
-            "Two chains: text2img → img2img → upscale_latent → upscale, and img2img (from an image) → upscale_latent → upscale."
-        )
+        say("A chain from a prompt: text2img → img2img → upscale_latent → upscale.")
+        say("A chain from an image: img2img → upscale_latent → upscale.")
         show(jobs)
         for job in jobs:
             for result, path in zip(job.results, job.download(out), strict=True):
@@ -188,13 +188,23 @@ def demo(
 
 @contextmanager
 def _reachable(settings: Settings, say: Say) -> Iterator[Farm]:
-    if read_connection(settings.data):
+    if _answers(settings):
         with Farm(settings) as farm:
-            farm.ledger.ping()
             yield farm
     else:
         with running(settings, say=say) as farm:
             yield farm
+
+
+def _answers(settings: Settings) -> bool:
+    """Whether a farm runs in the data folder; a killed one leaves its connection file behind."""
+    if not read_connection(settings.data):
+        return False
+    try:
+        Farm(settings).ledger.ping()
+    except Unavailable:
+        return False
+    return True
 
 
 def _draw(path: Path) -> None:

@@ -103,14 +103,16 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real S3 server for the session: its `s3_endpoint`, `s3_access_key` and `s3_secret_key` for `Settings`."""
-    from farm.local import Places, await_server, start_s3
+    from farm.local import Places, await_server, await_store, start_s3
 
     data, places = tmp_path_factory.mktemp("s3"), Places.new()
     (data / "logs").mkdir()
     process = start_s3(data, places)
     try:
         await_server("s3", process, data, places)
-        yield {key: value for key, value in places.connection().items() if key.startswith("s3_")}
+        found = {key: value for key, value in places.connection().items() if key.startswith("s3_")}
+        await_store(Store(Settings(**found)))
+        yield found
     finally:
         process.kill()
         process.wait()

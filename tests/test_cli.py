@@ -18,6 +18,7 @@ import pytest
 import redis
 import structlog
 from PIL import Image
+from pydantic import SecretStr
 
 from farm import models
 from farm.catalog import Catalog
@@ -180,7 +181,7 @@ def test_help_everywhere_has_an_example(run: Run, words: list[str]) -> None:
     ("words", "heavy"),
     [
         (["--help"], ["pydantic", "boto3", "redis", "celery", "structlog", "torch"]),
-        (["chain", "ls"], ["torch", "numpy", "diffusers", "workers.pipelines.torch"]),
+        (["chain", "ls"], ["torch", "numpy", "diffusers", "boto3", "celery"]),
         (["chain", "show", "hires"], ["torch", "numpy", "diffusers"]),
         (["models", "ls"], ["torch", "numpy", "huggingface_hub"]),
         (["jobs", "ls"], ["torch", "numpy", "diffusers"]),
@@ -670,6 +671,42 @@ def test_a_failed_job_exits_3(env: dict[str, str], farm: Farm, store: Store) -> 
     assert ended(start(env, "jobs", "wait", *[job["id"] for job in jobs])).status == 3
     failed = next(job["id"] for job in jobs if job["state"] == "failed")
     assert ended(start(env, "jobs", "watch", failed)).status == 3
+
+
+def test_waiting_outlives_a_restart_of_the_ledger(
+    env: dict[str, str], farm: Farm, store: Store, tmp_path: Path
+) -> None:
+    # Given a command that waits for a picture, on a Valkey of its own
+    valkey = Valkey(tmp_path / "own").start()
+    process = start({**env, "FARM_REDIS_URL": valkey.url}, "render", "a pear", "--chain", "txt", "--wait")
+    try:
+        assert process.stderr
+        process.stderr.readline()
+        # When the Valkey goes away for a moment, and the picture is drawn after that
+        valkey.stop()
+        valkey.start()
+        settings = farm.settings.model_copy(update={"redis_url": SecretStr(valkey.url)})
+        hand = Hand(settings, store)
+        hand.serve(hand.claim("text2img.tiny"))
+        # Then the command still gets it
+        found = ended(process)
+        assert found.status == 0, found.err
+        assert found.out.startswith("s3://")
+    finally:
+        process.kill()
+        valkey.kill()
+
+
+def test_without_a_store_the_ids_are_told(env: dict[str, str], farm: Farm, store: Store, tmp_path: Path) -> None:
+    # Given a command that waits for a picture and cannot reach the store
+    nowhere = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_port()}", "AWS_MAX_ATTEMPTS": "1"}
+    process = start({**env, **nowhere}, "render", "a pear", "--chain", "txt", "-o", tmp_path)
+    # When the picture is drawn
+    hand = Hand(farm.settings, store)
+    hand.serve(hand.claim("text2img.tiny"))
+    found = ended(process)
+    # Then the status is "unreachable", and the job can still be found
+    assert (found.status, found.out) == (4, f"{farm.jobs()[0].job}\n")
 
 
 def test_interrupted_without_a_terminal_the_job_goes_on(env: dict[str, str], farm: Farm) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from farm.errors import BadBlob, StageFailed
+from farm.image import to_png
 from farm.stage import Size
 from workers import codec
 
@@ -175,15 +176,9 @@ def test_images_come_back_bit_for_bit() -> None:
     # Given an RGB image
     before = image()
     # When it goes through bytes
-    after = codec.decode_image(codec.encode_image(before), Size(10, 6))
+    after = codec.decode_image(to_png(before, {"v": 1}), Size(10, 6))
     # Then every pixel is the same
     assert (after.mode, after.size, after.tobytes()) == ("RGB", (10, 6), before.tobytes())
-
-
-def test_other_modes_are_not_written() -> None:
-    with pytest.raises(StageFailed) as caught:
-        codec.encode_image(image().convert("RGBA"))
-    assert caught.value.code == "bad_output"
 
 
 WIDE = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 6, 16, 2, 0, 0, 0))

@@ -123,6 +123,7 @@ def test_latents_for_a_checkpoint_of_another_space_are_refused_with_both_names(
         ([{**TEXT, "width": 2048, "height": 2048}, X4, X4], False, "too_large", "stages.1", "start smaller"),
         ([{**TEXT, "checkpoint": "nope"}], False, "unknown_checkpoint", "stages.0.checkpoint", "tiny-style"),
         ([{**TEXT, "checkpoint": "tiny-x4"}], False, "wrong_checkpoint", "stages.0.checkpoint", "choose one of"),
+        ([{**TEXT, "width": 72}, X2], False, "bad_size", "stages.1", "such as 64×64"),
         ([TEXT, {**REDRAW, "width": 64}], False, "bad_size", "stages.1.width", "only the first stage"),
     ],
 )
@@ -206,7 +207,8 @@ def test_bad_chain_files_are_refused(tmp_path: Path, name: str, text: str | None
 def test_json_and_yaml_chain_files_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"prompt": "a cat", "stages": HIRES}))
     (tmp_path / "c.yaml").write_text(
-        "prompt: a cat\nstages:\n- kind: text2img\n- {kind: img2img, strength: 0.5}\n- kind: upscale_latent\n- kind: upscale\n"
+        "prompt: a cat\n"
+        "stages:\n- kind: text2img\n- {kind: img2img, strength: 0.5}\n- kind: upscale_latent\n- kind: upscale\n"
     )
     assert parse_chain(read_chain_file(tmp_path / "c.json")) == parse_chain(read_chain_file(tmp_path / "c.yaml"))
 

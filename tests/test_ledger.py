@@ -970,6 +970,105 @@ def test_an_unknown_job_is_not_found(ledger: Ledger, call: str) -> None:
     assert missing.value.code == "not_found"
 
 
+# ------------------------------------------------------------------------------------------------ very many waiters
+
+
+@pytest.fixture
+def narrow(settings: Settings) -> Iterator[Ledger]:
+    """A ledger whose scripts move two waiters at once."""
+    made = Ledger(settings.model_copy(update={"tick_s": 60}), fan=2)
+    yield made
+    made.close()
+
+
+def test_waiters_beyond_one_script_are_moved_by_the_reconciler(narrow: Ledger, raw: redis.Redis) -> None:
+    # Given
+    names = [f"j{i}" for i in range(7)]
+    submit(narrow, *(job(name, "k0", f"k1{name}") for name in names))
+    # When
+    claim = take(narrow)
+    # Then
+    assert len(claim.waiters) == 2
+    assert len(narrow.jobs(state="running")) == 2
+    # When
+    narrow.reap("me")
+    # Then
+    assert len(narrow.jobs(state="running")) == 7
+    # When
+    done(narrow, claim)
+    # Then
+    assert sum(narrow.job(name).at for name in names) == 2
+    # When
+    found = narrow.reap("me")
+    # Then
+    assert [narrow.job(name).at for name in names] == [1] * 7
+    assert found is not None
+    assert [(q.queue, q.ready) for q in found] == [("q0", 0), ("q1", 7)]
+    assert not raw.exists(P + "moving")
+
+
+def test_a_job_that_is_yet_to_be_moved_is_moved_by_the_call_that_names_it(narrow: Ledger, raw: redis.Redis) -> None:
+    # Given: five jobs whose stage is committed, three of them not moved on yet
+    names = [f"j{i}" for i in range(5)]
+    submit(narrow, *(job(name, "k0", f"k1{name}") for name in names))
+    done(narrow, take(narrow))
+    first, second, third = sorted(raw.smembers(P + "moving"))
+    # When
+    narrow.cancel(first)
+    narrow.pause(second)
+    # Then
+    assert (state(narrow, first), state(narrow, second), state(narrow, third)) == ("cancelled", "paused", "queued")
+    assert [narrow.job(name).at for name in (first, second, third)] == [1, 1, 0]
+    # When
+    raw.zadd(P + "deadlines", {third: PAST})
+    narrow.reap("me")
+    # Then
+    assert (state(narrow, third), narrow.job(third).at) == ("expired", 1)
+
+
+def test_a_job_that_ends_before_it_is_moved_is_moved_no_more(narrow: Ledger, raw: redis.Redis) -> None:
+    # Given: three equal jobs, one of which is yet to be told that its stage is claimed
+    submit(narrow, *(job(name, "k") for name in "abc"))
+    claim = take(narrow)
+    (left,) = raw.smembers(P + "moving")
+    for name in claim.waiters:
+        narrow.cancel(name)
+    # When
+    narrow.fail([claim], Failure.DETERMINISTIC, "nan_output", "NaN")
+    # Then
+    assert state(narrow, left) == "failed"
+    assert not raw.exists(P + "moving")
+
+
+@pytest.mark.parametrize("how", ["failed", "quarantined", "input_lost", "done"])
+def test_an_end_reaches_all_of_very_many_waiters(narrow: Ledger, raw: redis.Redis, how: str) -> None:
+    # Given
+    names = [f"j{i}" for i in range(7)]
+    submit(narrow, *(job(name, "k") for name in names))
+    claim = take(narrow)
+    # When
+    if how == "failed":
+        narrow.fail([claim], Failure.DETERMINISTIC, "nan_output", "NaN")
+    elif how == "input_lost":
+        narrow.rewind(claim)
+    elif how == "done":
+        done(narrow, claim)
+        narrow.reap("me")
+        for _ in range(5):
+            done(narrow, take(narrow))
+    else:
+        for worker in ("w2", "w3", "w4"):
+            narrow.fail([claim], Failure.CRASH, "crashed", "signal 9")
+            if not raw.exists(P + "moving") or narrow.reap("me"):
+                claim = (narrow.claim(["q0"], worker, "b1")[0] or [claim])[0]
+    narrow.reap("me")
+    # Then
+    codes = {"failed": "nan_output", "quarantined": "crashed", "input_lost": "input_lost", "done": ""}
+    ends = {"input_lost": "failed"}
+    assert {(state(narrow, name), narrow.job(name).code) for name in names} == {(ends.get(how, how), codes[how])}
+    assert not raw.exists(P + "moving")
+
+
 # ------------------------------------------------------------------------------------------------ the reconciler
 
 
@@ -1082,12 +1181,15 @@ def test_a_job_past_its_deadline_expires(ledger: Ledger, raw: redis.Redis, how: 
     assert raw.zcard(P + "ready:v1:q0:interactive") == 0
 
 
-def test_more_than_one_script_takes_is_reaped_in_one_round(ledger: Ledger, raw: redis.Redis) -> None:
+def test_more_than_one_script_takes_is_reaped_in_one_round(
+    ledger: Ledger, raw: redis.Redis, settings: Settings
+) -> None:
     # Given
     submit(ledger, *(job(f"j{i}") for i in range(450)))
     raw.zadd(P + "deadlines", {f"j{i}": PAST for i in range(450)})
+    patient = Ledger(settings.model_copy(update={"tick_s": 60}))
     # When
-    ledger.reap("me")
+    patient.reap("me")
     # Then
     assert len(ledger.jobs(state="expired", limit=1000)) == 450
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import select
@@ -136,6 +137,35 @@ def test_nothing_listens_beyond_this_machine(held: Held) -> None:
     # Then
     assert len(listening) >= 2
     assert all(address.startswith("0100007F:") for address in listening)
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "path"),
+    [
+        ("master", "GET", "/col/delete?collection=farm"),
+        ("master", "GET", "/dir/assign"),
+        ("filer", "GET", "/buckets/farm/"),
+        ("filer", "POST", "/buckets/farm/planted"),
+        ("filer", "DELETE", "/buckets/farm?recursive=true"),
+        ("volume", "POST", "/1,01637037d6"),
+        ("volume", "GET", "/1,01637037d6"),
+        ("s3", "GET", "/farm"),
+        ("s3", "DELETE", "/farm"),
+    ],
+)
+def test_no_web_page_reads_or_deletes_what_is_stored(held: Held, part: str, method: str, path: str) -> None:
+    # Given
+    store = Store(Settings.load(data=held.data))
+    sha256 = store.put_blob(b"a picture", "image/png")
+    port = json.loads((held.data / "servers.json").read_text())["s3_ports"][part]
+    # When: a request without any key
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, body=b"x" if method == "POST" else None, headers={"Accept": "application/json"})
+    status = connection.getresponse().status
+    connection.close()
+    # Then
+    assert status in (401, 403, 404)
+    assert store.get_blob(sha256, 100) == b"a picture"
 
 
 def test_children_find_the_servers_through_their_environment(held: Held) -> None:

@@ -327,6 +327,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')  # noqa: S324
         self.send_header("X-Repo-Commit", FIRST)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(data)
@@ -387,7 +389,9 @@ def test_a_repository_is_pulled_from_the_hub(tmp_path: Path, hub: str) -> None:
 
 def test_a_repository_that_the_hub_does_not_know_is_refused(tmp_path: Path, hub: str) -> None:
     catalog_of(tmp_path, repo="owner/other")
-    assert pull_online(tmp_path, hub).startswith(("bad_checkpoint", "unavailable"))
+    printed = pull_online(tmp_path, hub)
+    assert printed.startswith("bad_checkpoint")
+    assert "does not give out owner/other" in printed
 
 
 def test_without_the_hub_a_pull_is_unavailable_and_says_what_helps(tmp_path: Path) -> None:

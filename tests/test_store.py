@@ -250,6 +250,18 @@ def test_check_refuses_a_server_that_ignores_the_condition(store: Store) -> None
     assert keys(store) == []
 
 
+def test_whether_anything_can_be_read(store: Store, s3_settings: Settings) -> None:
+    # Given an empty bucket, then one with objects, one of them empty
+    store.read_any()
+    overwrite(store, "a", b"")
+    store.read_any()
+    store.put_blob(b"x", "x/y")
+    store.read_any()
+    # When there is no bucket, Then
+    with pytest.raises(Unavailable):
+        Store(s3_settings.model_copy(update={"bucket": "no-such-bucket"})).read_any()
+
+
 def test_ensure_bucket_twice_is_once(s3_settings: Settings) -> None:
     # Given
     store = Store(s3_settings)

@@ -27,8 +27,6 @@ MAX_HEADER_BYTES = 65536
 """Largest safetensors header that is read; ours has about 200 bytes."""
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 """Pipeline dtypes with safetensors' name and the bytes per element."""
-PNG_LEVEL = 1
-"""zlib level of hand-offs: they are read once, so speed counts."""
 
 
 def encode_latents(latents: torch.Tensor, space: str, channels: int, factor: int, dtype: str) -> bytes:
@@ -98,19 +96,6 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("repeated key")
     return found
-
-
-def encode_image(image: Image.Image) -> bytes:
-    """The PNG bytes of one member's image, without loss and without metadata.
-
-    Raises:
-        StageFailed: (`bad_output`) the image is not RGB.
-    """
-    if image.mode != "RGB":
-        raise StageFailed(f"an image is RGB here, not {image.mode}", code="bad_output")
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
 
 
 def decode_image(data: bytes, size: Size) -> Image.Image:

@@ -1,9 +1,9 @@
 """Is the running stage still ours, does it still move, and should it go on?
 
-A lease is renewed only while the stage moves: the last progress mark must be younger than the limit of the current phase.
-Progress alone would give up a healthy forty-second decode, a renewing thread alone would keep a hung kernel for ever.
-Cancel, drain and a lost lease are read at every step and every change of phase, and leave the stage by an exception: both
-upscalers know no other way to stop.
+A lease is renewed only while the stage moves: the last progress mark must be younger than the limit of the current
+phase. Progress alone would give up a healthy forty-second decode, a renewing thread alone would keep a hung kernel
+for ever. Cancel, drain and a lost lease are read at every step and every change of phase, and leave the stage by an
+exception: both upscalers know no other way to stop.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
     pipe.own_scheduler = pipe.scheduler
     encoder = pipe.text_encoder
     if not hasattr(encoder, "text_model"):
-        # transformers 5.6 made CLIPTextModel flat; diffusers' clip_skip still asks for its inner model (diffusers#14124).
+        # transformers 5.6 made CLIPTextModel flat, but diffusers' clip_skip asks for its inner model (diffusers#14124).
         # Set past torch's own __setattr__, which would make the encoder a part of itself.
         object.__setattr__(encoder, "text_model", encoder)
     return pipe
@@ -240,13 +240,7 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) 
     """
     as_latents = batch.emits is Medium.LATENTS
     report.phase("encode")
-
-    def steps_begin(*_: Any) -> None:
-        hook.remove()
-        report.phase("step")
-
-    # By the first call of the UNet, the text is encoded and the input prepared.
-    hook = pipe.unet.register_forward_pre_hook(steps_begin)
+    hooks = _hooks(pipe, report)
     try:
         with _device_errors():
             made = pipe(
@@ -255,41 +249,57 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) 
                 num_inference_steps=steps,
                 generator=list(batch.generators),
                 output_type="latent" if as_latents else "np",
-                **_callback(pipe, report, steps, as_latents),
+                **_callback(pipe, report, steps),
                 **arguments,
             ).images
             return _latents(pipe, batch, made) if as_latents else _images(batch, made)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         # The x4 pipeline decodes fp16 with its VAE raised to fp32. Where that failed the VAE stays so, and the next
         # picture would differ.
         if pipe.vae.dtype != pipe.unet.dtype:
             pipe.vae.to(dtype=pipe.unet.dtype)
 
 
-def _callback(pipe: Any, report: Report, steps: int, as_latents: bool) -> dict[str, Any]:
+def _hooks(pipe: Any, report: Report) -> list[Any]:
+    """Hooks on the models of `pipe` that tell of its phases and check what the decoder gives; to be removed again."""
+
+    def before_unet(*_: Any) -> None:
+        # By its first call, the text is encoded and the input prepared.
+        hooks[0].remove()
+        report.phase("step")
+
+    def before_decoder(*_: Any) -> None:
+        report.phase("decode")
+
+    def after_decoder(_model: Any, _given: Any, made: Any) -> None:
+        # Here, because the pipeline clamps: an infinity would become plain white or black.
+        _check_finite(made)
+
+    hooks = [
+        pipe.unet.register_forward_pre_hook(before_unet),
+        pipe.vae.decoder.register_forward_pre_hook(before_decoder),
+        pipe.vae.decoder.register_forward_hook(after_decoder),
+    ]
+    return hooks
+
+
+def _callback(pipe: Any, report: Report, steps: int) -> dict[str, Any]:
     """The argument by which `pipe` tells of its steps: the upscalers know only the old one.
 
     The new one counts the scheduler's own iterations (a second-order scheduler makes about two per step), the old one
     counts `num_inference_steps`.
     """
 
-    def done(step: int, of: int, latents: Any) -> None:
-        report.step(step, of)
-        if step == of:
-            # Before the decode, whose clamp would hide an infinity.
-            _check_finite(latents)
-            if not as_latents:
-                report.phase("decode")
-
     def on_step_end(pipe: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        done(index + 1, pipe.num_timesteps, tensors["latents"])
+        report.step(index + 1, pipe.num_timesteps)
         return tensors
 
     counted = itertools.count(1)
 
-    def callback(_index: int, _timestep: Any, latents: Any) -> None:
-        done(next(counted), steps, latents)
+    def callback(*_: Any) -> None:
+        report.step(next(counted), steps)
 
     if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
         return {"callback_on_step_end": on_step_end}
@@ -297,10 +307,8 @@ def _callback(pipe: Any, report: Report, steps: int, as_latents: bool) -> dict[s
 
 
 def _check_finite(made: Any) -> None:
-    """Raises `nan_output` where a tensor or array holds NaN or an infinity."""
-    import torch
-
-    if not bool(torch.isfinite(torch.as_tensor(made)).all()):
+    """Raises `nan_output` where a tensor holds NaN or an infinity."""
+    if not bool(made.isfinite().all()):
         raise StageFailed(
             code="nan_output", hint="half precision may overflow here: set the checkpoint's dtype to float32"
         )
@@ -317,10 +325,9 @@ def _latents(pipe: Any, batch: Batch, made: Any) -> list[Any]:
 
 
 def _images(batch: Batch, made: Any) -> list[Any]:
-    """One PIL RGB image per member, rounded as diffusers' `numpy_to_pil` does, but checked before that."""
+    """One PIL RGB image per member, rounded exactly as diffusers' `numpy_to_pil` does."""
     from PIL import Image
 
-    _check_finite(made)
     wanted = (batch.size.height, batch.size.width, 3)
     if made.shape != (len(batch.prompts), *wanted):
         raise StageFailed(f"images of the shape {made.shape}, not {wanted} per job", code="bad_output")

@@ -1,8 +1,8 @@
 """Who keeps the workers alive?
 
-A supervisor starts one child per slot, kills one that makes no progress within the limit of its phase, reports each death to
-the ledger (so that its stage runs elsewhere at once) and starts the child again. It runs the reconciler, forwards SIGTERM as
-a drain, and never imports torch. Its children die with it.
+A supervisor starts one child per slot, kills one that makes no progress within the limit of its phase, reports each
+death to the ledger (so that its stage runs elsewhere at once) and starts the child again. It runs the reconciler,
+forwards SIGTERM as a drain, and never imports torch. Its children die with it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -26,6 +27,7 @@ import structlog
 from farm.broker import Broker
 from farm.errors import FarmError, Unavailable
 from farm.ledger import Ledger
+from farm.log import log_to_stderr
 from farm.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -159,10 +161,8 @@ class Supervisor:
         self._report(slot, cause, charge=True)
 
     def _forget(self, slot: Slot) -> None:
-        try:
+        with suppress(BlockingIOError):
             self._read_marks(slot, os.read(slot.marks, 65536))
-        except BlockingIOError:
-            pass
         if slot.marks in self._selector.get_map():
             self._selector.unregister(slot.marks)
         os.close(slot.marks)
@@ -196,7 +196,7 @@ class Supervisor:
 
 
 def reconcile(settings: Settings, ledger: Ledger, broker: Broker, name: str, stop: threading.Event) -> None:
-    """Rounds of the reconciler until `stop`: settles what is overdue, and rings where work is ready and nobody looks."""
+    """Rounds of the reconciler until `stop`: settles what is overdue, rings where work is ready and nobody looks."""
     while not stop.wait(settings.tick_s):
         try:
             for state in ledger.reap(name) or ():
@@ -228,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.parent is not None:
         die_with_parent(given.parent, signal.SIGTERM)
-    supervisor = Supervisor(Settings.load(), given.name, given.slot)
+    settings = Settings.load()
+    log_to_stderr(settings.log_level)
+    supervisor = Supervisor(settings, given.name, given.slot)
     signal.signal(signal.SIGTERM, supervisor.stop)
     signal.signal(signal.SIGINT, supervisor.stop)
     supervisor.run()

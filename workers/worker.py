@@ -1,7 +1,8 @@
 """What does a worker's child do between two doorbells: claim, fetch, run, store, commit.
 
-A child owns one device and the pipelines of its queues. It loads them before it claims anything, then listens for doorbells
-as a Celery worker of pool solo. One doorbell, one claim. Its supervisor starts it, watches its progress marks and starts it again.
+A child owns one device and the pipelines of its queues. It loads them before it claims anything, then listens for
+doorbells as a Celery worker of pool solo. One doorbell, one claim. Its supervisor starts it, watches its progress
+marks and starts it again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -31,6 +33,7 @@ from farm.errors import BadBlob, Failure, FarmError, StageFailed, StaleToken, Un
 from farm.image import pixels_sha256, to_png
 from farm.job import canonical
 from farm.ledger import Ledger
+from farm.log import log_to_stderr
 from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import Batch, Medium, Size, Stage, kinds
@@ -215,18 +218,15 @@ class Worker:
         found["bytes"] = len(data)
         return self._publish(work, found, data)
 
-    def _publish(self, work: Work, output: dict[str, Any], data: bytes | None = None) -> Commit:
+    def _publish(self, work: Work, output: dict[str, Any], made: bytes | None = None) -> Commit:
         """Writes the readable result of every job that ends with `output`; the commit that says so."""
-        for job in work.claim.finishing:
-            if data is None:
-                data = self.store.get_blob(output["blob"], max_bytes=output["bytes"])
-            sidecar = {"job": job, "index": len(work.recipes) - 1, "output": output, "recipes": work.recipes}
-            self._retry(
-                lambda job=job, sidecar=sidecar: self.store.put_result(
-                    job, len(work.recipes) - 1, data, sidecar, output["blob"]
-                )
-            )
-        return Commit(work.claim, canonical(output), work.claim.finishing)
+        index, finishing = len(work.recipes) - 1, work.claim.finishing
+        if finishing:
+            data = made or self.store.get_blob(output["blob"], max_bytes=output["bytes"])
+            for job in finishing:
+                sidecar = {"job": job, "index": index, "output": output, "recipes": work.recipes}
+                self._retry(partial(self.store.put_result, job, index, data, sidecar, output["blob"]))
+        return Commit(work.claim, canonical(output), finishing)
 
     def _made(self, row: int, bucket: int) -> dict[str, Any]:
         """What made an output: library versions, device type, and the place in its batch."""
@@ -269,7 +269,7 @@ class Worker:
         return ready
 
     def _settle(self, call: Any) -> set[str]:
-        """`call`, which gives claims back. If the ledger is away or has given them to another, they are not ours to settle."""
+        """`call`, which settles claims; if the ledger is away or gave them to another, they are not ours to settle."""
         try:
             ready: set[str] = call()
         except (StaleToken, Unavailable) as error:
@@ -328,7 +328,8 @@ class Worker:
         ]
         app.worker_main([*options, "--loglevel=WARNING", f"--hostname={self.name}@%h"])
         stop.set()
-        self.ledger.unregister(self.name, self.boot)
+        with suppress(Unavailable):
+            self.ledger.unregister(self.name, self.boot)
         self.broker.close()
 
 
@@ -353,6 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     die_with_parent(given.parent, signal.SIGKILL)
     settings = Settings.load()
+    log_to_stderr(settings.log_level)
     os.set_blocking(given.marks, False)
     worker = Worker(
         settings, given.name, given.queues.split(","), lambda phase, limit_s: _tell(given.marks, phase, limit_s)

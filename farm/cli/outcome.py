@@ -129,10 +129,12 @@ def show_table(table: Table) -> None:
 
 def load_settings(**given: Any) -> Settings:
     """The settings, with logging set up as they say."""
+    # Here and not above: structlog takes longer to import than `farm --help` runs.
+    from farm.log import log_to_stderr
     from farm.settings import Settings
 
     settings = Settings.load(**given)
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level)
     return settings
 
 
@@ -143,19 +145,3 @@ def open_farm() -> Iterator[Farm]:
 
     with Farm(load_settings()) as farm:
         yield farm
-
-
-def _log_to_stderr(level: str) -> None:
-    """Log lines as key=value on stderr, from `level` up."""
-    # Here and not in `main`: structlog takes longer to import than `farm --help` runs.
-    import structlog
-
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -183,7 +183,7 @@ def _dry_run(farm: Farm, chain: Chain, image: str | bytes | None, count: int) ->
     """The chain as it would run, all checks done and nothing stored."""
     from farm.job import make_job
 
-    _, found = farm._prepare(chain, image)
+    _, found = farm.prepare(chain, image)
     # The last of the run: if its seed is possible, all are.
     job = make_job(chain, farm.catalog, farm.settings, image=found, index=count - 1)
     table, data = edges(job.plan)

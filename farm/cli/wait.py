@@ -5,12 +5,13 @@ Progress goes to stderr: on a terminal a live bar for each of the first unfinish
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +34,16 @@ PATIENCE_S = 60.0
 def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
     """What came of the jobs, once all have ended, with the results written to `out` if it is given.
 
-    Ctrl+C detaches or cancels, as the user answers; a second one detaches.
-
-    Raises:
-        Unavailable: the ledger was away for too long, or the store does not answer.
+    Ctrl+C detaches or cancels, as the user answers; a second one detaches. Whatever ends the wait, the ids are told.
     """
     once = list({handle.id: handle for handle in handles}.values())
     try:
-        records = follow(farm, once)
+        return collect(once, follow(farm, once), out)
     except KeyboardInterrupt:
         return _interrupted(once)
-    return collect(once, records, out)
+    except FarmError as error:
+        ids = [handle.id for handle in once]
+        return Outcome({"jobs": [{"id": job} for job in ids]}, ids, error)
 
 
 def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
@@ -84,6 +84,7 @@ def collect(handles: Sequence[JobHandle], records: Sequence[JobRecord], out: Pat
     """The results of ended jobs, written to `out` if it is given; the error if one did not end done.
 
     Raises:
+        BadBlob: a result is gone.
         Unavailable: the store does not answer.
     """
     data: list[dict[str, Any]] = []
@@ -99,6 +100,7 @@ def collect(handles: Sequence[JobHandle], records: Sequence[JobRecord], out: Pat
             {
                 "id": record.job,
                 "state": record.state,
+                "seed": json.loads(record.spec)["chain"]["seed"],
                 "code": record.code,
                 "message": record.message,
                 "results": results,
@@ -177,8 +179,9 @@ class Bars:
 
         words = TextColumn("{task.description}", markup=False)
         told = TextColumn("{task.fields[where]}", markup=False)
-        self._progress = Progress(words, BarColumn(), TimeElapsedColumn(), told, console=Console(stderr=True))
+        self._progress = Progress(words, BarColumn(20), TimeElapsedColumn(), told, console=Console(stderr=True))
         self._tasks: dict[str, Any] = {}
+        self._many = count > SHOWN
         self._all = self._progress.add_task("all jobs", total=count, where="", visible=count > 1)
 
     def live(self) -> AbstractContextManager[object]:
@@ -193,8 +196,7 @@ class Bars:
         self._progress.update(self._tasks[record.job], completed=_share(record), where=told)
         if _is_over(record):
             self._progress.advance(self._all)
-            many = (self._progress.tasks[0].total or 0) > SHOWN
-            self._progress.update(self._tasks[record.job], visible=not many or record.state != "done")
+            self._progress.update(self._tasks[record.job], visible=not self._many or record.state != "done")
 
 
 def _share(record: JobRecord) -> float:
@@ -207,22 +209,19 @@ def _share(record: JobRecord) -> float:
 
 def _interrupted(handles: Sequence[JobHandle]) -> Outcome:
     """What Ctrl+C leads to: on a terminal the user says whether the jobs are cancelled, elsewhere they go on."""
-    ids = [handle.id for handle in handles]
-    cancelled = sys.stdin.isatty() and sys.stderr.isatty() and _wants_cancel(input)
-    if cancelled:
-        for handle in handles:
-            try:
-                handle.cancel()
-            except Conflict:
-                continue
+    ids, cancelled = [handle.id for handle in handles], False
+    with suppress(KeyboardInterrupt):  # a second Ctrl+C detaches
+        if sys.stdin.isatty() and sys.stderr.isatty() and _wants_cancel():
+            for handle in handles:
+                with suppress(Conflict):  # it has ended meanwhile
+                    handle.cancel()
+            cancelled = True
     hint = "" if cancelled else "the jobs go on; `farm jobs wait ID` waits for them again"
-    return Outcome({"jobs": ids, "cancelled": cancelled}, ids, FarmError(code="interrupted", hint=hint))
+    data = {"jobs": [{"id": job} for job in ids], "cancelled": cancelled}
+    return Outcome(data, ids, FarmError(code="interrupted", hint=hint))
 
 
-def _wants_cancel(ask: Callable[[], str]) -> bool:
-    """The user's answer; a second Ctrl+C means no."""
+def _wants_cancel() -> bool:
+    """The user's answer to a question on stderr."""
     print("\nd: detach, the jobs go on   c: cancel them   [d] ", end="", file=sys.stderr, flush=True)
-    try:
-        return ask().strip().lower().startswith("c")
-    except (KeyboardInterrupt, EOFError):
-        return False
+    return sys.stdin.readline().strip().lower().startswith("c")

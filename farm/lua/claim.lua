@@ -67,12 +67,16 @@ for i, exec in ipairs(execs) do
   redis.call('HINCRBY', P .. 'running', chosen, 1)
   stat('claims')
   local attempt = redis.call('HINCRBY', key, 'attempt', 1)
-  local subject, waiters = about(exec), redis.call('SMEMBERS', wk(exec))
-  local finishing = {}
-  for _, job in ipairs(waiters) do
-    set_running(job, subject)
-    local at, n = get(jk(job), 'at', 'n')
-    if at + 1 == tonumber(n) then finishing[#finishing + 1] = job end
+  local subject, waiters, finishing = about(exec), {}, {}
+  for j, job in ipairs(redis.call('SMEMBERS', wk(exec))) do
+    local state, at, n = get(jk(job), 'state', 'at', 'n')
+    if j <= FAN then
+      set_running(job, subject)
+      waiters[j] = job
+      if at + 1 == tonumber(n) then finishing[#finishing + 1] = job end
+    elseif state == 'queued' then
+      defer(job, 'run', '', '')
+    end
   end
   local epoch, payload, input, publish, stage = get(key, 'epoch', 'payload', 'input', 'publish', 'stage')
   claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage}

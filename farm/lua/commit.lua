@@ -9,16 +9,20 @@ local function take(exec, token, output, published)
   stat('commits')
   local subject, waiters = about(exec), redis.call('SMEMBERS', wk(exec))
   redis.call('DEL', wk(exec))
-  for _, job in ipairs(waiters) do
+  for i, job in ipairs(waiters) do
     local at, n = get(jk(job), 'at', 'n')
-    event(job, 'committed', subject)
     if publish == '1' then
+      event(job, 'committed', subject)
       finish(job, 'done', '', '', subject)
     elseif at + 1 == tonumber(n) and published[job] then
+      event(job, 'committed', subject)
       redis.call('HSET', jk(job), 'out' .. at, output, 'epoch' .. at, epoch)
       finish(job, 'done', '', '', subject)
-    else
+    elseif i <= FAN then
+      event(job, 'committed', subject)
       attach(job, exec)
+    else
+      defer(job, 'attach', '', '')
     end
   end
 end

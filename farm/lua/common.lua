@@ -6,12 +6,13 @@ local clock = redis.call('TIME')
 local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local LEASE, RETENTION = tonumber(ARGV[1]), tonumber(ARGV[2])
 local CAP = {crash = tonumber(ARGV[3]), oom = tonumber(ARGV[4]), lapses = tonumber(ARGV[5]), rewinds = tonumber(ARGV[6])}
+local FAN = tonumber(ARGV[7])
 local REGISTERED = 2 * LEASE
 local LANES = {'interactive', 'bulk'}
 local ENDED = {done = true, failed = true, quarantined = true, cancelled = true, expired = true}
 local NAMED = {}
 
-local taken = 6
+local taken = 7
 local function arg()
   taken = taken + 1
   return ARGV[taken]
@@ -51,10 +52,12 @@ local function event(job, kind, subject, code)
   end
 end
 
--- One event to each job that waits on the execution.
+-- One event to each job that waits on the execution; where very many do, to FAN of them.
 local function tell(exec, kind, code)
   local subject = about(exec)
-  for _, job in ipairs(redis.call('SMEMBERS', wk(exec))) do event(job, kind, subject, code) end
+  for i, job in ipairs(redis.call('SMEMBERS', wk(exec))) do
+    if i <= FAN then event(job, kind, subject, code) end
+  end
 end
 
 local function turn(job, state)
@@ -70,9 +73,17 @@ local function current(job)
   return redis.call('HGET', jk(job), 'x' .. at)
 end
 
+-- Thousands of jobs may wait on one execution, and a script must not hold the server for long: what follows for those
+-- beyond FAN is noted in their records here, and done by `settle` at the next reaping or with the next call that names them.
+local function defer(job, move, code, message)
+  redis.call('HSET', jk(job), 'move', move, 'code', code, 'message', message)
+  redis.call('SADD', P .. 'moving', job)
+end
+
 local function finish(job, state, code, message, subject)
   local key = jk(job)
   turn(job, state)
+  redis.call('SREM', P .. 'moving', job)
   redis.call('HSET', key, 'ended_ms', NOW, 'code', code, 'message', message)
   redis.call('ZREM', P .. 'deadlines', job)
   redis.call('ZADD', P .. 'ended', NOW, job)
@@ -88,7 +99,9 @@ end
 
 local function finish_all(exec, state, code, message)
   local subject = about(exec)
-  for _, job in ipairs(redis.call('SMEMBERS', wk(exec))) do finish(job, state, code, message, subject) end
+  for i, job in ipairs(redis.call('SMEMBERS', wk(exec))) do
+    if i <= FAN then finish(job, state, code, message, subject) else defer(job, state, code, message) end
+  end
   redis.call('DEL', wk(exec))
 end
 
@@ -277,6 +290,19 @@ local function attach(job, told)
   join(job, own, at, at)
 end
 
+-- Does what was deferred for the job.
+local function settle(job)
+  if redis.call('SREM', P .. 'moving', job) == 0 then return end
+  local move, state, code, message = get(jk(job), 'move', 'state', 'code', 'message')
+  local subject = about(current(job))
+  if state == 'queued' then set_running(job, subject) end
+  if move == 'attach' then
+    attach(job)
+  elseif move ~= 'run' then
+    finish(job, move, code, message, subject)
+  end
+end
+
 -- The job waits no longer; a running execution goes on (its next beat learns of it), a ready or delayed one that nobody
 -- else waits on is dropped. Others keep the place that the leaver brought: to look for a lesser one would cost each leaver
 -- of a large run a walk over all of it.
@@ -341,6 +367,7 @@ end
 
 -- Where the job's state forbids the call: the refusal. Else nil and the state.
 local function check(job, allowed)
+  settle(job)
   local state = redis.call('HGET', jk(job), 'state')
   if not state then return refuse('not_found', 'there is no job ' .. job) end
   if not allowed[state] then return refuse('conflict', 'the job is ' .. state) end

@@ -29,15 +29,20 @@ local function due(key, until_ms)
   return found
 end
 
+for _, job in ipairs(redis.call('SRANDMEMBER', P .. 'moving', most)) do settle(job) end
+if redis.call('SCARD', P .. 'moving') > 0 then more = 1 end
 for _, exec in ipairs(due('leases', NOW)) do lapse(exec) end
 for _, exec in ipairs(due('due', NOW)) do
   redis.call('ZREM', P .. 'due', exec)
   make_ready(exec)
 end
 for _, job in ipairs(due('deadlines', NOW)) do
-  local subject = about(current(job))
-  detach(job)
-  finish(job, 'expired', 'deadline', '', subject)
+  settle(job)
+  if redis.call('ZSCORE', P .. 'deadlines', job) then
+    local subject = about(current(job))
+    detach(job)
+    finish(job, 'expired', 'deadline', '', subject)
+  end
 end
 for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do
   redis.call('ZREM', P .. 'ended', job)

@@ -19,7 +19,7 @@ end
 local subject, waiters, beyond = about(exec), redis.call('SMEMBERS', wk(exec)), {}
 redis.call('DEL', wk(exec))
 rest(exec, 'idle')
-for _, job in ipairs(waiters) do
+for i, job in ipairs(waiters) do
   local producer = redis.call('HGET', jk(job), 'x' .. made)
   local state, epoch, rewinds = get(xk(producer), 'state', 'epoch', 'rewinds')
   -- Where the producer has another epoch by now, somebody else has seen the loss: nothing to charge.
@@ -37,6 +37,12 @@ for _, job in ipairs(waiters) do
   end
   redis.call('HSET', jk(job), 'at', made, 'publishing', 0)
   redis.call('HDEL', jk(job), 'out' .. made, 'epoch' .. made)
-  if beyond[producer] then finish(job, 'failed', 'input_lost', '', subject) else attach(job) end
+  if i > FAN then
+    defer(job, beyond[producer] and 'failed' or 'attach', beyond[producer] and 'input_lost' or '', '')
+  elseif beyond[producer] then
+    finish(job, 'failed', 'input_lost', '', subject)
+  else
+    attach(job)
+  end
 end
 return {named()}

@@ -1,7 +1,7 @@
 """First figures, side by side in one run: `make bench`.
 
-Absolute numbers depend on the machine; read the ratios. Arms are interleaved, medians of `--repeats`; the load average at the
-start is printed, because a busy machine makes them worthless.
+Absolute numbers depend on the machine; read the ratios. Arms are interleaved, medians of `--repeats`; the load
+average at the start is printed, because a busy machine makes them worthless.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one stage costs beside its work: four no-op stages through the farm, and four no-op tasks through a Celery chain."""
+"""What one stage costs beside its work: four no-op stages through the farm, four no-op tasks through a Celery chain."""
 
 from __future__ import annotations
 

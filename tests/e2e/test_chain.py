@@ -23,7 +23,7 @@ PROMPT = "a red apple on a blue background"
 
 def pixels(job: JobHandle) -> str:
     (result,) = job.results
-    return pixels_sha256(job._farm.store.get_blob(result.sha256, max_bytes=1 << 24))
+    return pixels_sha256(job.farm.store.get_blob(result.sha256, max_bytes=1 << 24))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -49,13 +49,13 @@ def pixels(jobs: Sequence[JobHandle]) -> list[str]:
     found = []
     for job in jobs:
         (result,) = job.wait(240).results
-        found.append(pixels_sha256(job._farm.store.get_blob(result.sha256, max_bytes=1 << 24)))
+        found.append(pixels_sha256(job.farm.store.get_blob(result.sha256, max_bytes=1 << 24)))
     return found
 
 
 def committed_once(jobs: Sequence[JobHandle]) -> None:
     for job in jobs:
-        events = job._farm.ledger.events(job.id)
+        events = job.farm.ledger.events(job.id)
         counted = Counter(event.stage for event in events if event.type == "committed")
         assert set(counted.values()) == {1}, events
         assert [event.type for event in events].count("done") == 1

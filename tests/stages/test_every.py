@@ -114,13 +114,14 @@ def test_unusable_numbers_are_refused(every: Every, pipe: Pipe, value: float) ->
 
 
 @decoding
-def test_nan_of_the_decoder_is_refused(every: Every, pipe: Pipe) -> None:
-    # Given a VAE whose decoder gives NaN, which an image of 8 bits would hide as black
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_unusable_numbers_of_the_decoder_are_refused(every: Every, pipe: Pipe, value: float) -> None:
+    # Given a VAE whose decoder gives what an image of 8 bits would hide as black or white
     stage, given, emits = every
     bias = pipe(stage).vae.decoder.conv_out.bias
     kept = bias.detach().clone()
     with torch.no_grad():
-        bias.fill_(math.nan)
+        bias.fill_(value)
     # When the stage runs
     try:
         with pytest.raises(StageFailed) as caught:

@@ -6,17 +6,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from farm.errors import FieldError, InvalidJob
-from farm.stage import Batch, Medium, Report, Size, Stage
+from farm.stage import Batch, Medium, Report, Stage
 from workers import pipelines
 
 PIPELINE = "StableDiffusionLatentUpscalePipeline"
-LEAST, MULTIPLE = 64, 32
-"""Least side and what sides are multiples of, pixels: the UNet halves the doubled latents (side / 8 × 2) three times,
-cannot pad where that leaves a rest, and needs 2 cells in the end.
-
-Source: unet/config.json of sd-x2-latent-upscaler, diffusers' `KUpBlock2D`; other UNets are told the size to return to.
-"""
 
 
 class UpscaleLatent(Stage):
@@ -30,6 +23,9 @@ class UpscaleLatent(Stage):
     kind: Literal["upscale_latent"] = "upscale_latent"
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.LATENTS})
     scale: ClassVar[int] = 2
+    # The UNet halves the doubled latents (side / 8 × 2) three times and cannot pad where that leaves a rest.
+    # Source: unet/config.json of sd-x2-latent-upscaler, diffusers' `KUpBlock2D`; other UNets are told the size.
+    multiple: ClassVar[int] = 32
 
     # Source: the example in diffusers' docs of this pipeline (its default of 75 is inherited from the x4 pipeline).
     num_inference_steps: int = Field(20, ge=1, le=150, description="denoising steps")
@@ -40,17 +36,6 @@ class UpscaleLatent(Stage):
         le=30,
         description="0 ignores the prompt, up to 1 also the negative prompt; more follows it closely at twice the cost",
     )
-
-    def output_size(self, given: Size | None, native: int) -> Size:
-        """Twice the given size.
-
-        Raises:
-            InvalidJob: (`bad_size`) a side is not a multiple of 32 pixels, or less than 64.
-        """
-        if given is not None and any(side % MULTIPLE or side < LEAST for side in given):
-            msg = f"takes sides that are multiples of {MULTIPLE} and at least {LEAST}, not {given}"
-            raise InvalidJob(errors=(FieldError(self.kind, msg, "bad_size"),))
-        return super().output_size(given, native)
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionLatentUpscalePipeline`."""

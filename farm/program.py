@@ -1,7 +1,8 @@
 """Which plain diffusers program makes the same pixels as a job?
 
 Batch 1, one thread, latents kept between stages that hand latents on, a PIL image before the x4 upscaler, and
-`manual_seed` of each stage's recorded seed: what one would write by hand, so that the farm's result can be checked without it.
+`manual_seed` of each stage's recorded seed: what one would write by hand, so that a result can be checked without a
+farm.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
     given = None
     if spec["image"] is not None:
         given = "given"
-        lines += [f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}", 'given = Image.open("input.png")']
+        lines.append(f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}")
+        lines.append('given = Image.open("input.png")')
     for index, recipe in enumerate(spec["recipes"]):
         cls = kinds().get(recipe["kind"])
         if cls is None:
@@ -32,7 +34,7 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         name = recipe["checkpoint"]["name"]
         if name not in catalog.checkpoints:
             raise InvalidJob(f"the catalog here has no checkpoint {name}", code="unknown_checkpoint")
-        stage = cls.model_validate({"kind": recipe["kind"], **recipe["parameters"], **_size(cls, recipe)})
+        stage = cls.model_validate({"kind": recipe["kind"], **recipe["parameters"], **_size(recipe)})
         source = _source(catalog, catalog.checkpoints[name], recipe["checkpoint"]["dtype"])
         lines += ["", f"# stage {index}: {recipe['kind']} with {name}"]
         own = stage.script(given, Medium(recipe["emits"]), recipe["seed"], source)
@@ -44,7 +46,7 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
 
 
-def _size(cls: type, recipe: Mapping[str, Any]) -> dict[str, int]:
+def _size(recipe: Mapping[str, Any]) -> dict[str, int]:
     """The recipe's size for a stage that starts from noise and so must be told."""
     if recipe["given"] is not None:
         return {}
