@@ -92,15 +92,17 @@ class JobHandle:
             StageFailed: it ended otherwise; `code` and `message` say why.
             TimeoutError: it has not ended within `timeout_s`; it goes on.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        for record in self.watch(0.05):
-            if record.state == "done":
-                return self
-            if record.state in ENDED:
-                raise StageFailed(f"the job is {record.state}: {record.message}", code=record.code or "job_failed")
-            if until is not None and time.monotonic() > until:
-                raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
-        raise AssertionError("watch ends with a terminal record")
+        until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        seen = "0-0"
+        while (record := self.record).state not in ENDED:
+            # Wakes at each of the job's events, and once a second to look at the clock.
+            while not (events := self.farm.ledger.events(self.id, seen, block_ms=1000)):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
+            seen = events[-1].id
+        if record.state != "done":
+            raise StageFailed(f"the job is {record.state}: {record.message}", code=record.code or "job_failed")
+        return self
 
     @property
     def results(self) -> list[Result]:

@@ -122,7 +122,8 @@ class Settings(BaseSettings):
             plain = cls(**given)
             if "redis_url" in plain.model_fields_set:
                 return plain
-            return cls(**{**read_connection(plain.data), **given})
+            said = plain.model_fields_set
+            return cls(**{key: value for key, value in read_connection(plain.data).items() if key not in said}, **given)
         except ValidationError as error:
             first = error.errors()[0]
             name = "FARM_" + "_".join(str(part) for part in first["loc"]).upper()
@@ -147,10 +148,10 @@ class Settings(BaseSettings):
 def read_connection(data: Path) -> dict[str, str]:
     """What the connection file in `data` says of a running one-machine farm; empty where there is none."""
     try:
-        found = json.loads((data / CONNECTION_FILE).read_text())
+        found = dict(json.loads((data / CONNECTION_FILE).read_text()).items())
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise FarmError(
             f"{data / CONNECTION_FILE} cannot be read", code="bad_file", hint="delete it and start `farm up` again"
         ) from error

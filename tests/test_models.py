@@ -402,7 +402,7 @@ def test_without_the_hub_a_pull_is_unavailable_and_says_what_helps(tmp_path: Pat
     # Then
     assert printed.startswith("unavailable")
     assert "HF_ENDPOINT" in printed
-    assert "--source" in printed
+    assert "--from" in printed
     assert listing(catalog.models_dir) == {}
 
 

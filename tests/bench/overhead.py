@@ -21,8 +21,8 @@ from farm.client import Farm
 from farm.local import Servers, environment
 from farm.settings import Settings
 from tests.bench.chains import Arms
+from tests.e2e.rig import ROOT, install
 
-ROOT = Path(__file__).parents[2]
 STAGES = 4
 STAGE_FILE = '''
 """Two stages that do nothing to a picture of 64 pixels."""
@@ -59,38 +59,22 @@ class Noop(Source):
     def run(self, pipe, batch, report):
         return list(batch.given)
 '''
-CATALOG = """
-[checkpoints.none]
-kinds = ["noop_source", "noop"]
-folder = "{folder}"
-space = "tiny"
-native = 64
-licence = "Apache-2.0"
-"""
 COUNTER = "bench:done"
 
 
 @contextmanager
 def bench(folder: Path, count: int) -> Iterator[Arms]:
     """The arms on one Valkey and S3, each with one worker process that is stopped while the others run."""
-    site, weights = folder / "site", folder / "weights"
-    info = site / "noop-1.0.dist-info"
-    info.mkdir(parents=True)
-    weights.mkdir()
-    (site / "noop.py").write_text(STAGE_FILE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: noop\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[farm.stages]\nnoop = noop\n")
-    (weights / "config.json").write_text("{}")
-    (folder / "catalog.toml").write_text(CATALOG.format(folder=weights))
-    sys.path.insert(0, str(site))
+    folder.mkdir()
+    added = install(folder, STAGE_FILE, ["noop_source", "noop"])
+    sys.path.insert(0, added["PYTHONPATH"])
     from farm.stage import kinds
 
     kinds.cache_clear()
     settings = Settings.load(data=folder / "data", catalog=folder / "catalog.toml")
     models.pull(Catalog.load(settings), "none")
     with Servers(settings) as servers:
-        env = {**os.environ, **environment(servers.settings), "FARM_CATALOG": str(folder / "catalog.toml")}
-        env["PYTHONPATH"] = f"{site}:{ROOT}"
+        env = {**os.environ, **environment(servers.settings), **added}
         seeds = itertools.count()
         yield {
             "raw Celery chain": lambda: by_celery(servers.settings, env, count),

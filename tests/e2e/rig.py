@@ -30,6 +30,34 @@ def until(condition: Callable[[], T], timeout_s: float = 120, what: str = "") ->
     return value
 
 
+CHECKPOINT = """
+[checkpoints.none]
+kinds = [{kinds}]
+folder = "{folder}"
+space = "tiny"
+native = 64
+licence = "Apache-2.0"
+"""
+
+
+def install(folder: Path, source: str, kinds: Sequence[str]) -> dict[str, str]:
+    """A package `plugin` whose module has stage classes, as pip would install it, and a checkpoint `none` for them.
+
+    Returns the variables that make a process find both.
+    """
+    site, weights = folder / "site", folder / "weights"
+    info = site / "plugin-1.0.dist-info"
+    info.mkdir(parents=True)
+    weights.mkdir()
+    (site / "plugin.py").write_text(source)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[farm.stages]\nplugin = plugin\n")
+    (weights / "config.json").write_text("{}")
+    quoted = ", ".join(f'"{kind}"' for kind in kinds)
+    (folder / "catalog.toml").write_text(CHECKPOINT.format(folder=weights, kinds=quoted))
+    return {"PYTHONPATH": str(site), "FARM_CATALOG": str(folder / "catalog.toml")}
+
+
 class Rig:
     """The farm under test. `env` is what its processes get; `farm` is a client of it."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.e2e.rig import ROOT, Rig
+from tests.e2e.rig import ROOT, Rig, install
 
 STAGE = '''
 """How is a picture turned upside down?"""
@@ -42,31 +42,11 @@ class Flip(Stage):
             report.step(time + 1, self.times)
         return images
 '''
-CATALOG = """
-[checkpoints.none]
-kinds = ["flip"]
-folder = "{folder}"
-space = "tiny"
-native = 64
-licence = "Apache-2.0"
-[defaults]
-flip = "none"
-text2img = "tiny"
-"""
 
 
 def test_a_new_kind_is_one_file(rig: Rig, tmp_path: Path) -> None:
-    # Given a package with one stage, as pip would install it, and a checkpoint for it
-    site, weights = tmp_path / "site", tmp_path / "weights"
-    info = site / "flip-1.0.dist-info"
-    info.mkdir(parents=True)
-    weights.mkdir()
-    (site / "flip.py").write_text(STAGE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flip\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[farm.stages]\nflip = flip:Flip\n")
-    (weights / "config.json").write_text("{}")
-    (tmp_path / "catalog.toml").write_text(CATALOG.format(folder=weights))
-    added = {"PYTHONPATH": str(site), "FARM_CATALOG": str(tmp_path / "catalog.toml")}
+    # Given a package with one stage, and a checkpoint for it
+    added = install(tmp_path, STAGE, ["flip"])
     env = {**os.environ, **rig.env, **added}
 
     def farm(*words: str) -> str:
@@ -82,7 +62,13 @@ def test_a_new_kind_is_one_file(rig: Rig, tmp_path: Path) -> None:
         json.dumps({"prompt": "x", "seed": 5, "stages": [{"kind": "text2img", "steps": 2}]})
     )
     (tmp_path / "flipped.json").write_text(
-        json.dumps({"prompt": "x", "seed": 5, "stages": [{"kind": "text2img", "steps": 2}, {"kind": "flip"}]})
+        json.dumps(
+            {
+                "prompt": "x",
+                "seed": 5,
+                "stages": [{"kind": "text2img", "steps": 2}, {"kind": "flip", "checkpoint": "none"}],
+            }
+        )
     )
     for name in ("plain", "flipped"):
         farm("render", "--chain", str(tmp_path / f"{name}.json"), "-o", str(tmp_path / f"{name}.png"))
