@@ -14,22 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from farm.broker import Broker
 from farm.catalog import Catalog
+from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import FieldError, InvalidJob, NotFound, StageFailed
 from farm.image import fit, natural_size, read_input, read_recipe, to_png
-from farm.job import (
-    Chain,
-    InputImage,
-    Job,
-    Lane,
-    input_multiple,
-    make_job,
-    new_id,
-    override,
-    parse_chain,
-    plan,
-    read_chain_file,
-    recipe_key,
-)
+from farm.job import InputImage, Job, Lane, input_multiple, make_job, new_id, plan, recipe_key, stage_of
 from farm.ledger import Ledger
 from farm.records import ENDED, JobRecord, StageEntry, Submission
 from farm.settings import Settings
@@ -382,7 +370,7 @@ class Farm:
             {
                 "reuse": False,
                 "exact": recipes[0]["exact"],
-                "stages": [_stage_of(recipe, index) for index, recipe in enumerate(recipes)],
+                "stages": [stage_of(recipe) for recipe in recipes],
             }
         )
         found = None
@@ -406,16 +394,3 @@ def _read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidJob(f"{path} cannot be read: {error.strerror}", code="bad_file") from None
-
-
-def _stage_of(recipe: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The stage of a recipe as a chain file would write it, everything resolved."""
-    stage = {
-        "kind": recipe["kind"],
-        **recipe["parameters"],
-        "checkpoint": recipe["checkpoint"]["name"],
-        "seed": recipe["seed"],
-    }
-    if index == 0 and recipe["given"] is None:
-        stage["width"], stage["height"] = recipe["size"]
-    return stage

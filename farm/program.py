@@ -12,6 +12,7 @@ from typing import Any
 
 from farm.catalog import Catalog, Checkpoint
 from farm.errors import InvalidJob
+from farm.job import stage_of
 from farm.stage import Medium, kinds
 
 
@@ -28,13 +29,10 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         lines.append(f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}")
         lines.append('given = Image.open("input.png")')
     for index, recipe in enumerate(spec["recipes"]):
-        cls = kinds().get(recipe["kind"])
-        if cls is None:
-            raise InvalidJob(f"no stage of the kind {recipe['kind']} is installed here", code="unknown_kind")
         name = recipe["checkpoint"]["name"]
         if name not in catalog.checkpoints:
             raise InvalidJob(f"the catalog here has no checkpoint {name}", code="unknown_checkpoint")
-        stage = cls.model_validate({"kind": recipe["kind"], **recipe["parameters"], **_size(recipe)})
+        stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
         source = _source(catalog, catalog.checkpoints[name], recipe["checkpoint"]["dtype"])
         lines += ["", f"# stage {index}: {recipe['kind']} with {name}"]
         own = stage.script(given, Medium(recipe["emits"]), recipe["seed"], source)
@@ -44,14 +42,6 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         given = f"given_{index + 1}"
         lines.append(f"{given} = out")
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
-
-
-def _size(recipe: Mapping[str, Any]) -> dict[str, int]:
-    """The recipe's size for a stage that starts from noise and so must be told."""
-    if recipe["given"] is not None:
-        return {}
-    width, height = recipe["size"]
-    return {"width": width, "height": height}
 
 
 def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> str:

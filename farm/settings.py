@@ -123,7 +123,10 @@ class Settings(BaseSettings):
             if "redis_url" in plain.model_fields_set:
                 return plain
             said = plain.model_fields_set
-            return cls(**{key: value for key, value in read_connection(plain.data).items() if key not in said}, **given)
+            found: dict[str, Any] = {
+                key: value for key, value in read_connection(plain.data).items() if key not in said
+            }
+            return cls(**found, **given)
         except ValidationError as error:
             first = error.errors()[0]
             name = "FARM_" + "_".join(str(part) for part in first["loc"]).upper()

@@ -9,19 +9,9 @@ from typing import Any
 import pytest
 
 from farm.catalog import LOCK, Catalog, Lock
+from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
-from farm.job import (
-    Chain,
-    InputImage,
-    canonical,
-    make_job,
-    new_id,
-    override,
-    parse_chain,
-    plan,
-    read_chain_file,
-    stage_seed,
-)
+from farm.job import InputImage, canonical, make_job, new_id, plan, stage_seed
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, kinds
 

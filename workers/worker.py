@@ -29,9 +29,9 @@ from celery.signals import worker_shutting_down
 from farm import __version__
 from farm.broker import RING, Broker, make_app
 from farm.catalog import Catalog
-from farm.errors import BadBlob, Failure, FarmError, StageFailed, StaleToken, Unavailable
+from farm.errors import BadBlob, Failure, FarmError, InvalidJob, StageFailed, StaleToken, Unavailable
 from farm.image import pixels_sha256, to_png
-from farm.job import canonical
+from farm.job import canonical, stage_of
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.records import Claim, Commit
@@ -65,8 +65,8 @@ class Work:
         recipes = json.loads(claim.payload)["recipes"]
         recipe = recipes[-1]
         try:
-            stage = kinds()[recipe["kind"]].model_validate({"kind": recipe["kind"], **recipe["parameters"]})
-        except (KeyError, ValueError) as error:
+            stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
+        except (InvalidJob, ValueError) as error:
             raise StageFailed(f"this worker cannot run {recipe['kind']}: {type(error).__name__}") from error
         return cls(claim, recipes, stage, json.loads(claim.input) if claim.input else None)
 

@@ -15,8 +15,8 @@ from farm.cli.wait import wait
 from farm.errors import Unavailable
 
 if TYPE_CHECKING:
+    from farm.chain import Chain
     from farm.client import Farm, JobHandle
-    from farm.job import Chain
 
 SUBMIT_TRIES = 3
 """Times the same jobs are sent when a reply is lost: each key yields one job."""
