@@ -167,7 +167,12 @@ def pixels_sha256(data: bytes) -> str:
             pixels = opened.convert("RGB")
     except _UNREADABLE as error:
         raise InvalidJob("this is not a whole PNG", code="bad_file") from error
-    return hashlib.sha256(struct.pack(">II", *pixels.size) + pixels.tobytes()).hexdigest()
+    return hash_pixels(pixels)
+
+
+def hash_pixels(image: Image.Image) -> str:
+    """SHA-256 (hex) of an RGB picture's size and pixels; what `pixels_sha256` gives for its PNG."""
+    return hashlib.sha256(struct.pack(">II", *image.size) + image.tobytes()).hexdigest()
 
 
 @contextmanager

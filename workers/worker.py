@@ -30,7 +30,7 @@ from farm import __version__
 from farm.broker import RING, Broker, make_app
 from farm.catalog import Catalog
 from farm.errors import BadBlob, Failure, FarmError, InvalidJob, StageFailed, StaleToken, Unavailable
-from farm.image import pixels_sha256, to_png
+from farm.image import hash_pixels, to_png
 from farm.job import canonical, stage_of
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
@@ -212,7 +212,7 @@ class Worker:
             found |= {"space": space.name, "blob": self._put(data, "application/octet-stream")}
         else:
             data = to_png(output, {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made})
-            found |= {"pixels": pixels_sha256(data), "blob": self._put(data, "image/png")}
+            found |= {"pixels": hash_pixels(output), "blob": self._put(data, "image/png")}
             if codec.is_black(output):
                 found["tags"] = ["black"]
         found["bytes"] = len(data)
