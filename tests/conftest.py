@@ -104,7 +104,8 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real S3 server for the session: its `s3_endpoint`, `s3_access_key` and `s3_secret_key` for `Settings`."""
-    from farm.local import Places, await_server, await_store, start_s3
+    from farm.places import Places
+    from farm.servers import await_server, await_store, start_s3
 
     data, places = tmp_path_factory.mktemp("s3"), Places.new()
     (data / "logs").mkdir()

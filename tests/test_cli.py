@@ -28,8 +28,8 @@ from farm.errors import Failure
 from farm.image import to_png
 from farm.job import canonical
 from farm.ledger import Ledger
-from farm.local import environment
 from farm.records import Claim, Commit
+from farm.servers import environment
 from farm.settings import Settings
 from farm.store import Store
 from tests.conftest import Valkey, free_port, select_pause

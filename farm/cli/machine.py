@@ -39,7 +39,7 @@ def up(
     farm up --slots text2img,img2img --slots upscale_latent,upscale
     """
     from farm.catalog import Catalog
-    from farm.up import up as run
+    from farm.local import up as run
 
     settings = load_settings(**({"data": data} if data else {}))
     _need_worker()
@@ -56,7 +56,7 @@ def demo(
     \b
     farm demo -o demo-out --seed 7
     """
-    from farm.up import demo as run
+    from farm.local import demo as run
 
     settings = load_settings()
     _need_worker()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from farm.catalog import Catalog
+from farm.local import running
 from farm.settings import Settings
 from farm.stage import kinds
-from farm.up import running
 
 PROMPT = "a red apple on a blue background"
 Arms = dict[str, Callable[[], dict[str, float]]]

