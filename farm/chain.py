@@ -10,16 +10,16 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, ValidationError
 
 from farm.errors import FieldError, InvalidJob
+from farm.image import Fit
 from farm.stage import ALIASES, MAX_SEED, Prompt, Stage, kinds
 
 MAX_STAGES = 8
-Fit = Literal["cover", "contain", "stretch"]
 
 
 class Chain(BaseModel):
@@ -78,7 +78,7 @@ class _OneKeyLoader(yaml.SafeLoader):
         return found
 
 
-def override(stages: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+def override(stages: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
     """The stages with parameters changed: `name` in every stage that has it, `1.name` in stage 1 alone (from 0).
 
     `width` and `height` are the first stage's: later ones take what they are given.
@@ -86,6 +86,8 @@ def override(stages: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]) ->
     Raises:
         InvalidJob: (`unknown_field`) no stage of the chain has the parameter.
     """
+    if not all(isinstance(stage, Mapping) for stage in stages):
+        return list(stages)  # `parse_chain` names what is wrong
     changed = [dict(stage) for stage in stages]
     for key, value in changes.items():
         where, _, rest = (f"0.{key}" if key in {"width", "height"} else key).partition(".")

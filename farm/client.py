@@ -10,24 +10,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from farm.broker import Broker
 from farm.catalog import Catalog
 from farm.chain import Chain, override, parse_chain, read_chain_file
-from farm.errors import FieldError, InvalidJob, NotFound, StageFailed
-from farm.image import fit, natural_size, read_input, read_recipe, to_png
+from farm.errors import FieldError, InvalidJob, NotFound, StageFailed, Unavailable
+from farm.image import Fit, fit, natural_size, read_input, read_recipe, to_png
 from farm.job import InputImage, Job, Lane, input_multiple, make_job, new_id, plan, recipe_key, stage_of
 from farm.ledger import Ledger
 from farm.records import ENDED, JobRecord, StageEntry, Submission
 from farm.settings import Settings
-from farm.stage import Size
+from farm.stage import Size, kinds
 from farm.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageSource = str | Path | bytes
+SUBMIT_TRIES = 3
+"""How often a submit whose reply is lost is sent."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,10 @@ class Farm:
         return Broker(self.settings)
 
     def close(self) -> None:
-        """Sends the doorbells that are still to be rung."""
-        if "broker" in self.__dict__:
-            self.broker.close()
+        """Sends the doorbells that are still to be rung, and closes the connections."""
+        for name in ("broker", "ledger"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
 
     def __enter__(self) -> Farm:
         return self
@@ -265,21 +268,24 @@ class Farm:
         if source is None:
             return None, None
         picture = read_input(source if isinstance(source, bytes) else Path(source), self.settings)
-        first = chain.stages[0]
-        native = self.catalog.checkpoint(first, "stages.0").native
-        limits = (native, self.settings.max_side, input_multiple(chain))
-        size = first.input_size(natural_size(picture.width, picture.height, *limits))
+        size = self.input_size(chain, Size(*picture.size))
         # Before the picture is scaled: a size that the chain refuses must not cost memory.
         plan(chain, self.catalog, self.settings, size)
         data = to_png(fit(picture, size, chain.fit), None)
         return data, InputImage(sha256=hashlib.sha256(data).hexdigest(), width=size.width, height=size.height)
 
+    def input_size(self, chain: Chain, image: Size) -> Size:
+        """The size that an input image of the size `image` is fitted to, so that all stages of `chain` take it."""
+        first = chain.stages[0]
+        native = self.catalog.checkpoint(first, "stages.0").native
+        return first.input_size(natural_size(*image, native, self.settings.max_side, input_multiple(chain)))
+
     def submit(self, jobs: Sequence[Job]) -> list[JobHandle]:
-        """Hands `jobs` to the ledger. What is answered is durable.
+        """Hands `jobs` to the ledger. What is answered is durable; where a reply is lost, the same jobs are sent again.
 
         Raises:
-            Unavailable: the ledger does not answer. With code `outcome_unknown`, submit the same jobs again: each key
-                yields one job.
+            Unavailable: the ledger does not answer. With code `outcome_unknown` the jobs may be there: the hint names
+                the idempotency key under which another submit yields each of them once.
         """
         submissions = [
             Submission(
@@ -297,9 +303,20 @@ class Farm:
             )
             for job in jobs
         ]  # fmt: skip
-        submitted, ready = self.ledger.submit(submissions)
-        self.broker.ring(ready)
-        return [JobHandle(self, found.job) for found in submitted]
+        for left in reversed(range(SUBMIT_TRIES)):
+            try:
+                submitted, ready = self.ledger.submit(submissions)
+            except Unavailable as error:
+                if error.code != "outcome_unknown":
+                    raise
+                if not left:
+                    key = jobs[0].idempotency_key.rpartition("#")[0]
+                    hint = f"submit it again with the idempotency key {key}: no job is made twice"
+                    raise Unavailable(code="outcome_unknown", hint=hint) from None
+            else:
+                self.broker.ring(ready)
+                return [JobHandle(self, found.job) for found in submitted]
+        raise AssertionError("the last try returns or raises")
 
     def render(
         self,
@@ -365,28 +382,31 @@ class Farm:
             InvalidJob: the picture carries no recipe of this farm, or its chain is not possible here.
         """
         data = picture if isinstance(picture, bytes) else _read_file(Path(picture))
-        recipes = read_recipe(data)["recipes"]
-        chain = parse_chain(
-            {
-                "reuse": False,
-                "exact": recipes[0]["exact"],
-                "stages": [stage_of(recipe) for recipe in recipes],
-            }
-        )
-        found = None
-        if recipes[0]["given"] is not None:
-            if image is not None:
-                blob, found = self.prepare(chain, image)
-                assert blob is not None  # noqa: S101
-                self.store.put_blob(blob, "image/png")
-            else:
-                stage = chain.stages[0]
-                width, height = (side // stage.scale for side in recipes[0]["size"])
-                found = InputImage(sha256=recipes[0]["given"]["image"], width=width, height=height)
-                if not self.store.exists(found.sha256):
-                    raise NotFound("the input image of this picture is no longer stored", hint="give it with --image")
+        try:
+            recipes = read_recipe(data)["recipes"]
+            written = {"reuse": False, "exact": recipes[0]["exact"], "stages": [stage_of(recipe) for recipe in recipes]}
+            width, height = (int(side) // kinds()[recipes[0]["kind"]].scale for side in recipes[0]["size"])
+            wanted = recipes[0]["given"] and str(recipes[0]["given"]["image"])
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            raise InvalidJob("the recipe in this picture cannot be read", code="bad_file") from None
+        chain = parse_chain(written)
+        found = self._input_again(wanted, Size(width, height), image) if wanted else None
         job = make_job(chain, self.catalog, self.settings, image=found)
         return self.submit([job])[0], job.keys[-1] == recipe_key(recipes[-1])
+
+    def _input_again(self, sha256: str, size: Size, source: ImageSource | None) -> InputImage:
+        """The input image with this hash: from the store, or made from `source` by the rule that gives these bytes."""
+        if source is None:
+            if not self.store.exists(sha256):
+                raise NotFound("the input image of this picture is no longer stored", hint="give it with --image")
+            return InputImage(sha256=sha256, width=size.width, height=size.height)
+        original = read_input(source if isinstance(source, bytes) else Path(source), self.settings)
+        for rule in get_args(Fit):
+            data = to_png(fit(original, size, rule))
+            if hashlib.sha256(data).hexdigest() == sha256:
+                self.store.put_blob(data, "image/png")
+                return InputImage(sha256=sha256, width=size.width, height=size.height)
+        raise InvalidJob(errors=(FieldError("image", "not the image that this picture began from", "bad_image"),))
 
 
 def _read_file(path: Path) -> bytes:

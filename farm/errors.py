@@ -6,7 +6,6 @@
     ├── InvalidJob                invalid_job …        2     422   a field is wrong; `errors` names each
     ├── NotFound                  not_found            1     404
     ├── Conflict                  conflict             1     409
-    ├── QuotaExceeded             quota_exceeded       1     429
     ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
     ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
     ├── StaleToken                stale_token          1     409   a worker lost its lease
@@ -45,7 +44,6 @@ CODES: dict[str, str] = {
     "not_found": "There is no such object.",
     "conflict": "The object's state does not allow this.",
     "idempotency_conflict": "The idempotency key was used before, for another job.",
-    "quota_exceeded": "A limit of the caller is reached.",
     "unavailable": "A part of the farm cannot be reached.",
     "outcome_unknown": "The reply was lost: the same key, sent again, yields exactly one job.",
     "unsupported_server": "The server is of a kind that the farm does not run on.",
@@ -120,12 +118,6 @@ class Conflict(FarmError):
     """Look at the object's state first; this call is not possible in it."""
 
     code = "conflict"
-
-
-class QuotaExceeded(FarmError):
-    """Wait until earlier work is done, or ask for a larger quota."""
-
-    code = "quota_exceeded"
 
 
 class Unavailable(FarmError):

@@ -294,6 +294,21 @@ def make_job(
     return Job(new_id(), chain, seed, image, planned, tuple(recipes), tuple(keys), key, lane, priority, deadline_s, run)
 
 
+def weights_of(catalog: Catalog, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a recipe says of its weights: which files, and how they are loaded.
+
+    Raises:
+        InvalidJob: (`not_pulled`) the files' hashes are not recorded yet.
+    """
+    return {
+        "name": checkpoint.name,
+        "manifest": catalog.lock(checkpoint).manifest,
+        "variant": checkpoint.variant,
+        "dtype": checkpoint.dtype,
+        "space": checkpoint.space,
+    }
+
+
 def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, seed: int, given: Any) -> dict[str, Any]:
     """All that decides the output of one stage; no job id, time or attempt."""
     stage = item.stage
@@ -306,12 +321,7 @@ def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, seed: int, given
             "prompt": chain.prompt if stage.prompt is None else stage.prompt,
             "negative_prompt": chain.negative_prompt if stage.negative_prompt is None else stage.negative_prompt,
         },
-        "checkpoint": {
-            "name": item.checkpoint.name,
-            "manifest": catalog.lock(item.checkpoint).manifest,
-            "dtype": item.checkpoint.dtype,
-            "space": item.space.name,
-        },
+        "checkpoint": weights_of(catalog, item.checkpoint),
         "seed": stage_seed(seed, item.index) if stage.seed is None else stage.seed,
         "size": list(item.size),
         "emits": item.emits.value,

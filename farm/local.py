@@ -22,7 +22,7 @@ import structlog
 from farm import models
 from farm.catalog import Catalog
 from farm.client import Farm, JobHandle
-from farm.errors import InvalidJob, Unavailable
+from farm.errors import FarmError, InvalidJob, Unavailable
 from farm.job import queue_name
 from farm.servers import Servers, environment
 from farm.settings import Settings, read_connection
@@ -50,7 +50,7 @@ def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with running(settings, slots, say) as farm:
+    with running(settings, slots, say, stop) as farm:
         if not stop.is_set():
             say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
         stop.wait()
@@ -58,8 +58,10 @@ def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print)
 
 
 @contextmanager
-def running(settings: Settings, slots: Sequence[str] | None = None, say: Say = print) -> Iterator[Farm]:
-    """The one-machine farm, from start to stop; yields a client once all workers are ready.
+def running(
+    settings: Settings, slots: Sequence[str] | None = None, say: Say = print, stop: threading.Event | None = None
+) -> Iterator[Farm]:
+    """The one-machine farm, from start to stop; yields a client once all workers are ready, or `stop` is set.
 
     Raises as `up`.
     """
@@ -75,8 +77,11 @@ def running(settings: Settings, slots: Sequence[str] | None = None, say: Say = p
         farm = Farm(servers.settings)
         try:
             say("Starting the workers: " + ", ".join(slots))
+            # Entries of workers that were killed with the last farm would pass for those that start now.
+            for gone in farm.ledger.workers():
+                farm.ledger.unregister(gone.worker, gone.boot)
             keeper.start()
-            _await_workers(farm, len(slots), keeper)
+            _await_workers(farm, len(slots), keeper.log, stop or threading.Event())
             yield farm
         finally:
             keeper.stop()
@@ -95,13 +100,13 @@ def _have(catalog: Catalog, name: str, say: Say) -> None:
         models.pull(catalog, name)
 
 
-def _await_workers(farm: Farm, count: int, keeper: Keeper) -> None:
+def _await_workers(farm: Farm, count: int, log: Path, stop: threading.Event) -> None:
     until = time.monotonic() + READY_S
     while len(farm.ledger.workers()) < count:
-        if keeper.stopped.wait(0.1):
+        if stop.wait(0.1):
             return
         if time.monotonic() > until:
-            raise Unavailable(f"the workers are not ready after {READY_S:.0f} s", hint=f"see {keeper.log}")
+            raise Unavailable(f"the workers are not ready after {READY_S:.0f} s", hint=f"see {log}")
 
 
 class Keeper:
@@ -110,7 +115,7 @@ class Keeper:
     def __init__(self, servers: Servers, slots: Sequence[str]) -> None:
         self._servers, self._slots = servers, slots
         self.log = servers.settings.data / "logs" / "workers.log"
-        self.stopped, self._ended, self._lock = threading.Event(), threading.Event(), threading.Lock()
+        self._stopped, self._ended, self._lock = False, threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="keeper")
         self._supervisor: subprocess.Popen[bytes] | None = None
 
@@ -122,15 +127,17 @@ class Keeper:
 
     def stop(self) -> None:
         """Ends the supervisor by SIGTERM: its children drain."""
-        with self._lock:
-            self.stopped.set()
-        if self._supervisor is not None and self._supervisor.poll() is None:
-            self._supervisor.terminate()
-            self._supervisor.wait()
-        # Only now: what the thread started again gets a SIGTERM from the kernel when the thread ends.
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
+        try:
+            with self._lock:
+                self._stopped = True
+            if self._supervisor is not None and self._supervisor.poll() is None:
+                self._supervisor.terminate()
+                self._supervisor.wait()
+        finally:
+            # Only now: what the thread started again gets a SIGTERM from the kernel when the thread ends.
+            self._ended.set()
+            if self._thread.ident is not None:
+                self._thread.join()
 
     def _supervise(self) -> None:
         command = [sys.executable, "-m", "workers.supervisor", "--name", "local", "--parent", str(os.getpid())]
@@ -149,18 +156,18 @@ class Keeper:
     def _keep(self) -> None:
         while not self._ended.wait(RESTART_S):
             with self._lock:
-                if not self.stopped.is_set():
+                if not self._stopped:
                     self._mend()
 
     def _mend(self) -> None:
         try:
             for name in self._servers.revive():
                 _log.warning("server_restarted", server=name)
-        except Unavailable as error:
-            _log.error("server_down", error=error.message)
-        if self._supervisor is not None and self._supervisor.poll() is not None:
-            _log.warning("supervisor_restarted", status=self._supervisor.returncode)
-            self._supervise()
+            if self._supervisor is not None and self._supervisor.poll() is not None:
+                _log.warning("supervisor_restarted", status=self._supervisor.returncode)
+                self._supervise()
+        except (FarmError, OSError) as error:
+            _log.error("not_restarted", error=str(error))
 
 
 def demo(
@@ -200,10 +207,11 @@ def _answers(settings: Settings) -> bool:
     """Whether a farm runs in the data folder; a killed one leaves its connection file behind."""
     if not read_connection(settings.data):
         return False
-    try:
-        Farm(settings).ledger.ping()
-    except Unavailable:
-        return False
+    with Farm(settings) as farm:
+        try:
+            farm.ledger.ping()
+        except Unavailable:
+            return False
     return True
 
 

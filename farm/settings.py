@@ -33,13 +33,11 @@ class PhaseLimits(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FARM_LIMIT_", frozen=True, extra="ignore")
 
     load_s: float = Field(600, gt=0, description="reading a checkpoint and moving it to the device")
-    compile_s: float = Field(600, gt=0, description="compiling a graph")
     fetch_s: float = Field(120, gt=0, description="reading the input from the store")
     encode_s: float = Field(120, gt=0, description="text and image encoding before the first step")
     step_s: float = Field(120, gt=0, description="one denoising step")
-    tile_s: float = Field(120, gt=0, description="one tile of a tiled decode or upscale")
-    decode_s: float = Field(300, gt=0, description="decoding latents and encoding the image file")
-    upload_s: float = Field(120, gt=0, description="writing the output to the store")
+    decode_s: float = Field(300, gt=0, description="decoding latents to pixels")
+    upload_s: float = Field(120, gt=0, description="encoding the output and one try to write it to the store")
     idle_s: float = Field(60, gt=0, description="an idle child without a sign of life")
 
     def of(self, phase: str) -> float:
@@ -69,7 +67,7 @@ class Settings(BaseSettings):
     catalog: Path | None = Field(None, description="TOML or YAML file with further checkpoints and presets")
     models: Path | None = Field(None, description="folder of pulled checkpoints; default: models/ in the data folder")
     lease_s: float = Field(
-        30, gt=0, description="a claim that shows no progress for so long is given to another worker, seconds"
+        30, gt=0, description="a claim that is not renewed for so long is given to another worker, seconds"
     )
     tick_s: float = Field(1, gt=0, description="pause between two rounds of the reconciler, seconds")
     deaf_s: float = Field(
@@ -101,6 +99,7 @@ class Settings(BaseSettings):
         "everysec", description="AOF of the embedded Valkey: `strict` syncs every write before it is answered"
     )
 
+    limits: PhaseLimits = Field(default_factory=PhaseLimits, exclude=True, description="FARM_LIMIT_* variables")
     s3_endpoint: str | None = Field(
         None, exclude=True, description="from the connection file; elsewhere AWS_ENDPOINT_URL_S3"
     )
@@ -119,6 +118,7 @@ class Settings(BaseSettings):
             InvalidJob: (`invalid_field`) a variable holds what it cannot hold; names the variable.
         """
         try:
+            given = {"limits": PhaseLimits(), **given}
             plain = cls(**given)
             if "redis_url" in plain.model_fields_set:
                 return plain
@@ -129,7 +129,8 @@ class Settings(BaseSettings):
             return cls(**found, **given)
         except ValidationError as error:
             first = error.errors()[0]
-            name = "FARM_" + "_".join(str(part) for part in first["loc"]).upper()
+            prefix = "FARM_LIMIT_" if error.title == PhaseLimits.__name__ else "FARM_"
+            name = prefix + "_".join(str(part) for part in first["loc"]).upper()
             raise InvalidJob(f"{name}: {first['msg']}", code="invalid_field") from None
 
     @property
@@ -141,11 +142,6 @@ class Settings(BaseSettings):
     def beat_s(self) -> float:
         """How often a running stage renews its lease, in seconds."""
         return self.lease_s / 3
-
-    @property
-    def limits(self) -> PhaseLimits:
-        """The phase limits (`FARM_LIMIT_*`)."""
-        return PhaseLimits()
 
 
 def read_connection(data: Path) -> dict[str, str]:

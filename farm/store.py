@@ -269,8 +269,9 @@ class Store:
             signature_version="s3v4",
             proxies=proxies,
             connect_timeout=2,
-            read_timeout=30,
-            retries={"mode": "standard", "max_attempts": 5},
+            read_timeout=20,
+            # All tries together stay below the limit of a fetch.
+            retries={"mode": "standard", "max_attempts": 3},
             # Servers other than AWS stumble over the new default checksums. The payload's SHA-256 is part of the
             # signature instead, which every server checks, and readers hash what they get.
             request_checksum_calculation="when_required",

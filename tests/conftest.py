@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Valkey:
                 return self
             except redis.RedisError:
                 assert self.process.poll() is None, (self.folder / "valkey.log").read_text()
-                select_pause()
+                pause()
         raise AssertionError("the Valkey did not start")
 
     def kill(self) -> None:
@@ -68,10 +69,8 @@ class Valkey:
         self.process.wait(10)
 
 
-def select_pause() -> None:
-    """The pause of a polling loop whose condition is checked around it."""
-    import time
-
+def pause() -> None:
+    """The pause of a polling loop; the loop checks its condition and its deadline."""
     time.sleep(0.02)
 
 

@@ -32,7 +32,7 @@ from farm.records import Claim, Commit
 from farm.servers import environment
 from farm.settings import Settings
 from farm.store import Store
-from tests.conftest import Valkey, free_port, select_pause
+from tests.conftest import Valkey, free_port, pause
 
 Json = dict[str, Any]
 NO_AWS = {
@@ -134,7 +134,7 @@ class Hand:
             claims, _ = self.ledger.claim(queues, "hand", "boot")
             if claims:
                 return claims[0]
-            select_pause()
+            pause()
         raise AssertionError(f"no work on {queues}")
 
     def serve(self, claim: Claim) -> None:
@@ -452,7 +452,7 @@ def test_worker_becomes_the_supervisor(env: dict[str, str]) -> None:
         for _ in range(1500):
             if "workers.supervisor" in (found := cmdline.read_text().split("\0")):
                 break
-            select_pause()
+            pause()
         slots = [found[index + 1] for index, word in enumerate(found) if word == "--slot"]
         assert slots == ["text2img.tiny,img2img.tiny", "upscale.tiny-x4"]
         assert found[found.index("--name") + 1] == "w1"

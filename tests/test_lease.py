@@ -11,7 +11,7 @@ import pytest
 from farm.ledger import Ledger
 from farm.records import Claim, StageEntry, Submission
 from farm.settings import Settings
-from tests.conftest import Valkey, select_pause
+from tests.conftest import Valkey, pause
 from workers.lease import Cancelled, Drain, Drained, Lease, Lost
 
 
@@ -53,7 +53,7 @@ def test_a_stage_that_moves_keeps_its_lease_beyond_its_length(ledger: Ledger, cl
         step += 1
         lease.step(step, 1000)
         assert held(ledger)
-        select_pause()
+        pause()
     assert ledger.job("j").stages[0].step == step
 
 
@@ -67,7 +67,7 @@ def test_a_stage_that_hangs_loses_its_lease_though_the_pulse_goes_on(
     until = time.monotonic() + 60
     while held(ledger):
         lease.renew()
-        select_pause()
+        pause()
         assert time.monotonic() < until
     # Then the stage is another's, and this one learns of it at its next step
     assert ledger.job("j").stages[0].lapses == 1

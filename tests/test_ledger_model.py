@@ -145,11 +145,11 @@ class Machine(RuleBasedStateMachine):
             if call == "outlive its deadline":
                 self.raw.zadd(P + "deadlines", {name: 1}, xx=True)
                 self.ledger.reap("me")
-                assert name in self.ended or self.ledger.job(name).state == "expired"
+                assert self.has_ended(name) or self.ledger.job(name).state == "expired"
             else:
                 getattr(self.ledger, call)(name)
         except Conflict:
-            assert name in self.ended
+            assert self.has_ended(name)
 
     @precondition(lambda self: self.jobs)
     @rule(pick=picks, call=st.sampled_from(("pause", "resume")))
@@ -158,7 +158,7 @@ class Machine(RuleBasedStateMachine):
         try:
             getattr(self.ledger, call)(name)
         except Conflict:
-            assert name in self.ended
+            assert self.has_ended(name)
 
     @precondition(lambda self: self.ended)
     @rule(pick=picks)
@@ -178,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         try:
             self.ledger.reprioritise(name, priority, lane)
         except Conflict:
-            assert name in self.ended
+            assert self.has_ended(name)
 
     # -------------------------------------------------------------------------------------------- workers
 
@@ -315,6 +315,27 @@ class Machine(RuleBasedStateMachine):
         if self.is_live(claim):
             del self.live[claim.exec]
 
+    @rule(pair=st.permutations(WORKERS), act=st.sampled_from(("beat", "commit", "fail", "release", "rewind")))
+    def overtake(self, pair: list[str], act: str) -> None:
+        """A worker freezes, another takes its work, the first wakes up and goes on as if nothing had been."""
+        for slow in self.take(pair[0], 1, list(QUEUES), remember=True):
+            self.lapse(sorted(self.live).index(slow.exec))
+            self.take(pair[1], 1, list(QUEUES), remember=True)
+            before = Dump(self.raw).execs.get(slow.exec)
+            if act == "beat":
+                assert self.ledger.beat([slow], "step", 1, 9) == [Beat.STALE]
+            elif act == "commit":
+                assert self.ledger.commit([Commit(slow, "late", slow.finishing)])[0] == [False]
+            elif act == "release":
+                assert self.ledger.release([slow]) == set()
+            else:
+                with pytest.raises(StaleToken):
+                    if act == "fail":
+                        self.ledger.fail([slow], Failure.DETERMINISTIC, "internal", "late")
+                    else:
+                        self.ledger.rewind(slow)
+            assert Dump(self.raw).execs.get(slow.exec) == before, "a zombie left a trace"
+
     @rule(worker=workers, charge=st.booleans(), old=st.booleans())
     def die(self, worker: str, charge: bool, old: bool) -> None:
         boot = f"b{self.boots[worker] - old}"
@@ -369,10 +390,18 @@ class Machine(RuleBasedStateMachine):
         fitting = [name for name in self.jobs if (name in self.ended) == ended] or self.jobs
         return fitting[pick % len(fitting)]
 
+    def has_ended(self, name: str) -> bool:
+        """Whether the job had ended before this call, or its end was noted then and the call brought it about."""
+        return name in self.ended or (
+            name in self.dump.all.get("moving", set()) and self.ledger.job(name).state in ENDED - {"done"}
+        )
+
     def pick_claim(self, pick: int) -> tuple[str, Claim]:
-        """Mostly a claim that lives, at times a zombie's."""
+        """Mostly a claim that lives, else one whose execution another holds by now, else any that was ever given."""
         living = [found for found in self.claims if self.is_live(found[1])]
-        return living[pick % len(living)] if living and pick < 9 else self.claims[pick % len(self.claims)]
+        overtaken = [found for found in self.claims if found[1].exec in self.live and not self.is_live(found[1])]
+        fitting = (living if pick < 7 else overtaken) or self.claims
+        return fitting[pick % len(fitting)]
 
     def is_live(self, claim: Claim) -> bool:
         return self.live.get(claim.exec, ("",))[0] == claim.token

@@ -25,7 +25,7 @@ from farm.places import PORTS, Places, free_ports
 from farm.servers import Servers, environment
 from farm.settings import Settings
 from farm.store import Store
-from tests.conftest import select_pause
+from tests.conftest import pause
 
 HOLDER = """
 import sys
@@ -43,7 +43,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        select_pause()
+        pause()
     return True
 
 

@@ -64,7 +64,7 @@ class Lease:
 
     def __init__(self, ledger: Ledger, claims: Sequence[Claim], settings: Settings, drain: Drain, mark: Mark) -> None:
         self._ledger, self._claims, self._drain, self._mark = ledger, claims, drain, mark
-        self._limits: PhaseLimits = settings.limits
+        self.limits: PhaseLimits = settings.limits
         self._lock = threading.Lock()
         self._verdict: type[StageStop] | None = None
         self._reachable = True
@@ -87,7 +87,7 @@ class Lease:
     def renew(self) -> None:
         """Renews the lease if the stage moves; remembers what the ledger says of it."""
         phase, step, steps = self._progress
-        if time.monotonic() - self._moved > self._limits.of(phase):
+        if time.monotonic() - self._moved > self.limits.of(phase):
             return
         with self._lock:
             try:
@@ -103,7 +103,7 @@ class Lease:
 
     def _move(self, phase: str, step: int, steps: int) -> None:
         self._progress, self._moved = (phase, step, steps), time.monotonic()
-        self._mark(phase, self._limits.of(phase))
+        self._mark(phase, self.limits.of(phase))
 
     def _obey(self) -> None:
         if self._verdict is not None:

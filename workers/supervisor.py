@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import os
 import platform
+import secrets
 import selectors
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from types import FrameType
 import structlog
 
 from farm.broker import Broker
-from farm.errors import FarmError, Unavailable
+from farm.errors import FarmError
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.settings import Settings
@@ -100,9 +101,9 @@ class Supervisor:
         elif now > slot.deadline:
             slot.killed_for = f"no progress in phase {slot.phase}"
             _log.error("child_stuck", worker=slot.name, phase=slot.phase)
+            # Not waited for: one that the kernel cannot end must not keep the others from being watched.
+            slot.deadline = float("inf")
             slot.process.kill()
-            slot.process.wait()
-            self._bury(slot)
 
     def _start(self, slot: Slot) -> None:
         read, write = os.pipe()
@@ -174,8 +175,8 @@ class Supervisor:
             self.broker.ring(
                 self.ledger.worker_died(slot.name, slot.boot, "crashed", f"the worker died: {cause}", charge)
             )
-        except Unavailable:
-            _log.warning("death_not_reported", worker=slot.name)
+        except FarmError as error:
+            _log.warning("death_not_reported", worker=slot.name, error=error.code)
 
     def _drain(self) -> None:
         """Forwards SIGTERM, waits for the grace, kills what is left and gives back what it held."""
@@ -190,7 +191,8 @@ class Supervisor:
                 slot.process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 slot.process.kill()
-                slot.process.wait()
+                with suppress(subprocess.TimeoutExpired):
+                    slot.process.wait(KILL_MARGIN_S)
             self._forget(slot)
             self._report(slot, "drained", charge=False)
 
@@ -202,8 +204,8 @@ def reconcile(settings: Settings, ledger: Ledger, broker: Broker, name: str, sto
             for state in ledger.reap(name) or ():
                 if state.ready and state.live:
                     broker.ring_up_to(state.queue, min(state.ready, state.live))
-        except FarmError as error:
-            _log.warning("reconciler", error=error.code)
+        except Exception as error:  # noqa: BLE001 — without this thread no lease would ever lapse
+            _log.warning("reconciler", error=type(error).__name__)
 
 
 def die_with_parent(parent: int, how: signal.Signals) -> None:
@@ -223,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--slot", action="append", required=True, help="queues of one child, separated by commas: text2img.tiny"
     )
-    parser.add_argument("--name", default=f"{platform.node()}-{os.getpid()}", help="unique among supervisors")
+    # Two containers may share a host's name and a pid.
+    name = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(2)}"
+    parser.add_argument("--name", default=name, help="unique among supervisors")
     parser.add_argument("--parent", type=int, help="pid of a process to end with, as by SIGTERM")
     given = parser.parse_args(argv)
     if given.parent is not None:

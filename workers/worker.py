@@ -15,12 +15,12 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import stamina
 import structlog
@@ -31,7 +31,7 @@ from farm.broker import RING, Broker, make_app
 from farm.catalog import Catalog
 from farm.errors import BadBlob, Failure, FarmError, InvalidJob, StageFailed, StaleToken, Unavailable
 from farm.image import hash_pixels, to_png
-from farm.job import canonical, stage_of
+from farm.job import canonical, stage_of, weights_of
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.records import Claim, Commit
@@ -43,6 +43,7 @@ from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
 from workers.supervisor import EX_TEMPFAIL, die_with_parent
 
 _log = structlog.get_logger(__name__)
+T = TypeVar("T")
 _LIBRARIES = ("torch", "diffusers", "transformers")
 
 
@@ -84,10 +85,12 @@ class Worker:
         self.boot = uuid.uuid4().hex
         self.catalog, self.ledger, self.store = Catalog.load(settings), Ledger(settings), Store(settings)
         self.broker, self.drain = Broker(settings), Drain(settings.drain_grace_s)
-        self.device = "cpu"
+        self.device, self._leave = "cpu", False
         self.running: Lease | None = None
         self.heard = time.monotonic()
         self._pipes: dict[str, Any] = {}
+        self._loaded: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
 
     def load(self) -> None:
         """Loads the pipeline of every queue. Raises what `Stage.load` raises."""
@@ -102,6 +105,7 @@ class Worker:
                 self.device = pipelines.pick_device(self.settings.device)
             started = time.monotonic()
             self._pipes[queue] = stage.load(pipelines.files_of(self.catalog, checkpoint), self.device)
+            self._loaded[queue] = weights_of(self.catalog, checkpoint)
             self.mark("load", self.settings.limits.load_s)
             _log.info("loaded", queue=queue, device=self.device, seconds=round(time.monotonic() - started, 2))
 
@@ -122,19 +126,25 @@ class Worker:
             try:
                 self.broker.ring(self._run(claims))
             finally:
-                self.running = None
-                self.heard = time.monotonic()
-                self.mark("idle", self.settings.limits.idle_s)
+                with self._lock:
+                    self.running = None
+                    self.heard = time.monotonic()
+                    self.mark("idle", self.settings.limits.idle_s)
+            if self._leave:
+                self.broker.close()
+                os._exit(EX_TEMPFAIL)
 
     def _run(self, claims: Sequence[Claim]) -> set[str]:
         """Runs `claims` in one pipeline call and settles them; the queues that have work now."""
         began = time.monotonic()
         try:
-            lease = self.running = Lease(self.ledger, claims, self.settings, self.drain, self.mark)
+            with self._lock:
+                lease = self.running = Lease(self.ledger, claims, self.settings, self.drain, self.mark)
             try:
                 works = [Work.of(claim) for claim in claims]
+                self._check_weights(works[0])
                 if claims[0].publish:
-                    commits = [self._publish(work, json.loads(work.claim.input)) for work in works]
+                    commits = [self._publish(work, json.loads(work.claim.input), lease) for work in works]
                 else:
                     commits = self._make(works, lease)
             except BadBlob as error:
@@ -144,7 +154,7 @@ class Worker:
                     if len(claims) == 1
                     else self.ledger.fail(claims, Failure.TRANSIENT, error.code, error.message)
                 )
-            taken, ready = self._commit(commits)
+            taken, ready = _again(lease, lambda: self.ledger.commit(commits))
             _log.info("committed", queue=claims[0].queue, taken=sum(taken), seconds=round(time.monotonic() - began, 3))
             return ready
         except (Cancelled, Drained) as stop:
@@ -155,6 +165,28 @@ class Worker:
             return set()
         except Exception as error:  # noqa: BLE001 — every failure is classified and charged, none is swallowed
             return self._failed(claims, error)
+
+    def _check_weights(self, work: Work) -> None:
+        """Refuses work for other weights than those that are loaded, though they have the same name.
+
+        Raises:
+            Drained: the files on disk are the right ones by now; the child starts again to load them.
+            StageFailed: (`bad_checkpoint`) they are not; another worker may have them.
+        """
+        wanted, queue = work.recipe["checkpoint"], work.claim.queue
+        if wanted == self._loaded[queue]:
+            return
+        checkpoint = self.catalog.checkpoints[wanted["name"]]
+        if wanted == weights_of(self.catalog, checkpoint):
+            _log.warning("weights_changed", queue=queue)
+            self._leave = True
+            raise Drained
+        raise StageFailed(
+            f"worker {self.name} holds other weights of {checkpoint.name} than the job was submitted for",
+            failure=Failure.CRASH,
+            code="bad_checkpoint",
+            hint=f"run `farm models pull {checkpoint.name} --force` where they differ",
+        )
 
     def _make(self, works: Sequence[Work], lease: Lease) -> list[Commit]:
         """Fetches, runs and stores: the commits of one pipeline call."""
@@ -167,12 +199,10 @@ class Worker:
             given=[self._fetch(work) for work in works],
             generators=[self._generator(work) for work in works],
         )
-        lease.phase("encode")
         outputs = first.stage.run(self._pipes[first.claim.queue], batch, lease)
         lease.phase("upload")
-        return [
-            self._store(work, output, batch, row) for row, (work, output) in enumerate(zip(works, outputs, strict=True))
-        ]
+        rows = enumerate(zip(works, outputs, strict=True))
+        return [self._store(work, output, batch, row, lease) for row, (work, output) in rows]
 
     def _generator(self, work: Work) -> Any:
         seed = work.recipe["seed"]
@@ -202,51 +232,37 @@ class Worker:
         # No honest hand-off is larger than raw float32 pixels with a header.
         return self.store.get_blob(sha256, max_bytes=(1 << 16) + 16 * size.width * size.height)
 
-    def _store(self, work: Work, output: Any, batch: Batch, row: int) -> Commit:
+    def _store(self, work: Work, output: Any, batch: Batch, row: int, lease: Lease) -> Commit:
         """Writes one output, and the results of the jobs that end with it; the commit that names them."""
         made = [*(work.given or {}).get("made", []), self._made(row, len(batch.given))]
         found: dict[str, Any] = {"v": 1, "medium": batch.emits.value, "size": list(batch.size), "made": made}
         if batch.emits is Medium.LATENTS:
             space, checkpoint = self.catalog.spaces[work.recipe["checkpoint"]["space"]], work.recipe["checkpoint"]
             data = codec.encode_latents(output, space.name, space.channels, space.factor, checkpoint["dtype"])
-            found |= {"space": space.name, "blob": self._put(data, "application/octet-stream")}
+            content_type = "application/octet-stream"
+            found["space"] = space.name
         else:
             data = to_png(output, {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made})
-            found |= {"pixels": hash_pixels(output), "blob": self._put(data, "image/png")}
+            content_type = "image/png"
+            found["pixels"] = hash_pixels(output)
             if codec.is_black(output):
                 found["tags"] = ["black"]
-        found["bytes"] = len(data)
-        return self._publish(work, found, data)
+        found |= {"bytes": len(data), "blob": _again(lease, lambda: self.store.put_blob(data, content_type))}
+        return self._publish(work, found, lease, data)
 
-    def _publish(self, work: Work, output: dict[str, Any], made: bytes | None = None) -> Commit:
+    def _publish(self, work: Work, output: dict[str, Any], lease: Lease, made: bytes | None = None) -> Commit:
         """Writes the readable result of every job that ends with `output`; the commit that says so."""
         index, finishing = len(work.recipes) - 1, work.claim.finishing
         if finishing:
             data = made or self.store.get_blob(output["blob"], max_bytes=output["bytes"])
             for job in finishing:
                 sidecar = {"job": job, "index": index, "output": output, "recipes": work.recipes}
-                self._retry(partial(self.store.put_result, job, index, data, sidecar, output["blob"]))
+                _again(lease, partial(self.store.put_result, job, index, data, sidecar, output["blob"]))
         return Commit(work.claim, canonical(output), finishing)
 
     def _made(self, row: int, bucket: int) -> dict[str, Any]:
         """What made an output: library versions, device type, and the place in its batch."""
         return {**_versions(), "device": self.device.partition(":")[0], "bucket": bucket, "row": row}
-
-    def _put(self, data: bytes, content_type: str) -> str:
-        return str(self._retry(lambda: self.store.put_blob(data, content_type)))
-
-    def _commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
-        """The commit, tried again while the ledger is away: the token decides whether it still counts."""
-        answer: tuple[list[bool], set[str]] = self._retry(lambda: self.ledger.commit(commits))
-        return answer
-
-    def _retry(self, call: Any) -> Any:
-        """`call`, again while a server is away, up to the limit of the upload phase."""
-        for attempt in stamina.retry_context(
-            on=Unavailable, attempts=None, timeout=self.settings.limits.upload_s, wait_max=2
-        ):
-            with attempt:
-                return call()
 
     # ---------------------------------------------------------------------------------------- when it fails
 
@@ -262,10 +278,8 @@ class Worker:
             "stage_failed", queue=claims[0].queue, failure=failure.value, code=code, exc_info=failure is Failure.CRASH
         )
         ready = self._settle(lambda: self.ledger.fail(claims, failure, code, message))
-        if "CUDA error" in message:
-            # The context is lost for good; only a new process heals it.
-            self.broker.close()
-            os._exit(EX_TEMPFAIL)
+        # After a CUDA error the context is lost for good; only a new process heals it.
+        self._leave = self._leave or "CUDA error" in message
         return ready
 
     def _settle(self, call: Any) -> set[str]:
@@ -289,7 +303,9 @@ class Worker:
                 if lease is not None:
                     lease.renew()
                 else:
-                    self.mark("idle", self.settings.limits.idle_s)
+                    with self._lock:
+                        if self.running is None:
+                            self.mark("idle", self.settings.limits.idle_s)
                 state = "draining" if self.drain.asked else "busy" if lease is not None else "idle"
                 if state != shown or now - registered >= self.settings.beat_s:
                     self._register(state)
@@ -331,6 +347,19 @@ class Worker:
         with suppress(Unavailable):
             self.ledger.unregister(self.name, self.boot)
         self.broker.close()
+
+
+def _again(lease: Lease, call: Callable[[], T]) -> T:
+    """`call`, again while a server is away. Each try is a sign of life, and heeds a cancel or drain.
+
+    Raises:
+        Unavailable: the server was away for as long as an upload may take; the stage is tried again later.
+    """
+    for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=lease.limits.upload_s, wait_max=2):
+        with attempt:
+            lease.phase("upload")
+            return call()
+    raise AssertionError("the last try returns or raises")
 
 
 def _versions() -> dict[str, str]:

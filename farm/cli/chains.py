@@ -108,7 +108,6 @@ def _plan(chain: str | Path, image_size: str | None) -> tuple[PlannedStage, ...]
         InvalidJob: names each wrong field.
     """
     from farm.client import Farm
-    from farm.image import natural_size
     from farm.job import plan
     from farm.stage import Size
 
@@ -126,6 +125,5 @@ def _plan(chain: str | Path, image_size: str | None) -> tuple[PlannedStage, ...]
         size = Size(native, native)
         say(f"the input image is taken to be {size}; --image-size says otherwise")
     if size is not None:
-        native = farm.catalog.checkpoint(first, "stages.0").native
-        size = first.input_size(natural_size(size.width, size.height, native, farm.settings.max_side))
+        size = farm.input_size(asked, size)
     return plan(asked, farm.catalog, farm.settings, size)

@@ -12,14 +12,11 @@ import typer
 from farm.cli.chains import edges
 from farm.cli.outcome import Outcome, open_farm, usage
 from farm.cli.wait import wait
-from farm.errors import Unavailable
 
 if TYPE_CHECKING:
     from farm.chain import Chain
-    from farm.client import Farm, JobHandle
+    from farm.client import Farm
 
-SUBMIT_TRIES = 3
-"""Times the same jobs are sent when a reply is lost: each key yields one job."""
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
 
 
@@ -97,9 +94,8 @@ def render(
         source = sys.stdin.buffer.read(farm.settings.max_upload_bytes + 1) if image == "-" else image
         if dry_run:
             return _dry_run(farm, asked, source, count)
-        handles = _submit(
-            farm, asked, source, count, idempotency_key, lane=lane, priority=priority, deadline_s=deadline_s
-        )
+        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
+        handles = farm.submit(farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options))
         if wait_ or out is not None:
             return wait(farm, handles, out)
         ids = [handle.id for handle in handles]
@@ -156,27 +152,6 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def _submit(
-    farm: Farm, chain: Chain, image: str | bytes | None, count: int, key: str | None, **options: Any
-) -> list[JobHandle]:
-    """The submitted jobs; where a reply is lost, the same ones are sent again."""
-    from farm.job import new_id
-
-    key = key or new_id()
-    jobs = farm.jobs_of(chain, image, count, idempotency_key=key, **options)
-    for left in reversed(range(SUBMIT_TRIES)):
-        try:
-            return farm.submit(jobs)
-        except Unavailable as error:
-            if error.code != "outcome_unknown":
-                raise
-            if not left:
-                raise Unavailable(
-                    code="outcome_unknown", hint=f"run it again with --idempotency-key {key}: no job is made twice"
-                ) from None
-    raise AssertionError("the last try returns or raises")
 
 
 def _dry_run(farm: Farm, chain: Chain, image: str | bytes | None, count: int) -> Outcome:

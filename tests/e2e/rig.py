@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from farm.client import Farm
 from farm.records import WorkerRecord
-from tests.conftest import Valkey, select_pause
+from tests.conftest import Valkey, pause
 
 ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
 T = TypeVar("T")
@@ -26,12 +26,12 @@ def until(condition: Callable[[], T], timeout_s: float = 120, what: str = "") ->
     limit = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < limit, f"waited {timeout_s} s for {what or condition}"
-        select_pause()
+        pause()
     return value
 
 
 CHECKPOINT = """
-[checkpoints.none]
+[checkpoints.{name}]
 kinds = [{kinds}]
 folder = "{folder}"
 space = "tiny"
@@ -41,7 +41,7 @@ licence = "Apache-2.0"
 
 
 def install(folder: Path, source: str, kinds: Sequence[str]) -> dict[str, str]:
-    """A package `plugin` whose module has stage classes, as pip would install it, and a checkpoint `none` for them.
+    """A package of stage classes, as pip would install it, and two checkpoints, `none` and `none2`, for them.
 
     Returns the variables that make a process find both.
     """
@@ -54,7 +54,8 @@ def install(folder: Path, source: str, kinds: Sequence[str]) -> dict[str, str]:
     (info / "entry_points.txt").write_text("[farm.stages]\nplugin = plugin\n")
     (weights / "config.json").write_text("{}")
     quoted = ", ".join(f'"{kind}"' for kind in kinds)
-    (folder / "catalog.toml").write_text(CHECKPOINT.format(folder=weights, kinds=quoted))
+    entries = [CHECKPOINT.format(name=name, folder=weights, kinds=quoted) for name in ("none", "none2")]
+    (folder / "catalog.toml").write_text("".join(entries))
     return {"PYTHONPATH": str(site), "FARM_CATALOG": str(folder / "catalog.toml")}
 
 
@@ -63,6 +64,7 @@ class Rig:
 
     def __init__(self, farm: Farm, env: Mapping[str, str], folder: Path, valkey: Valkey) -> None:
         self.farm, self.env, self.folder, self.valkey = farm, dict(env), folder, valkey
+        self.plugin: dict[str, str] = {}
         self.supervisors: list[subprocess.Popen[bytes]] = []
 
     def supervise(self, slots: Sequence[str] = ALL, name: str = "rig", **env: str) -> subprocess.Popen[bytes]:

@@ -12,10 +12,12 @@ import redis
 
 from farm import models
 from farm.broker import RING, bell_queue, make_app
+from farm.catalog import Lock
 from farm.client import Farm, JobHandle
 from farm.errors import StageFailed
 from farm.settings import Settings
 from farm.stage import kinds
+from tests.e2e.proxy import Proxy
 from tests.e2e.rig import Rig, install, until
 
 STAGES = '''
@@ -54,6 +56,7 @@ class Faulty(Blank):
     takes: ClassVar = frozenset({Medium.IMAGE})
     how: str = ""
     once: str = ""
+    gate: str = ""
 
     def run(self, pipe, batch, report):
         report.step(1, 2)
@@ -78,6 +81,11 @@ class Faulty(Blank):
             threading.Event().wait(0.05)
             report.step(step, 1000)
 
+    def wait(self, report):
+        while not Path(self.gate).exists():
+            threading.Event().wait(0.02)
+            report.step(1, 2)
+
     def bug(self, report):
         raise ZeroDivisionError("a bug")
 
@@ -99,9 +107,10 @@ def farm(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(added["PYTHONPATH"])
         kinds.cache_clear()
-        env = {**added, "FARM_LIMIT_STEP_S": "2", "FARM_BACKOFF_S": "0.1"}
+        rig.plugin = env = {**added, "FARM_LIMIT_STEP_S": "2", "FARM_BACKOFF_S": "0.1"}
         client = Farm(rig.farm.settings.model_copy(update={"catalog": Path(added["FARM_CATALOG"])}))
-        models.pull(client.catalog, "none")
+        for name in ("none", "none2"):
+            models.pull(client.catalog, name)
         rig.supervise(["blank.none", "faulty.none"], **env)
         rig.ready(2)
         yield client
@@ -175,9 +184,10 @@ def test_one_death_costs_one_attempt(farm: Farm, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_lost_input_is_made_again(rig: Rig, farm: Farm, damage: str) -> None:
     # Given a committed output that waits for its taker, behind a job that keeps the taker busy
+    rewinds = int(farm.ledger.stats().get("rewinds", 0))
     busy = farm.render(chain=chain(how="long"), seed=1)
     until(lambda: busy.record.stages[1].state == "running")
-    job = farm.render(chain=chain(), seed=hash(damage) % 1000 + 10, prompt=damage)
+    job = farm.render(chain=chain(), seed=30, prompt=damage)
     until(lambda: job.record.stages[0].state == "committed")
     # When its bytes are lost
     where = {"Bucket": farm.store.bucket, "Key": farm.store.blob_key(_blob(job))}
@@ -188,27 +198,72 @@ def test_a_lost_input_is_made_again(rig: Rig, farm: Farm, damage: str) -> None:
     busy.cancel()
     # Then
     assert job.wait(60).images
-    assert int(farm.ledger.stats()["rewinds"]) >= 1
+    assert int(farm.ledger.stats()["rewinds"]) == rewinds + 1
 
 
 def _blob(job: JobHandle) -> str:
     return str(json.loads(job.record.stages[0].output)["blob"])
 
 
-def test_pause_lets_the_running_stage_commit_and_resume_goes_on(farm: Farm) -> None:
-    # Given a job whose first stage waits behind a paused worker's other work
-    busy = farm.render(chain=chain(how="long"), seed=2)
-    until(lambda: busy.record.stages[1].state == "running")
-    job = farm.render(chain=chain(), seed=3)
-    until(lambda: job.record.stages[0].state == "committed")
-    # When
+def test_pause_lets_the_running_stage_commit_and_resume_goes_on(farm: Farm, tmp_path: Path) -> None:
+    # Given a job whose first stage of two runs
+    gate = tmp_path / "gate"
+    stages = [*chain()["stages"], {"kind": "faulty", "checkpoint": "none"}]
+    stages[1] = {**stages[1], "how": "wait", "gate": str(gate)}
+    job = farm.render(chain={"stages": stages}, seed=3)
+    until(lambda: job.record.stages[1].state == "running")
+    commits = farm.ledger.stats()["commits"]
+    # When it is paused, and the stage ends
     job.pause()
-    busy.cancel()
+    gate.touch()
+    until(lambda: farm.ledger.stats()["commits"] > commits)
     assert farm.render(chain=chain(), seed=5).wait(60).results
-    # Then
+    # Then it goes no further until it is resumed
     assert job.state == "paused"
     job.resume()
     assert job.wait(60).results
+    assert job.record.stages[1].attempt == 1
+
+
+def test_a_store_that_is_away_costs_no_attempt(rig: Rig, farm: Farm, tmp_path: Path) -> None:
+    # Given a worker that reaches the store through a proxy, and a stage that is about to end
+    endpoint = rig.env["AWS_ENDPOINT_URL_S3"]
+    proxy, gate = Proxy(int(endpoint.rpartition(":")[2])), tmp_path / "gate"
+    added = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}", "FARM_LIMIT_UPLOAD_S": "1", **rig.plugin}
+    behind = rig.supervise(["faulty.none2"], "behind", **added)
+    rig.ready(3)
+    stages = [chain()["stages"][0], {"kind": "faulty", "checkpoint": "none2", "how": "wait", "gate": str(gate)}]
+    job = farm.render(chain={"stages": stages}, seed=40)
+    until(lambda: job.record.stages[1].state == "running")
+    # When the store is away while it ends
+    proxy.cut()
+    gate.touch()
+    until(lambda: job.record.stages[1].state == "backoff" or job.record.stages[1].attempt > 1)
+    proxy.mend()
+    # Then it is tried again until the store is back, and nobody is charged
+    assert job.wait(120).results
+    stage = job.record.stages[1]
+    assert stage.attempt >= 2
+    assert (stage.crash, stage.lapses) == (0, 0)
+    behind.terminate()
+    assert behind.wait(60) == 0
+    proxy.stop()
+
+
+def test_other_weights_of_the_same_name_are_refused_by_the_worker(farm: Farm) -> None:
+    # Given a job that was submitted for other weights than those the worker has loaded
+    lock = farm.catalog.lock_path(farm.catalog.checkpoints["none"])
+    recorded = lock.read_text()
+    try:
+        lock.write_text(Lock(files={"config.json": "0" * 64}).model_dump_json())
+        jobs = farm.jobs_of(farm.chain(chain(), seed=41))
+    finally:
+        lock.write_text(recorded)
+    (job,) = farm.submit(jobs)
+    # Then
+    record = until(lambda: (found := job.record).ended_ms and found)
+    assert (record.state, record.code) == ("quarantined", "bad_checkpoint")
+    assert "other weights of none" in record.message
 
 
 def test_a_job_past_its_deadline_expires(farm: Farm) -> None:
