@@ -17,17 +17,16 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.catalog import Catalog, Checkpoint, Space
 from farm.chain import Chain
 from farm.errors import FieldError, InvalidJob
+from farm.records import Lane
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, Stage, kinds
-
-Lane = Literal["interactive", "bulk"]
 
 
 class InputImage(BaseModel):

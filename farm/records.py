@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from farm.errors import CODES
-from farm.job import Lane
 
+Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
 """In the order in which they are served."""
 STATES = ("queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired")

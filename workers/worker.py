@@ -294,7 +294,12 @@ class Worker:
     # ---------------------------------------------------------------------------------------- the pulse
 
     def pulse(self, stop: threading.Event) -> None:
-        """Renews the lease and the registry entry, shows the supervisor a sign of life, and leaves when deaf."""
+        """Renews the lease and the registry entry, shows the supervisor a sign of life, and leaves when deaf.
+
+        Deaf is an idle child whose doorbells lie unheard for `deaf_s`: what counts is that they arrive, not that the
+        consumer polls, which a half-open connection lets it do for ever. A healthy one hears within a second, so 8 s
+        are enough, where the design's 30 s were for a look at the polling.
+        """
         period = min(self.settings.beat_s, 1.0)
         registered, shown, silent_since = 0.0, "", None
         while not stop.is_set():

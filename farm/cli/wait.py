@@ -1,6 +1,6 @@
 """Where are the jobs that somebody waits for, and what came of them?
 
-Progress goes to stderr: on a terminal a live bar for each of the first unfinished jobs, elsewhere a line per change.
+Progress goes to stderr: on a terminal live bars, a bar per stage where the jobs are few; elsewhere a line per change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from farm.records import ENDED
 
 if TYPE_CHECKING:
     from farm.client import Farm, JobHandle
-    from farm.records import JobRecord
+    from farm.records import JobRecord, StageRecord
 
 SHOWN = 8
 """Unfinished jobs that are looked at in each round."""
@@ -155,6 +155,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._said: dict[str, str] = {}
+        self._told: set[tuple[str, int]] = set()
 
     def live(self) -> AbstractContextManager[object]:
         """Nothing moves."""
@@ -165,13 +166,18 @@ class Lines:
         line = where(record, reason)
         # A line for every job that goes ahead would flood a log.
         gist = re.sub(r"\d+ ahead", "", line)
+        for stage in record.stages[: record.at + 1]:
+            if stage.state == "committed" and (record.job, stage.index) not in self._told:
+                self._told.add((record.job, stage.index))
+                steps = f", {stage.steps} steps" if stage.steps else ""
+                say(f"{record.job}  committed  stage {stage.index + 1}/{len(record.stages)} {stage.queue}{steps}")
         if self._said.get(record.job) != gist:
             self._said[record.job] = gist
             say(f"{record.job}  {line}")
 
 
 class Bars:
-    """A live bar per unfinished job, and one for all if they are many."""
+    """A live bar for each stage of one or two jobs, for each of more jobs, and one for all."""
 
     def __init__(self, count: int) -> None:
         from rich.console import Console
@@ -180,23 +186,41 @@ class Bars:
         words = TextColumn("{task.description}", markup=False)
         told = TextColumn("{task.fields[where]}", markup=False)
         self._progress = Progress(words, BarColumn(20), TimeElapsedColumn(), told, console=Console(stderr=True))
-        self._tasks: dict[str, Any] = {}
-        self._many = count > SHOWN
-        self._all = self._progress.add_task("all jobs", total=count, where="", visible=count > 1)
+        self._tasks: dict[tuple[str, int], Any] = {}
+        self._many, self._by_stage = count > SHOWN, count <= 2
+        self._all = self._progress.add_task("all jobs", total=count, where="", visible=not self._by_stage)
 
     def live(self) -> AbstractContextManager[object]:
         """The bars, on the screen until the end."""
         return self._progress
 
     def show(self, record: JobRecord, reason: str) -> None:
-        """Moves the job's bar; takes it away when the job is done and others go on."""
-        if record.job not in self._tasks:
-            self._tasks[record.job] = self._progress.add_task("…" + record.job[-8:], total=len(record.stages), where="")
-        told = f"{where(record, reason)}  {progress(record)}"
-        self._progress.update(self._tasks[record.job], completed=_share(record), where=told)
+        """Moves the job's bars; takes them away when the job is done and many others go on."""
+        if self._by_stage:
+            for stage in record.stages:
+                here = stage.index == record.at
+                told = (where(record, reason) if here and stage.state != "running" else "") or progress(record)
+                told = told if here else f"{stage.steps} steps" if stage.state == "committed" and stage.steps else ""
+                self._move(record, stage.index, f"{stage.index + 1} {stage.queue}", _stage_share(stage), 1.0, told)
+        else:
+            told = f"{where(record, reason)}  {progress(record)}"
+            self._move(record, 0, "", _share(record), len(record.stages), told)
         if _is_over(record):
             self._progress.advance(self._all)
-            self._progress.update(self._tasks[record.job], visible=not self._many or record.state != "done")
+
+    def _move(self, record: JobRecord, index: int, name: str, done: float, total: float, told: str) -> None:
+        key = record.job, index
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(f"…{record.job[-8:]} {name}".rstrip(), total=total, where="")
+        visible = not (self._many and record.state == "done")
+        self._progress.update(self._tasks[key], completed=done, where=told, visible=visible)
+
+
+def _stage_share(stage: StageRecord) -> float:
+    """How far one stage is, from 0 to 1."""
+    if stage.state in ("committed", "done"):
+        return 1.0
+    return stage.step / stage.steps if stage.state == "running" and stage.steps else 0.0
 
 
 def _share(record: JobRecord) -> float:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,33 +86,47 @@ def bench(folder: Path, count: int) -> Iterator[Arms]:
 
 
 def by_farm(settings: Settings, env: dict[str, str], count: int, module: str, seeds: Iterator[int]) -> dict[str, float]:
-    """`count` chains through one child of the farm, run by `module`."""
-    chain_of = {
-        "stages": [
-            {"kind": "noop_source", "checkpoint": "none"},
-            *[{"kind": "noop", "checkpoint": "none"}] * (STAGES - 1),
-        ]
-    }
+    """`count` chains through one child of the farm, run by `module`; each is submitted by itself, as with Celery."""
+    noops = [{"kind": "noop", "checkpoint": "none"}] * (STAGES - 1)
+    chain_of = {"stages": [{"kind": "noop_source", "checkpoint": "none"}, *noops]}
     read, write = os.pipe()
     command = [sys.executable, "-m", module, "--name", "bench", "--queues", "noop_source.none,noop.none"]
-    with Farm(settings) as farm:
-        command += ["--parent", str(os.getpid()), "--marks", str(write)]
-        process = subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=[write], stderr=subprocess.DEVNULL)
-        while not farm.ledger.workers():
-            time.sleep(0.01)
-        asked = [farm.jobs_of(farm.chain(chain_of, seed=next(seeds))) for _ in range(count)]
-        worker = psutil.Process(process.pid)
-        cpu, began = sum(worker.cpu_times()[:2]), time.perf_counter()
-        handles = farm.submit([job for jobs in asked for job in jobs])
-        commits = count * STAGES
-        for handle in handles:
-            handle.wait(60)
-        wall, cpu = time.perf_counter() - began, sum(worker.cpu_times()[:2]) - cpu
+    command += ["--parent", str(os.getpid()), "--marks", str(write)]
+    try:
+        with Farm(settings) as farm, process_of(command, env, write) as worker:
+            wait_for(farm.ledger.workers, worker)
+            cpu, began = sum(worker.cpu_times()[:2]), time.perf_counter()
+            handles = [farm.render(chain=chain_of, seed=next(seeds)) for _ in range(count)]
+            for handle in handles:
+                handle.wait(60)
+            wall, cpu = time.perf_counter() - began, sum(worker.cpu_times()[:2]) - cpu
+    finally:
+        os.close(read)
+        os.close(write)
+    return {"wall_ms": wall * 1000 / (count * STAGES), "cpu_ms": cpu * 1000 / (count * STAGES)}
+
+
+@contextmanager
+def process_of(command: list[str], env: dict[str, str], *fds: int) -> Iterator[psutil.Process]:
+    """A worker process, ended in the end."""
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=env, cwd=ROOT, pass_fds=fds, stdout=null, stderr=null)
+    try:
+        yield psutil.Process(process.pid)
         process.terminate()
         process.wait(30)
-    os.close(read)
-    os.close(write)
-    return {"wall_ms": wall * 1000 / commits, "cpu_ms": cpu * 1000 / commits}
+    finally:
+        process.kill()
+
+
+def wait_for(condition: Callable[[], object], worker: psutil.Process, limit_s: float = 60) -> None:
+    """Returns once `condition` holds; fails when the worker has ended or `limit_s` are over."""
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert worker.is_running(), "the worker has ended"
+        assert worker.status() != psutil.STATUS_ZOMBIE, "the worker has ended"
+        assert time.monotonic() < until, "nothing happens"
+        time.sleep(0.005)
 
 
 celery = Celery("raw", broker=os.environ.get("BENCH_BROKER", ""), set_as_current=False)
@@ -138,20 +152,12 @@ def by_celery(settings: Settings, env: dict[str, str], count: int) -> dict[str, 
     celery.conf.broker_url = url
     client = redis.Redis.from_url(url)
     client.delete(COUNTER)
-    command = [sys.executable, "-m", "tests.bench.raw"]
-    process = subprocess.Popen(
-        command, env={**env, "BENCH_BROKER": url}, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    chain(last.si()).apply_async()
-    while client.get(COUNTER) != b"1":
-        time.sleep(0.01)
-    worker = psutil.Process(process.pid)
-    cpu, began = sum(worker.cpu_times()[:2]), time.perf_counter()
-    for _ in range(count):
-        chain(*[noop.si()] * (STAGES - 1), last.si()).apply_async()
-    while int(client.get(COUNTER) or 0) < count + 1:  # type: ignore[arg-type]
-        time.sleep(0.005)
-    wall, cpu = time.perf_counter() - began, sum(worker.cpu_times()[:2]) - cpu
-    process.terminate()
-    process.wait(30)
+    with process_of([sys.executable, "-m", "tests.bench.raw"], {**env, "BENCH_BROKER": url}) as worker:
+        chain(last.si()).apply_async()
+        wait_for(lambda: client.get(COUNTER) == b"1", worker)
+        cpu, began = sum(worker.cpu_times()[:2]), time.perf_counter()
+        for _ in range(count):
+            chain(*[noop.si()] * (STAGES - 1), last.si()).apply_async()
+        wait_for(lambda: client.get(COUNTER) == str(count + 1).encode(), worker)
+        wall, cpu = time.perf_counter() - began, sum(worker.cpu_times()[:2]) - cpu
     return {"wall_ms": wall * 1000 / (count * STAGES), "cpu_ms": cpu * 1000 / (count * STAGES)}
