@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageSource = str | Path | bytes
+NEWEST = 200
+"""Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
 
@@ -362,9 +364,9 @@ class Farm:
         if len(job_id) == 36:
             self.ledger.job(job_id)
             return JobHandle(self, job_id)
-        found = [record.job for record in self.ledger.jobs(limit=1000) if record.job.endswith(job_id)]
+        found = [record.job for record in self.ledger.jobs(limit=NEWEST) if record.job.endswith(job_id)]
         if len(found) != 1 or len(job_id) < 4:
-            raise NotFound(f"{'no' if not found else 'more than one'} job among the newest 1000 ends in {job_id!r}")
+            raise NotFound(f"{'no' if not found else 'more than one'} job among the newest {NEWEST} ends in {job_id!r}")
         return JobHandle(self, found[0])
 
     def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> list[JobRecord]:

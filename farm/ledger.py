@@ -159,7 +159,7 @@ class Ledger:
 
         Raises:
             Conflict: (`idempotency_conflict`) a key was used before, for another body; nothing of these 200 is written.
-            Unavailable: nothing of these 200 is written, or (`outcome_unknown`) all may be: send them again.
+            Unavailable: nothing is written, or (`outcome_unknown`) some or all may be: send all of them again.
         """
         done: list[Submitted] = []
         queues: set[str] = set()
@@ -175,7 +175,8 @@ class Ledger:
                 args.append(one.run)
                 for stage in one.stages:
                     args += [stage.exec, stage.queue, stage.payload]
-            self.ping()  # a server that is down is found before anything is sent
+            if not done:
+                self.ping()  # a server that is down is found before anything is sent
             found, ready = self._call("submit", len(chunk), *args, lost="outcome_unknown")
             done += [Submitted(job, state, bool(existed)) for job, state, existed in found]
             queues.update(ready)
@@ -338,7 +339,10 @@ class Ledger:
     def jobs(
         self, state: str | None = None, run: str | None = None, limit: int = 50, before_ms: float | None = None
     ) -> list[JobRecord]:
-        """Up to `limit` jobs without their stages, newest first; `before_ms` is the last page's oldest `created_ms`."""
+        """Up to `limit` jobs without their stages, newest first; `before_ms` is the last page's oldest `created_ms`.
+
+        Of a run's jobs in one state, those among about 2,000 of the run.
+        """
         before = "+inf" if before_ms is None else f"({before_ms:.4f}"
         return [read_job(row) for row in self._call("jobs", state or "", run or "", limit, before)]
 

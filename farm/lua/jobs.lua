@@ -6,7 +6,8 @@ if run ~= '' then
 elseif state ~= '' then
   key = P .. 'jobs:' .. state
 end
-local found, offset, page = {}, 0, math.max(limit, 100)
+-- At most so many rows are looked at: a run may have a million jobs, and nobody else is served meanwhile.
+local found, offset, page, most = {}, 0, math.max(limit, 100), 2000
 repeat
   local jobs = redis.call('ZREVRANGEBYSCORE', key, before, '-inf', 'LIMIT', offset, page)
   for _, job in ipairs(jobs) do
@@ -14,5 +15,5 @@ repeat
     if #found < limit and is and (state == '' or is == state) then found[#found + 1] = record(job) end
   end
   offset = offset + page
-until #found == limit or #jobs < page
+until #found == limit or #jobs < page or offset >= most
 return found
