@@ -43,7 +43,7 @@ def read_chain_file(path: Path) -> dict[str, Any]:
         InvalidJob: (`bad_file`) it cannot be read, is not one mapping, or repeats a key.
     """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         if len(text) > 1 << 20:
             raise ValueError("larger than 1 MiB")
         if path.suffix in {".yaml", ".yml"}:
@@ -122,10 +122,11 @@ def parse_chain(data: Mapping[str, Any]) -> Chain:
         kind = item.get("kind") if isinstance(item, Mapping) else None
         cls = kinds().get(kind) if isinstance(kind, str) else None
         if cls is None:
-            known = ", ".join(kinds())
-            errors.append(
-                FieldError(f"stages.{index}.kind", f"not an installed kind; choose one of {known}", "unknown_kind")
+            what = (
+                "not an installed kind" if kind else "missing" if isinstance(item, Mapping) else "a stage is a mapping"
             )
+            msg = f"{what}; choose one of {', '.join(kinds())}"
+            errors.append(FieldError(f"stages.{index}.kind", msg, "unknown_kind"))
             continue
         try:
             stage = cls.model_validate(dict(item))
@@ -158,6 +159,8 @@ def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> 
             msg, code = f"a multiple of 8, such as {max(low, 8)} or {low + 8}", "bad_size"
         elif name in {"width", "height"}:
             code = "bad_size"
+        elif item["type"] == "string_pattern_mismatch":
+            msg = "no control characters, but tab and newline"
         elif name == "scheduler" and item["type"] == "literal_error":
             code = "unknown_scheduler"
         elif item["type"] == "value_error":

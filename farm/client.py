@@ -93,7 +93,8 @@ class JobHandle:
                     raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
             seen = events[-1].id
         if record.state != "done":
-            raise StageFailed(f"the job is {record.state}: {record.message}", code=record.code or "job_failed")
+            why = f": {record.message}" if record.message else ""
+            raise StageFailed(f"the job is {record.state}{why}", code=record.code or "job_failed")
         return self
 
     @property
@@ -115,13 +116,21 @@ class JobHandle:
         return [Image.open(io.BytesIO(self._read(result))) for result in self.results]
 
     def download(self, target: str | Path) -> list[Path]:
-        """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png."""
+        """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
+
+        Raises:
+            InvalidJob: (`bad_file`) the file cannot be written.
+        """
         target = Path(target)
         written = []
         for result in self.results:
             path = target if target.suffix == ".png" else target / f"{self.id}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._read(result))
+            data = self._read(result)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            except OSError as error:
+                raise InvalidJob(f"{path} cannot be written: {error.strerror}", code="bad_file") from None
             written.append(path)
         return written
 
@@ -144,6 +153,11 @@ class JobHandle:
     def retry(self) -> None:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         self.farm.broker.ring(self.farm.ledger.retry(self.id))
+
+    def input_image(self) -> bytes | None:
+        """The PNG of the image that the job began from, as fitted at submit; None for a chain that began from noise."""
+        image = json.loads(self.record.spec)["image"]
+        return self.farm.store.get_blob(image["sha256"], self.farm.settings.max_area * 4) if image else None
 
     def script(self) -> str:
         """A plain diffusers program that makes the same pixels."""
@@ -214,6 +228,8 @@ class Farm:
             data = dict(chain)
         elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
             data = read_chain_file(Path(chain))
+        elif Path(chain).exists() and chain not in self.catalog.presets:
+            raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
         else:
             data = {"stages": self.catalog.preset(chain).stages}
         given = {
@@ -239,8 +255,11 @@ class Farm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        upload: bool = True,
     ) -> list[Job]:
         """The jobs that `submit` takes: `count` of them, image i with seed + i. Uploads the input image, once all fits.
+
+        Without `upload` nothing is stored, and the jobs are only to be looked at.
 
         Raises:
             InvalidJob: something does not fit; nothing was stored.
@@ -257,7 +276,7 @@ class Farm:
             )
             for index in range(count)
         ]  # fmt: skip
-        if data is not None:
+        if data is not None and upload:
             self.store.put_blob(data, "image/png")
         return jobs
 
@@ -328,7 +347,9 @@ class Farm:
         image: ImageSource | None = None,
         **given: Any,
     ) -> JobHandle:
-        """Submits one job; see `run`, which takes the same words."""
+        """Submits one job; `run` takes the same words and a `count`."""
+        if "count" in given:
+            raise InvalidJob(errors=(FieldError("count", "render submits one job; run submits several"),))
         return self.run(prompt, chain=chain, image=image, count=1, **given)[0]
 
     def run(

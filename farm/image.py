@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import warnings
 import zlib
@@ -183,7 +184,9 @@ def _decoding() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _refused("the image has too many pixels: scale it down", "too_large") from None
     except _UNREADABLE:
-        raise _refused("this is not a whole PNG, JPEG or WebP: open it in an image editor and save it as PNG") from None
+        raise _refused(
+            "this is not a PNG, JPEG or WebP, or it is damaged: open it in an image editor and save it as PNG"
+        ) from None
 
 
 def _bare(image: Image.Image) -> Image.Image:
@@ -208,6 +211,10 @@ def _contents(path: Path, max_bytes: int) -> bytes:
                 return file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         raise _refused(f"the file cannot be read: {type(error).__name__}") from None
+    if path.is_dir():
+        raise _refused("the file cannot be read: it is a folder")
+    if re.match(r"https?:/", str(path)):
+        raise _refused("addresses are not fetched: save the image and give the file")
     raise _refused("the file cannot be read: there is no file of this name")
 
 

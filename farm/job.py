@@ -28,6 +28,9 @@ from farm.records import Lane
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, Stage, kinds
 
+MAX_DEADLINE_S = 31536000
+"""Longest deadline of a job: a year."""
+
 
 class InputImage(BaseModel):
     """The image a chain starts from, as stored: already fitted, RGB, PNG."""
@@ -271,8 +274,8 @@ def make_job(
     """
     if not 0 <= priority <= 100:
         raise _wrong("priority", "0 to 100, higher runs first", "invalid_field")
-    if deadline_s is not None and not deadline_s > 0:
-        raise _wrong("deadline_s", "a positive number of seconds", "invalid_field")
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise _wrong("deadline_s", f"more than 0 and at most {MAX_DEADLINE_S} seconds (a year)", "invalid_field")
     key = f"{idempotency_key or new_id()}#{index}"
     planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
     # Drawn from the key, so that a submit sent again is the same job.

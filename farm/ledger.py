@@ -75,7 +75,7 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 
-from farm.errors import CODES, Failure, FieldError, InvalidJob
+from farm.errors import CODES, Failure, FieldError, InvalidJob, Unavailable
 from farm.records import (
     LANES,
     Beat,
@@ -177,7 +177,12 @@ class Ledger:
                     args += [stage.exec, stage.queue, stage.payload]
             if not done:
                 self.ping()  # a server that is down is found before anything is sent
-            found, ready = self._call("submit", len(chunk), *args, lost="outcome_unknown")
+            try:
+                found, ready = self._call("submit", len(chunk), *args, lost="outcome_unknown")
+            except Unavailable as error:
+                if done:  # whatever became of these, those before them are written
+                    raise Unavailable(code="outcome_unknown") from error
+                raise
             done += [Submitted(job, state, bool(existed)) for job, state, existed in found]
             queues.update(ready)
         return done, queues

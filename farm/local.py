@@ -53,6 +53,7 @@ def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print)
     with running(settings, slots, say, stop) as farm:
         if not stop.is_set():
             say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
+            say('In another terminal: farm render "a prompt" --wait -o out/')
         stop.wait()
         say("Stopping: running stages finish or are given back.")
 
@@ -65,13 +66,20 @@ def running(
 
     Raises as `up`.
     """
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"the data folder {settings.data} cannot be used: {error.strerror}"
+        raise FarmError(reason, code="bad_file", hint="FARM_DATA names another one") from None
     catalog = Catalog.load(settings)
+    stop = stop or threading.Event()
     slots = list(slots or default_slots(catalog))
     for queue in {queue for slot in slots for queue in slot.split(",")}:
         name = queue.partition(".")[2]
         if name not in catalog.checkpoints:
             raise InvalidJob(f"no checkpoint {name!r} in the catalog for the queue {queue}", code="unknown_checkpoint")
-        _have(catalog, name, say)
+        if not stop.is_set():
+            _have(catalog, name, say)
     with Servers(settings) as servers:
         keeper = Keeper(servers, slots)
         farm = Farm(servers.settings)
@@ -81,7 +89,7 @@ def running(
             for gone in farm.ledger.workers():
                 farm.ledger.unregister(gone.worker, gone.boot)
             keeper.start()
-            _await_workers(farm, len(slots), keeper.log, stop or threading.Event())
+            _await_workers(farm, len(slots), keeper.log, stop)
             yield farm
         finally:
             keeper.stop()

@@ -120,7 +120,8 @@ def _build(checkpoint: Checkpoint, fresh: Path) -> None:
     """Builds the checkpoint into the folder `fresh`, in a process of its own: the builder imports torch."""
     # -P: what is built is what is installed, not what happens to lie in the current folder.
     command = [sys.executable, "-P", "-m", str(checkpoint.build), checkpoint.name, str(fresh)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A group of its own: Ctrl+C is for the farm to answer, not for half of it to die of.
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
         raise _bad(checkpoint, f"building it failed: {lines[-1]}", "is latent-farm[worker] installed?")

@@ -28,6 +28,10 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         given = "given"
         lines.append(f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}")
         lines.append('given = Image.open("input.png")')
+        size = spec["image"]["width"], spec["image"]["height"]
+        lines.append(
+            f'assert given.size == {size}, "input.png is the fitted input: `farm script JOB -o FOLDER` writes it"'
+        )
     for index, recipe in enumerate(spec["recipes"]):
         name = recipe["checkpoint"]["name"]
         if name not in catalog.checkpoints:

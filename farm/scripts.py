@@ -135,7 +135,8 @@ def _failed(error: redis.RedisError, lost: str = "unavailable") -> FarmError:
     if isinstance(error, redis.BusyLoadingError):
         return Unavailable("the ledger's server is loading its data")
     if isinstance(error, _LOST):
-        return Unavailable(None if lost != "unavailable" else f"the ledger does not answer ({kind})", code=lost)
+        message = None if lost != "unavailable" else f"the farm's Redis does not answer ({kind})"
+        return Unavailable(message, code=lost, hint="is the farm up? `farm doctor` tells what is missing")
     cannot = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError, redis.exceptions.NoPermissionError)
     if isinstance(error, cannot) or str(error).split(" ")[0] in _CANNOT:
         return Unavailable(f"the ledger's server cannot serve now ({kind})")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from farm.errors import FarmError, InvalidJob
@@ -30,7 +31,7 @@ class PhaseLimits(BaseSettings):
     Source: the slowest healthy case seen or estimated per phase (a 4096² VAE decode took 40 s), with a margin.
     """
 
-    model_config = SettingsConfigDict(env_prefix="FARM_LIMIT_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FARM_LIMIT_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     load_s: float = Field(600, gt=0, description="reading a checkpoint and moving it to the device")
     fetch_s: float = Field(120, gt=0, description="reading the input from the store")
@@ -48,7 +49,7 @@ class PhaseLimits(BaseSettings):
 class Settings(BaseSettings):
     """The farm's settings. Build it with `Settings.load()`."""
 
-    model_config = SettingsConfigDict(env_prefix="FARM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="FARM_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     data: Path = Field(
         default_factory=_default_data,
@@ -76,7 +77,9 @@ class Settings(BaseSettings):
     drain_grace_s: float = Field(
         25, ge=0, description="on SIGTERM a running stage may finish within so long, else it is given back, seconds"
     )
-    deadline_s: float = Field(86400, gt=0, description="a job not done so long after its submit expires, seconds")
+    deadline_s: float = Field(
+        86400, gt=0, le=31536000, description="a job not done so long after its submit expires, seconds"
+    )
     retention_s: int = Field(2592000, gt=0, description="ended jobs are kept for so long, seconds")
     crash_attempts: int = Field(3, ge=1, description="worker deaths in one stage before its recipe is quarantined")
     oom_attempts: int = Field(2, ge=1, description="out-of-memory errors in one stage before the job fails")
@@ -110,6 +113,13 @@ class Settings(BaseSettings):
         None, exclude=True, description="from the connection file; elsewhere AWS's own variable"
     )
 
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, url: SecretStr) -> SecretStr:
+        if not re.match(r"(rediss?|unix)://", url.get_secret_value()):
+            raise ValueError("a URL that begins with redis://, rediss:// or unix://")
+        return url
+
     @classmethod
     def load(cls, **given: Any) -> Settings:
         """The settings from `given`, the environment and the data folder's connection file, in this order.
@@ -131,7 +141,7 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             prefix = "FARM_LIMIT_" if error.title == PhaseLimits.__name__ else "FARM_"
             name = prefix + "_".join(str(part) for part in first["loc"]).upper()
-            raise InvalidJob(f"{name}: {first['msg']}", code="invalid_field") from None
+            raise InvalidJob(f"{name}: {first['msg'].removeprefix('Value error, ')}", code="invalid_field") from None
 
     @property
     def models_dir(self) -> Path:

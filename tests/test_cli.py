@@ -234,6 +234,42 @@ def test_a_wrong_variable_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert found.err.startswith("error: FARM_LEASE_S: ")
 
 
+@pytest.mark.parametrize("target", ["{tmp}/file/x", "{tmp}/picture.jpg"])
+def test_a_target_that_cannot_be_written_is_refused_before_anything_runs(run: Run, tmp_path: Path, target: str) -> None:
+    # Given a file where a folder is wanted, and a name that is no PNG
+    (tmp_path / "file").touch()
+    # Then no server is even asked
+    done = run("models", "pull", "tiny")
+    assert done.status == 0, done.err
+    found = run("render", "x", "--chain", "txt", "-o", target.format(tmp=tmp_path))
+    assert (found.status, found.out) == (2, "")
+    assert found.err.startswith("error: -o ")
+
+
+def test_an_unusable_data_folder_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FARM_DATA", str(tmp_path / "file" / "data"))
+    found = run("up")
+    assert found.status == 1
+    assert found.err.startswith("error: the data folder")
+    assert "FARM_DATA" in found.err
+
+
+def test_a_redis_url_of_another_kind_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_REDIS_URL", "http://x")
+    found = run("jobs", "ls")
+    assert found.status == 2
+    assert "FARM_REDIS_URL: a URL that begins with redis://" in found.err
+
+
+@pytest.mark.parametrize(
+    "words", [["--count", "0"], ["--count", "100000000"], ["--priority", "101"], ["--deadline-s", "nan"]]
+)
+def test_a_dry_run_refuses_what_a_submit_refuses(run: Run, words: list[str]) -> None:
+    run("models", "pull", "tiny")
+    assert run("render", "x", "--chain", "txt", "--dry-run", *words).status == 2
+
+
 def test_unreachable_exits_4(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a port where nobody listens
     monkeypatch.setenv("FARM_REDIS_URL", f"redis://:secret-word@127.0.0.1:{free_port()}/0")
@@ -241,7 +277,7 @@ def test_unreachable_exits_4(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, data = run("jobs", "ls"), run("--json", "jobs", "ls")
     # Then it is said without a traceback, and without the password
     assert (plain.status, plain.out) == (4, "")
-    assert plain.err.startswith("error: the ledger does not answer")
+    assert plain.err.startswith("error: the farm's Redis does not answer")
     assert "Traceback" not in plain.err
     assert "secret-word" not in plain.err + data.out
     assert (data.status, data.code) == (4, "unavailable")

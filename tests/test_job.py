@@ -131,7 +131,8 @@ def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
         ({"stages": [TEXT] * 20}, "bad_length", "stages", "not 20"),
         ({"stages": None}, "bad_length", "stages", "list"),
         ({"stages": [{"kind": "paint"}]}, "unknown_kind", "stages.0.kind", "text2img"),
-        ({"stages": ["text2img"]}, "unknown_kind", "stages.0.kind", "choose one of"),
+        ({"stages": ["text2img"]}, "unknown_kind", "stages.0.kind", "a stage is a mapping"),
+        ({"stages": [{}]}, "unknown_kind", "stages.0.kind", "missing"),
         ({"stages": [{**TEXT, "stepz": 4}]}, "unknown_field", "stages.0.stepz", "did you mean steps"),
         ({"stages": [{**TEXT, "width": 63}]}, "bad_size", "stages.0.width", "56 or 64"),
         ({"stages": [{**TEXT, "width": -8}]}, "bad_size", "stages.0.width", "greater"),
@@ -151,7 +152,7 @@ def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
         ({"stages": [{**REDRAW, "strength": 0.1, "steps": 5}]}, "no_steps", "stages.0.strength", "0.2"),
         ({"stages": [TEXT], "seed": 2**53}, "invalid_field", "seed", "less than or equal"),
         ({"stages": [TEXT], "seed": -1}, "invalid_field", "seed", "greater"),
-        ({"stages": [TEXT], "prompt": "a\x00b"}, "invalid_field", "prompt", "match"),
+        ({"stages": [TEXT], "prompt": "a\x00b"}, "invalid_field", "prompt", "control"),
         ({"stages": [TEXT], "prompt": "\ud800"}, "invalid_field", "prompt", "unicode"),
         ({"stages": [TEXT], "prompt": "a" * 2001}, "invalid_field", "prompt", "2000"),
         ({"stages": [TEXT], "webhook": "http://127.0.0.1"}, "unknown_field", "webhook", "no such field"),
@@ -350,3 +351,20 @@ def test_ids_sort_by_time_and_are_version_7() -> None:
 
 def test_the_installed_kinds() -> None:
     assert {"img2img", "text2img", "upscale", "upscale_latent"} <= set(kinds())
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1, float("nan"), 1e12, 1e30])
+def test_impossible_deadlines_are_refused(catalog: Catalog, here: Settings, deadline_s: float) -> None:
+    with refused("invalid_field", "deadline_s", "a year"):
+        make_job(chain(TEXT), catalog, here, deadline_s=deadline_s)
+
+
+@pytest.mark.parametrize("priority", [-1, 101])
+def test_impossible_priorities_are_refused(catalog: Catalog, here: Settings, priority: int) -> None:
+    with refused("invalid_field", "priority", "0 to 100"):
+        make_job(chain(TEXT), catalog, here, priority=priority)
+
+
+def test_overrides_leave_what_is_no_stage_for_the_parser_to_name() -> None:
+    with refused("unknown_kind", "stages.0.kind", "mapping"):
+        parse_chain({"stages": override(["text2img"], {"steps": 3})})

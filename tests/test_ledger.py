@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import threading
@@ -1276,6 +1277,13 @@ def test_after_its_retention_nothing_of_a_job_is_left(ledger: Ledger, raw: redis
     assert raw.zcard(P + "jobs:done") == raw.zcard(P + "ended") == 0
 
 
+def test_a_runs_list_lives_as_long_as_any_of_its_jobs_can(ledger: Ledger, raw: redis.Redis) -> None:
+    # When
+    submit(ledger, job("a", run="r", deadline_s=1000_000), job("b", run="r", deadline_s=5))
+    # Then
+    assert raw.ttl(P + "run:r") > 2592000 + 999_000
+
+
 # ------------------------------------------------------------------------------------------------ registry and readers
 
 
@@ -1420,14 +1428,24 @@ class LossyLine:
             threading.Thread(target=self._carry, args=(client,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._port)) as server:
-            while request := client.recv(1 << 20):
-                server.sendall(request)
-                reply = server.recv(1 << 20)
-                if self.cuts and b"EVALSHA" in request:
+        server = socket.create_connection(("127.0.0.1", self._port))
+        cut = threading.Event()
+        threading.Thread(target=self._carry_requests, args=(client, server, cut), daemon=True).start()
+        with client, server:
+            while reply := server.recv(1 << 16):
+                if cut.is_set():
                     self.cuts -= 1
+                    client.shutdown(socket.SHUT_RDWR)
                     return
                 client.sendall(reply)
+
+    def _carry_requests(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while request := client.recv(1 << 16):
+                if self.cuts and b"EVALSHA" in request:
+                    cut.set()
+                server.sendall(request)
+            server.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._door.close()
@@ -1482,6 +1500,28 @@ def test_a_full_server_refuses_a_submit_whole_and_still_takes_a_commit(
         assert state(ledger, "a") == "done"
     finally:
         raw.config_set("maxmemory", "0")
+
+
+def test_a_large_submit_that_breaks_off_is_of_unknown_outcome_and_can_be_sent_again(
+    ledger: Ledger, raw: redis.Redis
+) -> None:
+    # Given: the second 200 find the server full
+    jobs = [job(f"j{i}", spec="x" * (1 if i < 200 else 100_000)) for i in range(600)]
+    ledger.ping()
+    raw.config_set("maxmemory", raw.info("memory")["used_memory"] + 12_000_000)
+    try:
+        # When
+        with pytest.raises(Unavailable) as broken:
+            ledger.submit(jobs)
+    finally:
+        raw.config_set("maxmemory", "0")
+    # Then
+    assert broken.value.code == "outcome_unknown"
+    written = raw.zcard(P + "jobs")
+    assert 200 <= written < 600
+    found, _ = ledger.submit(jobs)
+    assert [one.existed for one in found] == [True] * written + [False] * (600 - written)
+    assert raw.zcard(P + "jobs") == 600
 
 
 def test_a_cluster_is_refused(tmp_path: Path) -> None:

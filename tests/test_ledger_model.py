@@ -328,12 +328,12 @@ class Machine(RuleBasedStateMachine):
                 assert self.ledger.commit([Commit(slow, "late", slow.finishing)])[0] == [False]
             elif act == "release":
                 assert self.ledger.release([slow]) == set()
+            elif act == "fail":
+                with pytest.raises(StaleToken):
+                    self.ledger.fail([slow], Failure.DETERMINISTIC, "internal", "late")
             else:
                 with pytest.raises(StaleToken):
-                    if act == "fail":
-                        self.ledger.fail([slow], Failure.DETERMINISTIC, "internal", "late")
-                    else:
-                        self.ledger.rewind(slow)
+                    self.ledger.rewind(slow)
             assert Dump(self.raw).execs.get(slow.exec) == before, "a zombie left a trace"
 
     @rule(worker=workers, charge=st.booleans(), old=st.booleans())

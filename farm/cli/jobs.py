@@ -14,7 +14,7 @@ import typer
 
 from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
 from farm.cli.wait import failure_of, wait
-from farm.errors import Conflict, FarmError
+from farm.errors import Conflict, FarmError, NotFound
 from farm.records import ENDED
 
 if TYPE_CHECKING:
@@ -137,13 +137,33 @@ def watch(job: Id) -> Outcome:
 
 
 @app.command()
-def cancel(jobs: Ids) -> Outcome:
+def cancel(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, or their last characters.")] = None,
+    run: Annotated[str | None, typer.Option(help="All unended jobs of this run.")] = None,
+) -> Outcome:
     """Cancel jobs; a running stage stops within one step.
 
     \b
     farm jobs cancel 3f9a
+    farm jobs cancel --run RUN     # `farm jobs show ID` names a job's run
     """
-    return _each(jobs, lambda handle: handle.cancel())
+    if bool(jobs) == bool(run):
+        raise usage("give ids or --run", "`farm jobs cancel --help` shows how")
+    return _each(jobs or _of_run(str(run)), lambda handle: handle.cancel())
+
+
+def _of_run(run: str) -> list[str]:
+    """The ids of the jobs of a run that have not ended. Raises NotFound where the run has no job."""
+    with open_farm() as farm:
+        records, before = farm.ledger.jobs(run=run, limit=1000), None
+        found = list(records)
+        while len(records) == 1000:
+            before = records[-1].created_ms
+            records = farm.ledger.jobs(run=run, limit=1000, before_ms=before)
+            found += records
+    if not found:
+        raise NotFound(f"there is no run {run}")
+    return [record.job for record in found if record.state not in ENDED]
 
 
 @app.command()

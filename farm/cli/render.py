@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,8 +16,7 @@ from farm.cli.outcome import Outcome, open_farm, usage
 from farm.cli.wait import wait
 
 if TYPE_CHECKING:
-    from farm.chain import Chain
-    from farm.client import Farm
+    from farm.job import Job
 
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
 
@@ -92,10 +93,12 @@ def render(
         prompt = given.pop("prompt", prompt)
         asked = farm.chain(chain or ("hires" if image is None else "img"), prompt, **given)
         source = sys.stdin.buffer.read(farm.settings.max_upload_bytes + 1) if image == "-" else image
+        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "upload": not dry_run}
+        jobs = farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options)
         if dry_run:
-            return _dry_run(farm, asked, source, count)
-        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
-        handles = farm.submit(farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options))
+            return _dry_run(jobs, asked.seed is None)
+        _check_out(out)
+        handles = farm.submit(jobs)
         if wait_ or out is not None:
             return wait(farm, handles, out)
         ids = [handle.id for handle in handles]
@@ -132,15 +135,31 @@ def rerun(
         return Outcome({**outcome.data, "identical": identical, "same_recipe": same_recipe}, [*outcome.lines, told])
 
 
-def script(job: Annotated[str, typer.Argument(help="Id of a job, or its last 4 or more characters.")]) -> Outcome:
+def script(
+    job: Annotated[str, typer.Argument(help="Id of a job, or its last 4 or more characters.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for program.py, and the input image if there is one.")
+    ] = None,
+) -> Outcome:
     """Print the plain diffusers program that makes the same pixels as a job.
 
     \b
     farm script 3f9a > apple.py
+    farm script 3f9a -o again/     # also writes the input image, as it was fitted at submit
     """
+    _check_out(out)
     with open_farm() as farm:
-        program = farm.job(job).script()
-    return Outcome({"script": program}, [program.rstrip("\n")])
+        handle = farm.job(job)
+        program = handle.script()
+        if out is None:
+            return Outcome({"script": program}, [program.rstrip("\n")])
+        (out / "program.py").write_text(program, "utf-8")
+        paths = [str(out / "program.py")]
+        data = handle.input_image()
+        if data is not None:
+            (out / "input.png").write_bytes(data)
+            paths.append(str(out / "input.png"))
+    return Outcome({"script": program, "paths": paths}, paths)
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -154,16 +173,25 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _dry_run(farm: Farm, chain: Chain, image: str | bytes | None, count: int) -> Outcome:
-    """The chain as it would run, all checks done and nothing stored."""
-    from farm.job import make_job
+def _dry_run(jobs: Sequence[Job], is_random: bool) -> Outcome:
+    """The jobs as they would run, all checks done and nothing stored."""
+    table, data = edges(jobs[0].plan)
+    seeds = f"seeds {jobs[0].seed} to {jobs[-1].seed}" if len(jobs) > 1 else f"seed {jobs[0].seed}"
+    plural = "s" if len(jobs) > 1 else ""
+    told = f"{len(jobs)} job{plural}, {'a random seed' if is_random else seeds}; not submitted"
+    return Outcome({"count": len(jobs), "seed": None if is_random else jobs[0].seed, "stages": data}, [table, told])
 
-    _, found = farm.prepare(chain, image)
-    # The last of the run: if its seed is possible, all are.
-    job = make_job(chain, farm.catalog, farm.settings, image=found, index=count - 1)
-    table, data = edges(job.plan)
-    seeds = f"seeds {job.seed - count + 1} to {job.seed}" if count > 1 else f"seed {job.seed}"
-    told = (
-        f"{count} job{'s' if count > 1 else ''}, {seeds if chain.seed is not None else 'a random seed'}; not submitted"
-    )
-    return Outcome({"count": count, "seed": chain.seed, "stages": data}, [table, told])
+
+def _check_out(out: Path | None) -> None:
+    """Refuses a target that cannot be written, before anything is rendered for it."""
+    if out is None:
+        return
+    if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif"}:
+        raise usage(f"-o {out}: results are PNG files", "give a folder, or a name that ends in .png")
+    folder = out.parent if out.suffix == ".png" else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise usage(f"-o {out}: the folder cannot be made: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise usage(f"-o {out}: the folder cannot be written")

@@ -16,7 +16,7 @@ from redis import Redis
 
 from farm.client import JobHandle
 from farm.errors import InvalidJob, StageFailed
-from farm.image import pixels_sha256, read_recipe
+from farm.image import pixels_sha256, read_recipe, to_png
 from tests.e2e.rig import Rig, until
 
 PROMPT = "a red apple on a blue background"
@@ -138,6 +138,35 @@ def test_the_printed_program_makes_the_same_pixels(rig: Rig, tmp_path: Path) -> 
     # Then
     assert "farm" not in program.replace(str(rig.farm.settings.models_dir), "")
     assert pixels_sha256((tmp_path / "out.png").read_bytes()) == pixels(job)
+
+
+def test_a_chain_from_an_image_is_made_again_from_its_picture_and_by_the_printed_program(
+    rig: Rig, tmp_path: Path
+) -> None:
+    # Given a chain from an image that was padded to another aspect
+    Image.linear_gradient("L").resize((150, 90)).convert("RGB").save(tmp_path / "in.png")
+    chain = {"fit": "contain", "stages": [{"kind": "img2img", "steps": 6, "width": 64, "height": 128}]}
+    job = rig.farm.render(PROMPT, chain=chain, image=tmp_path / "in.png", seed=61).wait(120)
+    (path,) = job.download(tmp_path / "out.png")
+    # When it is made again, with the original beside it, for the store may have lost its input
+    again, same = rig.farm.rerun(path, image=tmp_path / "in.png")
+    # Then
+    assert same
+    assert pixels(again.wait(120)) == pixels(job)
+    with pytest.raises(InvalidJob, match="not the image"):
+        rig.farm.rerun(path, image=path)
+    # When the printed program runs beside the input that `farm script -o` writes
+    (tmp_path / "input.png").write_bytes(job.input_image() or b"")
+    subprocess.run([sys.executable, "-c", job.script()], cwd=tmp_path, check=True, timeout=240)
+    # Then
+    assert pixels_sha256((tmp_path / "out.png").read_bytes()) == pixels(job)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"recipes": []}, {"recipes": [{}]}, {"recipes": "x"}])
+def test_a_foreign_recipe_is_refused(rig: Rig, recipe: dict[str, object]) -> None:
+    with pytest.raises(InvalidJob) as info:
+        rig.farm.rerun(to_png(Image.new("RGB", (64, 64)), recipe))
+    assert info.value.code == "bad_file"
 
 
 def test_a_run_of_four_has_four_seeds_and_four_pictures(rig: Rig) -> None:
