@@ -142,7 +142,6 @@ class Worker:
                 lease = self.running = Lease(self.ledger, claims, self.settings, self.drain, self.mark)
             try:
                 works = [Work.of(claim) for claim in claims]
-                self._check_weights(works[0])
                 if claims[0].publish:
                     commits = [self._publish(work, json.loads(work.claim.input), lease) for work in works]
                 else:
@@ -191,6 +190,7 @@ class Worker:
     def _make(self, works: Sequence[Work], lease: Lease) -> list[Commit]:
         """Fetches, runs and stores: the commits of one pipeline call."""
         first = works[0]
+        self._check_weights(first)
         batch = Batch(
             emits=Medium(first.recipe["emits"]),
             size=Size(*first.recipe["size"]),
