@@ -127,7 +127,8 @@ def where(record: JobRecord, reason: str) -> str:
     if _is_over(record) or record.at >= len(record.stages):
         return f"{record.state}{': ' if record.message else ''}{record.message}"
     stage = record.stages[record.at]
-    words = f"{record.state}  stage {record.at + 1}/{len(record.stages)} {stage.queue}"
+    state = "waiting" if reason and record.state == "running" else record.state
+    words = f"{state}  stage {record.at + 1}/{len(record.stages)} {stage.queue}"
     return f"{words}  ({reason})" if reason else words
 
 
@@ -199,8 +200,9 @@ class Bars:
         if self._by_stage:
             for stage in record.stages:
                 here = stage.index == record.at
-                told = (where(record, reason) if here and stage.state != "running" else "") or progress(record)
-                told = told if here else f"{stage.steps} steps" if stage.state == "committed" and stage.steps else ""
+                told = f"{stage.steps} steps" if stage.state == "committed" and stage.steps else ""
+                if here:
+                    told = progress(record) or reason or record.state
                 self._move(record, stage.index, f"{stage.index + 1} {stage.queue}", _stage_share(stage), 1.0, told)
         else:
             told = f"{where(record, reason)}  {progress(record)}"
