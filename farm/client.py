@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,155 +11,24 @@ from typing import TYPE_CHECKING, Any, get_args
 from farm.broker import Broker
 from farm.catalog import Catalog
 from farm.chain import Chain, override, parse_chain, read_chain_file
-from farm.errors import FieldError, InvalidJob, NotFound, StageFailed, Unavailable
+from farm.errors import FieldError, InvalidJob, NotFound, Unavailable
+from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, read_input, read_recipe, to_png
 from farm.job import InputImage, Job, Lane, input_multiple, make_job, new_id, plan, recipe_key, stage_of
 from farm.ledger import Ledger
-from farm.records import ENDED, JobRecord, StageEntry, Submission
+from farm.records import JobRecord, StageEntry, Submission
 from farm.settings import Settings
 from farm.stage import Size, kinds
 from farm.store import Store
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 ImageSource = str | Path | bytes
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One final image of a job: its readable key, `s3://` URI, hash and size in pixels."""
-
-    key: str
-    uri: str
-    sha256: str
-    size: Size
-
-
-class JobHandle:
-    """One submitted job. Every property asks the ledger anew."""
-
-    def __init__(self, farm: Farm, job_id: str) -> None:
-        self.farm, self.id = farm, job_id
-
-    def __repr__(self) -> str:
-        return f"<job {self.id}>"
-
-    @property
-    def record(self) -> JobRecord:
-        """The job's record with its stages. Raises NotFound, Unavailable."""
-        return self.farm.ledger.job(self.id)
-
-    @property
-    def state(self) -> str:
-        """queued, running, paused, done, failed, quarantined, cancelled or expired."""
-        return self.record.state
-
-    @property
-    def seed(self) -> int:
-        """The job's seed, drawn at submit where none was given."""
-        return int(json.loads(self.record.spec)["chain"]["seed"])
-
-    def watch(self, interval_s: float = 0.2) -> Iterator[JobRecord]:
-        """The record, again and again, until the job has ended; the last one is terminal."""
-        while True:
-            record = self.record
-            yield record
-            if record.state in ENDED:
-                return
-            time.sleep(interval_s)
-
-    def wait(self, timeout_s: float | None = None) -> JobHandle:
-        """Returns when the job is done.
-
-        Raises:
-            StageFailed: it ended otherwise; `code` and `message` say why.
-            TimeoutError: it has not ended within `timeout_s`; it goes on.
-        """
-        until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        seen = "0-0"
-        while (record := self.record).state not in ENDED:
-            # Wakes at each of the job's events, and once a second to look at the clock.
-            while not (events := self.farm.ledger.events(self.id, seen, block_ms=1000)):
-                if time.monotonic() > until:
-                    raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
-            seen = events[-1].id
-        if record.state != "done":
-            why = f": {record.message}" if record.message else ""
-            raise StageFailed(f"the job is {record.state}{why}", code=record.code or "job_failed")
-        return self
-
-    @property
-    def results(self) -> list[Result]:
-        """The final images; empty until the job is done."""
-        record = self.record
-        if record.state != "done":
-            return []
-        last = record.stages[-1]
-        output = json.loads(last.output)
-        key = self.farm.store.result_key(self.id, last.index, output["blob"])
-        return [Result(key, self.farm.store.uri(key), output["blob"], Size(*output["size"]))]
-
-    @property
-    def images(self) -> list[Image]:
-        """The final images, decoded. Raises BadBlob, Unavailable."""
-        from PIL import Image
-
-        return [Image.open(io.BytesIO(self._read(result))) for result in self.results]
-
-    def download(self, target: str | Path) -> list[Path]:
-        """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
-
-        Raises:
-            InvalidJob: (`bad_file`) the file cannot be written.
-        """
-        target = Path(target)
-        written = []
-        for result in self.results:
-            path = target if target.suffix == ".png" else target / f"{self.id}.png"
-            data = self._read(result)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            except OSError as error:
-                raise InvalidJob(f"{path} cannot be written: {error.strerror}", code="bad_file") from None
-            written.append(path)
-        return written
-
-    def _read(self, result: Result) -> bytes:
-        limit = 1 << 20 | 4 * result.size.width * result.size.height
-        return self.farm.store.get_blob(result.sha256, max_bytes=limit)
-
-    def cancel(self) -> str:
-        """Ends the job as cancelled; the new state. Raises Conflict when it has ended otherwise."""
-        return self.farm.ledger.cancel(self.id)
-
-    def pause(self) -> None:
-        """Holds the job after the stage that runs now."""
-        self.farm.ledger.pause(self.id)
-
-    def resume(self) -> None:
-        """Lets a paused job go on."""
-        self.farm.broker.ring(self.farm.ledger.resume(self.id))
-
-    def retry(self) -> None:
-        """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
-        self.farm.broker.ring(self.farm.ledger.retry(self.id))
-
-    def input_image(self) -> bytes | None:
-        """The PNG of the image that the job began from, as fitted at submit; None for a chain that began from noise."""
-        image = json.loads(self.record.spec)["image"]
-        return self.farm.store.get_blob(image["sha256"], self.farm.settings.max_area * 4) if image else None
-
-    def script(self) -> str:
-        """A plain diffusers program that makes the same pixels."""
-        from farm.program import program
-
-        return program(json.loads(self.record.spec), self.farm.catalog, self.farm.store.blob_uri)
 
 
 class Farm:

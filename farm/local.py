@@ -21,8 +21,9 @@ import structlog
 
 from farm import models
 from farm.catalog import Catalog
-from farm.client import Farm, JobHandle
+from farm.client import Farm
 from farm.errors import FarmError, InvalidJob, Unavailable
+from farm.handle import JobHandle
 from farm.job import queue_name
 from farm.servers import Servers, environment
 from farm.settings import Settings, read_connection

@@ -18,7 +18,7 @@ from farm.errors import Conflict, FarmError, NotFound
 from farm.records import ENDED
 
 if TYPE_CHECKING:
-    from farm.client import JobHandle
+    from farm.handle import JobHandle
     from farm.records import Event, JobRecord
 
 app = group("jobs", "Jobs: list, look, wait, steer, download.")

@@ -18,7 +18,7 @@ from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
 
 if TYPE_CHECKING:
     from farm.catalog import Catalog
-    from farm.client import JobHandle
+    from farm.handle import JobHandle
     from farm.records import JobRecord
 
 WORKER_PARTS = ("workers", "torch", "diffusers", "transformers", "safetensors")

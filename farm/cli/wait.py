@@ -20,7 +20,8 @@ from farm.errors import Conflict, FarmError, StageFailed, Unavailable
 from farm.records import ENDED
 
 if TYPE_CHECKING:
-    from farm.client import Farm, JobHandle
+    from farm.client import Farm
+    from farm.handle import JobHandle
     from farm.records import JobRecord, StageRecord
 
 SHOWN = 8

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from farm.client import JobHandle
 from farm.errors import InvalidJob, StageFailed
+from farm.handle import JobHandle
 from farm.image import pixels_sha256, read_recipe, to_png
 from tests.e2e.rig import Rig, until
 

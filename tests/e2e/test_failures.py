@@ -13,8 +13,9 @@ import redis
 from farm import models
 from farm.broker import RING, bell_queue, make_app
 from farm.catalog import Lock
-from farm.client import Farm, JobHandle
+from farm.client import Farm
 from farm.errors import StageFailed
+from farm.handle import JobHandle
 from farm.settings import Settings
 from farm.stage import kinds
 from tests.e2e.proxy import Proxy

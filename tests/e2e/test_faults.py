@@ -15,7 +15,8 @@ import psutil
 import pytest
 import redis
 
-from farm.client import Farm, JobHandle
+from farm.client import Farm
+from farm.handle import JobHandle
 from farm.image import pixels_sha256
 from farm.settings import Settings
 from tests.e2e.proxy import Proxy
