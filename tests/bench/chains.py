@@ -50,8 +50,12 @@ class Script:
     def __init__(self, catalog: Catalog) -> None:
         import diffusers
         import torch
+        import transformers
 
         torch.set_num_threads(1)
+        for library in (diffusers, transformers):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()
         names = {
             "text2img": "StableDiffusionPipeline",
             "img2img": "StableDiffusionImg2ImgPipeline",
