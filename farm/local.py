@@ -190,8 +190,8 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
         _draw(out / "input.png")
         jobs = [
-            farm.render("a red apple on a blue background", chain="hires", seed=seed),
-            farm.render("a green apple", chain="img-hires", image=out / "input.png", strength=0.6, seed=seed),
+            farm.render("a red apple on a blue background", chain="hires", steps=10, seed=seed),
+            farm.render("a green apple", chain="img-hires", image=out / "input.png", strength=0.6, steps=10, seed=seed),
         ]
         say("A chain from a prompt: text2img → img2img → upscale_latent → upscale.")
         say("A chain from an image: img2img → upscale_latent → upscale.")
