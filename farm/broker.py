@@ -23,6 +23,7 @@ from kombu import Exchange, Queue
 from farm.settings import Settings
 
 RING = "farm.ring"
+"""The name of the one task there is."""
 _log = structlog.get_logger(__name__)
 
 
@@ -30,6 +31,7 @@ def make_app(settings: Settings, queues: Iterable[str] = ()) -> Celery:
     """The Celery application: JSON only, no results, no remote control, consuming the doorbells of `queues`."""
     app = Celery("farm", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
+        broker_transport="farm.bell:Transport",
         task_serializer="json",
         accept_content=["json"],
         result_backend=None,
@@ -84,8 +86,19 @@ class Broker:
         self._asked.put((name, outstanding))
 
     def outstanding(self, name: str) -> int:
-        """How many doorbells of `name` nobody has heard yet. Raises what redis-py raises."""
-        return int(self._redis.llen(bell_queue(self._settings, name).name))
+        """How many doorbells of `name` nobody has heard yet. Raises what redis-py raises.
+
+        A key that is no list is deleted: nobody could ring or hear, and whatever it holds, it is no doorbell.
+        """
+        key = bell_queue(self._settings, name).name
+        try:
+            return int(self._redis.llen(key))
+        except redis.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            _log.error("doorbells_replaced", queue=name)
+            self._redis.delete(key)
+            return 0
 
     def close(self, timeout_s: float = 5) -> None:
         """Rings what was asked for, waiting up to `timeout_s`, and closes the connections."""

@@ -33,8 +33,17 @@ Execution (`x:<exec>`)::
     backoff      last waiter leaves  idle                                             -due
     running      any end but commit, idle         as above                            -leases, -held
                  nobody waits
-    failed,      retry               ready        cleared      retried                epoch+1, waiters, ready
-    quarantined
+    failed,      retry               ready        cleared      retried                epoch+1, waiters, ready;
+    quarantined                                                                       -quarantine, -causes
+    quarantined  drop                idle         cleared                             epoch+1; -quarantine, -causes
+
+Every quarantined execution is listed in `quarantine`, with the jobs that it ended in `x:<exec>:ended`. Each failed
+attempt leaves its cause in `x:<exec>:causes`. Crashes and out-of-memory errors also blame the worker
+(`failing:<worker>`): three different executions in a row, without a commit between them, isolate it for a while that
+doubles (`health:<worker>`); `claim` gives it nothing meanwhile. Ready sets are named by the schema version of their
+records (`ready:v1:…`), and a
+worker claims only versions it knows. A running execution in phase `spool` is finished and waits for its upload:
+`worker_died` leaves it to its lease, and whoever has its token may beat and commit it.
 
 A job that attaches to a committed execution takes its output and goes on; to a quarantined one, it ends so.
 An idle execution that was never charged and never committed is deleted; others without waiters live for the retention.
@@ -77,34 +86,41 @@ from collections.abc import Iterable, Sequence
 
 from farm.errors import CODES, Failure, FieldError, InvalidJob, Unavailable
 from farm.records import (
+    KNOWN_SCHEMAS,
     LANES,
+    Attempt,
     Beat,
     Claim,
     Commit,
     Event,
     JobRecord,
     Lane,
+    Quarantined,
     QueueState,
     StageEntry,
     StageRecord,
     Submission,
     Submitted,
     WorkerRecord,
+    read_attempt,
     read_claim,
     read_event,
     read_job,
+    read_quarantined,
     read_worker,
 )
 from farm.scripts import Server
 from farm.settings import Settings
 
 __all__ = [
+    "Attempt",
     "Beat",
     "Claim",
     "Commit",
     "Event",
     "JobRecord",
     "Ledger",
+    "Quarantined",
     "QueueState",
     "StageEntry",
     "StageRecord",
@@ -116,13 +132,16 @@ __all__ = [
 CHUNK = 200
 """Jobs per submit script: some 20 ms of the server's time."""
 
+LOG_CHARS = 8000
+"""Of a failed attempt's log so much is kept, from its end: some fifty lines."""
+
 FAN = 500
 """Waiters of one execution that one script moves: some 20 ms of the server's time. The reconciler moves the others."""
 
 
-def _plain(text: str) -> str:
-    """`text` as it can be stored and shown: valid Unicode, at most 2,000 characters."""
-    return text.encode("utf-8", "replace").decode("utf-8")[:2000]
+def _plain(text: str, most: int = 2000) -> str:
+    """`text` as it can be stored and shown: valid Unicode, at most `most` characters."""
+    return text.encode("utf-8", "replace").decode("utf-8")[:most]
 
 
 def _check_place(priority: int, lane: str) -> None:
@@ -172,7 +191,7 @@ class Ledger:
                     raise InvalidJob(errors=(FieldError("stages", "at least one stage"),))
                 span_ms = round((one.deadline_s or self._settings.deadline_s) * 1000)
                 args += [one.job, len(one.stages), one.spec, one.idem, one.body_hash, one.lane, one.priority, span_ms]
-                args.append(one.run)
+                args += [one.run, one.schema]
                 for stage in one.stages:
                     args += [stage.exec, stage.queue, stage.payload]
             if not done:
@@ -230,7 +249,7 @@ class Ledger:
             Conflict: the job has not ended, or is done.
             NotFound: there is no such job.
         """
-        return set(self._call("retry", job)[0])
+        return set(self._call("retry", job, secrets.token_hex(8))[0])
 
     def reprioritise(self, job: str, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority (0 to 100) and lane. A shared execution goes by the best of its waiters.
@@ -245,18 +264,26 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------------- workers
 
-    def claim(self, queues: Iterable[str], worker: str, boot: str, limit: int = 1) -> tuple[list[Claim], set[str]]:
+    def claim(
+        self, queues: Iterable[str], worker: str, boot: str, limit: int = 1, keep: Sequence[str] = ()
+    ) -> tuple[list[Claim], set[str]]:
         """Up to `limit` executions of one queue, the best ready ones, and the queues worth another doorbell.
 
-        What this worker still holds is given back first: it claims when it runs nothing.
+        What this worker still holds is given back first, for it claims when it runs nothing; but not what it holds
+        under the tokens of `keep`, finished outputs that wait for their upload.
         """
         asked = list(dict.fromkeys(queues))
         randoms = [secrets.token_hex(8) for _ in range(limit)]
-        found, left = self._call("claim", worker, boot, limit, *randoms, len(asked), *asked)
+        lists = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(keep), *keep]
+        found, left = self._call("claim", worker, boot, limit, *randoms, *lists)
         return [read_claim(row, self._settings.lease_s) for row in found], set(left)
 
     def beat(self, claims: Sequence[Claim], phase: str, step: int, steps: int) -> list[Beat]:
-        """What each claim's holder should do; renews its lease and stores its progress."""
+        """What each claim's holder should do; renews its lease and stores its progress.
+
+        The phase `spool` says that the stage is finished and its output waits on the worker's disk for its upload: when
+        the worker dies, its lease still runs, and whoever has the token may go on.
+        """
         return [Beat(one) for one in self._call("beat", phase, step, steps, len(claims), *_tokens(claims))]
 
     def commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
@@ -267,14 +294,17 @@ class Ledger:
         flags, ready = self._call("commit", len(commits), *args)
         return [flag == 1 for flag in flags], set(ready)
 
-    def fail(self, claims: Sequence[Claim], failure: Failure, code: str, message: str) -> set[str]:
+    def fail(self, claims: Sequence[Claim], failure: Failure, code: str, message: str, log: str = "") -> set[str]:
         """The queues made ready after a failed call. One of several claims charges nobody: each reruns alone.
+
+        `log` holds the worker's last lines; it is kept with the failed attempt.
 
         Raises:
             StaleToken: none of the claims holds any more.
         """
         backoff = (random.random(), self._settings.backoff_s * 1000, self._settings.backoff_max_s * 1000)  # noqa: S311
-        args = (failure.value, code, _plain(message), *backoff, len(claims), *_tokens(claims))
+        said = (_plain(message), _plain(log[-LOG_CHARS:], LOG_CHARS))
+        args = (failure.value, code, *said, *backoff, len(claims), *_tokens(claims))
         return set(self._call("fail", *args)[0])
 
     def release(self, claims: Sequence[Claim]) -> set[str]:
@@ -289,11 +319,17 @@ class Ledger:
         """
         return set(self._call("rewind", claim.exec, claim.token)[0])
 
-    def worker_died(self, worker: str, boot: str, cause: str, message: str, charge: bool = True) -> set[str]:
-        """The queues made ready by what a dead worker held: a crash is charged, or nothing. Its registration ends."""
+    def worker_died(
+        self, worker: str, boot: str, cause: str, message: str, charge: bool = True, log: str = ""
+    ) -> set[str]:
+        """The queues made ready by what a dead worker held: a crash is charged, or nothing. Its registration ends.
+
+        `log` holds its last lines. Outputs that wait for their upload are left to their leases.
+        """
         code = cause if cause in CODES else "crashed"
         said = message if cause in CODES else f"{cause}: {message}"
-        return set(self._call("died", worker, boot, code, _plain(said), int(charge))[0])
+        told = (_plain(said), _plain(log[-LOG_CHARS:], LOG_CHARS))
+        return set(self._call("died", worker, boot, code, *told, int(charge))[0])
 
     # -------------------------------------------------------------------------------------------------- the registry
 
@@ -301,7 +337,8 @@ class Ledger:
         """Enters the worker for two leases. `state` is idle, busy or draining; `info` may hold host and pid."""
         asked = list(dict.fromkeys(queues))
         host, pid = info.get("host", ""), info.get("pid", "")
-        self._call("register", worker, boot, state, host, pid, json.dumps(info), len(asked), *asked)
+        lists = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS]
+        self._call("register", worker, boot, state, host, pid, json.dumps(info), *lists)
 
     def unregister(self, worker: str, boot: str) -> None:
         """Takes the worker's entry away, unless another boot has entered since."""
@@ -314,6 +351,32 @@ class Ledger:
     def drain(self, worker: str, on: bool = True) -> None:
         """Sets or lifts the operator's flag: a drained worker is given nothing, whatever its boot."""
         self._server.run("SADD" if on else "SREM", "draining", worker)
+
+    def isolated(self, worker: str) -> float:
+        """For how many seconds the worker is given nothing, because it failed all it tried; 0 for a sound one."""
+        return float(self._call("isolated", worker)) / 1000
+
+    # -------------------------------------------------------------------------------------------------- quarantine
+
+    def quarantined(self, limit: int = 100) -> list[Quarantined]:
+        """The executions in quarantine, newest first."""
+        return [read_quarantined(row) for row in self._call("quarantined", limit)]
+
+    def attempts(self, exec: str) -> list[Attempt]:
+        """The last ten failed attempts at an execution, oldest first."""
+        return [read_attempt(row) for _, row in self._server.read_stream(f"x:{exec}:causes", "0-0", 0)]
+
+    def quarantined_jobs(self, exec: str) -> list[str]:
+        """The jobs that the execution's quarantine has ended and that nobody has retried since."""
+        return sorted(self._server.run("SMEMBERS", f"x:{exec}:ended"))
+
+    def drop(self, exec: str) -> None:
+        """Lifts an execution's quarantine and forgets why it was there. Its jobs stay ended; a new one starts afresh.
+
+        Raises:
+            NotFound: it is not in quarantine.
+        """
+        self._call("drop", exec)
 
     # -------------------------------------------------------------------------------------------------- the reconciler
 

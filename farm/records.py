@@ -17,6 +17,10 @@ Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
 """In the order in which they are served."""
 STATES = ("queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired")
+SCHEMA = 1
+"""Version of the records that a submit of this build writes: what a payload and an output mean to a worker."""
+KNOWN_SCHEMAS = (1,)
+"""Versions that a worker of this build can run. Newer ones are left to newer workers, so that both share a farm."""
 ENDED = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
 
 
@@ -42,6 +46,7 @@ class Submission:
     priority: int = 50
     deadline_s: float | None = None
     run: str = ""
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Claim:
     `input` is the committed output of the stage before, "" for none; for a `publish` claim it is the final output, of
     which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of
     them whose last stage it is (500 at most: those left out are published by claims of their own). `attempt` counts
-    from 1.
+    from 1; `oom` counts the out-of-memory errors charged before it.
     """
 
     exec: str
@@ -75,6 +80,7 @@ class Claim:
     attempt: int
     stage: int
     lease_s: float
+    oom: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,10 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """One live worker. `draining` is the operator's flag; `state` is the worker's own word (idle, busy, draining)."""
+    """One live worker. `draining` is the operator's flag; `state` is the worker's own word (idle, busy, draining, …).
+
+    `isolated_s`: for how long it is given nothing, because it failed everything it tried.
+    """
 
     worker: str
     boot: str
@@ -159,7 +168,34 @@ class WorkerRecord:
     draining: bool
     held: tuple[str, ...]
     seen_ms: int
+    isolated_s: float = 0.0
     info: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One failed attempt at an execution: on which worker, why, and the last lines of that worker's log."""
+
+    t: int
+    worker: str
+    attempt: int
+    code: str
+    message: str
+    log: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One execution that is in quarantine since `t`, and how many `jobs` it ended. `payload` says what it would run."""
+
+    exec: str
+    t: int
+    queue: str
+    code: str
+    message: str
+    attempts: int
+    payload: str
+    jobs: int
 
 
 @dataclass(frozen=True)
@@ -194,11 +230,11 @@ class Event:
 
 def read_claim(row: list[Any], lease_s: float) -> Claim:
     """The claim in a row of `claim.lua`."""
-    exec_, token, epoch, queue, payload, given, waiters, finishing, publish, attempt, stage = row
+    exec_, token, epoch, queue, payload, given, waiters, finishing, publish, attempt, stage, oom = row
     return Claim(
         exec=exec_, token=token, epoch=int(epoch), queue=queue, payload=payload, input=given,
         waiters=tuple(sorted(waiters)), finishing=tuple(sorted(finishing)), publish=publish == "1", attempt=attempt,
-        stage=int(stage), lease_s=lease_s,
+        stage=int(stage), lease_s=lease_s, oom=int(oom),
     )  # fmt: skip
 
 
@@ -235,11 +271,29 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
 
 def read_worker(row: list[Any]) -> WorkerRecord:
     """The worker in a row of `workers.lua`."""
-    worker, (boot, state, host, pid, info, seen, queues), drained, held = row
+    worker, (boot, state, host, pid, info, seen, queues), drained, held, isolated_ms = row
     return WorkerRecord(
         worker=worker, boot=boot, queues=tuple(queues.split("\n")) if queues else (), state=state, host=host,
         pid=int(pid) if pid.isdigit() else 0, draining=drained == 1, held=tuple(sorted(held)), seen_ms=int(seen),
-        info=json.loads(info),
+        isolated_s=isolated_ms / 1000, info=json.loads(info),
+    )  # fmt: skip
+
+
+def read_attempt(row: dict[str, str]) -> Attempt:
+    """The failed attempt in an entry of an execution's `causes`."""
+    code = row["code"]
+    return Attempt(
+        t=int(row["t"]), worker=row["worker"], attempt=int(row["attempt"]), code=code,
+        message=row["message"] or CODES.get(code, ""), log=row["log"],
+    )  # fmt: skip
+
+
+def read_quarantined(row: list[Any]) -> Quarantined:
+    """The execution in a row of `quarantined.lua`."""
+    exec_, t, (queue, code, message, attempts, payload), jobs = row
+    return Quarantined(
+        exec=exec_, t=int(float(t)), queue=queue, code=code, message=message or CODES.get(code, ""),
+        attempts=int(attempts), payload=payload, jobs=jobs,
     )  # fmt: skip
 
 

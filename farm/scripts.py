@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.resources import files
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -14,12 +20,27 @@ from redis.retry import Retry
 from farm.errors import Conflict, FarmError, NotFound, StaleToken, Unavailable
 from farm.settings import Settings
 
+if TYPE_CHECKING:
+    from redis.connection import AbstractConnection as _Connection
+else:
+    _Connection = object
+
+T = TypeVar("T")
 TIMEOUT_S = 2.0
-"""How long a call waits for the server. Source: design, a submit that cannot be stored is refused within 3 s."""
+"""How long one wait for the server lasts. Source: design, a submit that cannot be stored is refused within 3 s."""
 _LOST = (redis.ConnectionError, redis.TimeoutError)
 """The reply is lost: the call may have been carried out."""
+_ANSWERED = (redis.exceptions.AuthenticationError, redis.BusyLoadingError)
+"""The server's own answers among redis-py's connection errors."""
+_WRITABLE = "#!lua\nreturn 1"
+"""A script that writes nothing, but is refused where a write would be. Source: Redis manual, script flags."""
 _CANNOT = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY")
 """First words of what the server answers when it cannot serve now: it has not carried out anything."""
+_HINTS: dict[type[redis.RedisError], str] = {
+    redis.exceptions.OutOfMemoryError: "its memory is full: let jobs end, or raise its maxmemory",
+    redis.exceptions.ReadOnlyError: "it is a replica: FARM_REDIS_URL has to name the primary",
+    redis.exceptions.NoPermissionError: "its ACL forbids this: the README says what a role needs",
+}
 _REFUSED: dict[str, type[FarmError]] = {
     "not_found": NotFound,
     "stale_token": StaleToken,
@@ -34,20 +55,61 @@ def _source(name: str) -> str:
     return (folder / "common.lua").read_text("utf-8") + "\n" + (folder / f"{name}.lua").read_text("utf-8")
 
 
+_end: ContextVar[float] = ContextVar("end", default=math.inf)
+"""When the calls of this thread have to be over, on the monotonic clock."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Lets all calls inside wait for `seconds` together at most; a server that is slower is Unavailable."""
+    before = _end.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _end.reset(before)
+
+
+class _Bounded(_Connection):
+    """A connection that never waits beyond the end that `within` set: a slow server has many small ways to hold us."""
+
+    def _connect(self) -> Any:
+        self.socket_timeout = self.socket_connect_timeout = _left_s()
+        return super()._connect()  # type: ignore[safe-super]  # the class beside this one has it
+
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        if self._sock:
+            self._sock.settimeout(_left_s())
+        super().send_packed_command(*args, **options)
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        if self._sock:
+            self._sock.settimeout(_left_s())
+        return super().read_response(*args, **options)
+
+
+def _left_s() -> float:
+    """How long the next wait may last, in seconds."""
+    left = _end.get() - time.monotonic()
+    if left <= 0:
+        raise redis.TimeoutError("the time for this call is over")
+    return min(TIMEOUT_S, left)
+
+
 class Server:
     """One Redis or Valkey that holds a ledger, under the prefix `{namespace}:`."""
 
     def __init__(self, settings: Settings, fan: int) -> None:
         self._prefix = "{" + settings.namespace + "}:"
-        self._redis = redis.Redis.from_url(
+        pool = redis.ConnectionPool.from_url(
             settings.redis_url.get_secret_value(),
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             decode_responses=True,
             protocol=2,
-            # A pooled connection that the server closed is worth one more try; a server that does not answer is not.
-            retry=Retry(NoBackoff(), 1, (redis.ConnectionError,)),
+            retry=Retry(NoBackoff(), 0),  # `_ask` repeats: it knows what a repetition may mean
         )
+        pool.connection_class = type("Bounded", (_Bounded, pool.connection_class), {})
+        self._redis = redis.Redis.from_pool(pool)
         self._scripts: dict[str, Script] = {}
         self._checked = False
         self._limits = (
@@ -58,15 +120,17 @@ class Server:
             settings.lapse_attempts,
             settings.rewind_attempts,
             fan,
+            settings.isolate_failures,
+            round(settings.isolate_s * 1000),
         )
 
     def ping(self) -> None:
-        """Returns where the server answers and is of a kind that the farm runs on.
+        """Returns where the server answers, would take a write, and is of a kind that the farm runs on.
 
         Raises:
             Unavailable: it does not, or (`unsupported_server`) it is a Redis Cluster.
         """
-        self.run("PING")
+        self._ask(lambda: self._redis.execute_command("EVAL", _WRITABLE, 0))
         self._check()
 
     def close(self) -> None:
@@ -82,10 +146,7 @@ class Server:
         """
         self._check()
         script = self._scripts.get(name) or self._scripts.setdefault(name, self._redis.register_script(_source(name)))
-        try:
-            found = script(keys=[self._prefix], args=[*self._limits, *args])
-        except redis.RedisError as error:
-            raise _failed(error, lost) from error
+        found = self._ask(lambda: script(keys=[self._prefix], args=[*self._limits, *args]), lost)
         if isinstance(found, list) and found and found[0] == "!":
             raise _REFUSED[found[1]](found[2] or None, code=found[1])
         return found
@@ -96,10 +157,7 @@ class Server:
         Raises:
             Unavailable: the server cannot serve now.
         """
-        try:
-            return self._redis.execute_command(command, *([self._prefix + name] if name else []), *args)
-        except redis.RedisError as error:
-            raise _failed(error) from error
+        return self._ask(lambda: self._redis.execute_command(command, *([self._prefix + name] if name else []), *args))
 
     def read_stream(self, name: str, after: str, wait_ms: int) -> list[tuple[str, dict[str, str]]]:
         """The entries of the stream `name` after the id `after`, waiting for the first up to `wait_ms`.
@@ -107,24 +165,39 @@ class Server:
         Raises:
             Unavailable: the server cannot serve now.
         """
-        try:
-            found = self._redis.xread({self._prefix + name: after}, count=1000, block=wait_ms or None)
-        except redis.RedisError as error:
-            raise _failed(error) from error
+        found = self._ask(lambda: self._redis.xread({self._prefix + name: after}, count=1000, block=wait_ms or None))
         return cast("list[Any]", found)[0][1] if found else []
 
     def _check(self) -> None:
         if self._checked:
             return
+        if self._ask(self._is_cluster):
+            raise Unavailable("the ledger does not run on Redis Cluster", code="unsupported_server")
+        self._checked = True
+
+    def _is_cluster(self) -> bool:
         try:
             found: dict[str, Any] = self._redis.info("cluster")
         except redis.exceptions.NoPermissionError:
-            found = {}  # a role that may not ask: the reconciler's may
+            return False  # a role that may not ask: the operator's does
+        return bool(found.get("cluster_enabled"))
+
+    def _ask(self, send: Callable[[], T], lost: str = "unavailable") -> T:
+        """What `send` gives; sent once more where the connection breaks, for a pooled one may long have been closed.
+
+        Raises:
+            Unavailable: the server cannot serve now; with the code `lost` where `send` may have been carried out.
+        """
+        try:
+            return send()
         except redis.RedisError as error:
-            raise _failed(error) from error
-        if found.get("cluster_enabled"):
-            raise Unavailable("the ledger does not run on Redis Cluster", code="unsupported_server")
-        self._checked = True
+            if not isinstance(error, redis.ConnectionError) or isinstance(error, _ANSWERED):
+                raise _failed(error, lost) from error
+        try:
+            return send()
+        except redis.RedisError as error:
+            # Whatever the server says to the second, the first may have been carried out.
+            raise _failed(error, lost) if lost == "unavailable" else Unavailable(code=lost) from error
 
 
 def _failed(error: redis.RedisError, lost: str = "unavailable") -> FarmError:
@@ -134,10 +207,14 @@ def _failed(error: redis.RedisError, lost: str = "unavailable") -> FarmError:
         return Unavailable(f"the ledger's server refuses the connection ({kind})", hint="check FARM_REDIS_URL")
     if isinstance(error, redis.BusyLoadingError):
         return Unavailable("the ledger's server is loading its data")
+    if isinstance(error.__context__, ssl.SSLError):
+        hint = "check FARM_REDIS_URL: rediss:// and its ssl_ca_certs, or redis:// where the server has no TLS"
+        return Unavailable("no TLS connection to the farm's Redis can be made", hint=hint)
+    if isinstance(error, redis.exceptions.InvalidResponse):
+        return Unavailable("what answers is no Redis", code=lost, hint="check FARM_REDIS_URL")
     if isinstance(error, _LOST):
         message = None if lost != "unavailable" else f"the farm's Redis does not answer ({kind})"
         return Unavailable(message, code=lost, hint="is the farm up? `farm doctor` tells what is missing")
-    cannot = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError, redis.exceptions.NoPermissionError)
-    if isinstance(error, cannot) or str(error).split(" ")[0] in _CANNOT:
-        return Unavailable(f"the ledger's server cannot serve now ({kind})")
+    if type(error) in _HINTS or str(error).split(" ")[0] in _CANNOT:
+        return Unavailable(f"the ledger's server cannot serve now ({kind})", hint=_HINTS.get(type(error), ""))
     return FarmError(f"the ledger's server failed: {error}")

@@ -72,7 +72,9 @@ class Settings(BaseSettings):
     )
     tick_s: float = Field(1, gt=0, description="pause between two rounds of the reconciler, seconds")
     deaf_s: float = Field(
-        8, gt=0, description="an idle child that hears no doorbell for so long, though work is ready, restarts, seconds"
+        5,
+        gt=0,
+        description="an idle child that hears no doorbell for so long, though some lie there, reconnects, seconds",
     )
     drain_grace_s: float = Field(
         25, ge=0, description="on SIGTERM a running stage may finish within so long, else it is given back, seconds"
@@ -85,6 +87,12 @@ class Settings(BaseSettings):
     oom_attempts: int = Field(2, ge=1, description="out-of-memory errors in one stage before the job fails")
     lapse_attempts: int = Field(10, ge=1, description="lapsed leases of one stage before its recipe is quarantined")
     rewind_attempts: int = Field(2, ge=0, description="times a lost output is made again")
+    isolate_failures: int = Field(
+        3, ge=1, description="different stages in a row that fail on one worker before it is given nothing for a while"
+    )
+    isolate_s: float = Field(
+        10, gt=0, description="first pause of such a worker; doubles up to 60 times it until a stage succeeds, seconds"
+    )
     backoff_s: float = Field(
         1, gt=0, description="first back-off after a transient failure; doubles, with full jitter, seconds"
     )

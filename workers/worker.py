@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import stamina
 import structlog
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from farm import __version__
 from farm.broker import RING, Broker, make_app
@@ -86,6 +86,7 @@ class Worker:
         self.catalog, self.ledger, self.store = Catalog.load(settings), Ledger(settings), Store(settings)
         self.broker, self.drain = Broker(settings), Drain(settings.drain_grace_s)
         self.device, self._leave = "cpu", False
+        self._consumer: Any = None
         self.running: Lease | None = None
         self.heard = time.monotonic()
         self._pipes: dict[str, Any] = {}
@@ -294,14 +295,15 @@ class Worker:
     # ---------------------------------------------------------------------------------------- the pulse
 
     def pulse(self, stop: threading.Event) -> None:
-        """Renews the lease and the registry entry, shows the supervisor a sign of life, and leaves when deaf.
+        """Renews the lease and the registry entry, shows the supervisor a sign of life, and cures deafness.
 
         Deaf is an idle child whose doorbells lie unheard for `deaf_s`: what counts is that they arrive, not that the
-        consumer polls, which a half-open connection lets it do for ever. A healthy one hears within a second, so 8 s
-        are enough, where the design's 30 s were for a look at the polling.
+        consumer polls, which a half-open connection lets it do for ever. A healthy one hears within a second, so 5 s
+        are enough, where the design's 30 s were for a look at the polling. It first connects anew, which keeps the
+        loaded pipelines; one that is still deaf after that leaves, to be started again.
         """
         period = min(self.settings.beat_s, 1.0)
-        registered, shown, silent_since = 0.0, "", None
+        registered, shown, silent_since, hung_up = 0.0, "", None, False
         while not stop.is_set():
             now, lease = time.monotonic(), self.running
             try:
@@ -320,20 +322,30 @@ class Worker:
                 _log.debug("pulse", error=type(error).__name__)
                 unheard = False
             silent_since = None if not unheard else max(silent_since or now, self.heard)
-            if silent_since is not None and now - silent_since > self.settings.deaf_s:
-                _log.error("deaf", queues=self.queues)
-                os._exit(EX_TEMPFAIL)
+            if silent_since is None:
+                hung_up = False
+            elif now - silent_since > self.settings.deaf_s:
+                _log.error("deaf", queues=self.queues, reconnects=not hung_up)
+                if hung_up:
+                    os._exit(EX_TEMPFAIL)
+                if self._consumer is not None:
+                    self._consumer.connection.transport.hang_up()
+                self.heard, hung_up = time.monotonic(), True
             stop.wait(period)
 
     def _register(self, state: str) -> None:
         info = {"host": platform.node(), "pid": str(os.getpid()), "device": self.device}
         self.ledger.register(self.name, self.boot, self.queues, state, info)
 
+    def _listens(self, sender: Any, **_: Any) -> None:
+        self._consumer = sender
+
     def serve(self) -> None:
         """Registers, then answers doorbells until SIGTERM."""
         app = make_app(self.settings, self.queues)
         app.task(name=RING, ignore_result=True)(self.answer)
         worker_shutting_down.connect(lambda **_: self.drain.start(), weak=False)
+        worker_ready.connect(self._listens, weak=False)
         stop = threading.Event()
         thread = threading.Thread(target=self.pulse, args=(stop,), name="pulse", daemon=True)
         thread.start()

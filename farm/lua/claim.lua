@@ -1,31 +1,38 @@
 -- Gives a worker the best ready work of one of its queues.
 local worker, boot, limit = arg(), arg(), tonumber(arg())
-local randoms, queues = {}, {}
+local randoms, queues, schemas, kept = {}, {}, {}, {}
 for i = 1, limit do randoms[i] = arg() end
 for i = 1, tonumber(arg()) do queues[i] = arg() end
+for i = 1, tonumber(arg()) do schemas[i] = arg() end
+for _ = 1, tonumber(arg()) do kept[arg()] = true end
 
--- A worker claims when it runs nothing: what it still holds is a reply that was lost, or belonged to a life before.
+-- A worker claims when it runs nothing: what it still holds is a reply that was lost, or belonged to a life before;
+-- or a finished output that waits for its upload, which it keeps.
 for _, exec in ipairs(redis.call('SMEMBERS', P .. 'held:' .. worker)) do
-  if redis.call('HGET', xk(exec), 'boot') == boot then release(exec) else lapse(exec) end
+  local token, from = get(xk(exec), 'token', 'boot')
+  if not kept[token] then
+    if from == boot then release(exec) else lapse(exec) end
+  end
 end
 
 local others = {}
-local function may_take(exec, queue)
+local function may_take(exec, queue, schema)
   local failed_on = redis.call('HGET', xk(exec), 'failed_on') or ''
   if not string.find(failed_on, '\n' .. worker .. '\n', 1, true) then return true end
-  others[queue] = others[queue] or serving(queue)
-  for _, other in ipairs(others[queue]) do
+  local key = schema .. queue
+  others[key] = others[key] or serving(queue, schema)
+  for _, other in ipairs(others[key]) do
     if not string.find(failed_on, '\n' .. other .. '\n', 1, true) then return false end
   end
   return true
 end
 
-local function pick(queue, lane, wanted, company)
+local function pick(queue, lane, schema, wanted, company)
   local found = {}
-  for _, exec in ipairs(redis.call('ZRANGE', ready_key(queue, lane), 0, 255)) do
+  for _, exec in ipairs(redis.call('ZRANGE', ready_key(queue, lane, schema), 0, 255)) do
     if #found == wanted then break end
     local alone = redis.call('HGET', xk(exec), 'alone') == '1'
-    if may_take(exec, queue) and not (alone and company) then
+    if may_take(exec, queue, schema) and not (alone and company) then
       found[#found + 1] = exec
       if alone then break end
       company = true
@@ -34,13 +41,15 @@ local function pick(queue, lane, wanted, company)
   return found
 end
 
-local chosen, lane_at, best
-if not is_draining(worker) then
+local chosen, version, lane_at, best
+if not is_draining(worker) and isolated(worker) == 0 then
   for at, lane in ipairs(LANES) do
     for _, queue in ipairs(queues) do
-      local first = pick(queue, lane, 1, false)[1]
-      local score = first and tonumber(redis.call('ZSCORE', ready_key(queue, lane), first))
-      if first and (not best or score < best) then chosen, lane_at, best = queue, at, score end
+      for _, schema in ipairs(schemas) do
+        local first = pick(queue, lane, schema, 1, false)[1]
+        local score = first and tonumber(redis.call('ZSCORE', ready_key(queue, lane, schema), first))
+        if first and (not best or score < best) then chosen, version, lane_at, best = queue, schema, at, score end
+      end
     end
     if chosen then break end
   end
@@ -48,10 +57,10 @@ end
 
 local execs = {}
 if chosen then
-  execs = pick(chosen, LANES[lane_at], limit, false)
+  execs = pick(chosen, LANES[lane_at], version, limit, false)
   local alone = redis.call('HGET', xk(execs[1]), 'alone') == '1'
   if lane_at == 1 and #execs < limit and not alone then
-    for _, exec in ipairs(pick(chosen, LANES[2], limit - #execs, true)) do execs[#execs + 1] = exec end
+    for _, exec in ipairs(pick(chosen, LANES[2], version, limit - #execs, true)) do execs[#execs + 1] = exec end
   end
 end
 
@@ -59,7 +68,7 @@ local claims = {}
 for i, exec in ipairs(execs) do
   local key = xk(exec)
   local token = string.format('%d', redis.call('INCR', P .. 'tokens')) .. ':' .. randoms[i]
-  unplace(exec, chosen)
+  unplace(exec)
   redis.call('HSET', key, 'state', 'running', 'token', token, 'worker', worker, 'boot', boot, 'started_ms', NOW,
     'phase', '', 'step', 0, 'steps', 0)
   redis.call('ZADD', P .. 'leases', NOW + LEASE, exec)
@@ -78,8 +87,8 @@ for i, exec in ipairs(execs) do
       defer(job, 'run', '', '')
     end
   end
-  local epoch, payload, input, publish, stage = get(key, 'epoch', 'payload', 'input', 'publish', 'stage')
-  claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage}
+  local epoch, payload, input, publish, stage, oom = get(key, 'epoch', 'payload', 'input', 'publish', 'stage', 'oom')
+  claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage, oom or 0}
 end
 
 -- A claim that took nothing asks for no ring on its own queues: what is left there is for others, and the bell would come
@@ -89,8 +98,10 @@ if #claims > 0 then
   for _, queue in ipairs(queues) do looked[#looked + 1] = queue end
 end
 for _, queue in ipairs(looked) do
-  if redis.call('ZCARD', ready_key(queue, LANES[1])) + redis.call('ZCARD', ready_key(queue, LANES[2])) > 0 then
-    left[#left + 1] = queue
+  local ready = 0
+  for _, schema in ipairs(schemas) do
+    for _, lane in ipairs(LANES) do ready = ready + redis.call('ZCARD', ready_key(queue, lane, schema)) end
   end
+  if ready > 0 then left[#left + 1] = queue end
 end
 return {claims, left}

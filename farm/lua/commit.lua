@@ -1,8 +1,9 @@
 -- Takes outputs, each from the holder of its token alone, and moves every waiter on.
 local function take(exec, token, output, published)
   local key = xk(exec)
-  local epoch, publish = get(key, 'epoch', 'publish')
+  local epoch, publish, worker = get(key, 'epoch', 'publish', 'worker')
   leave(exec)
+  clear(worker)
   redis.call('HSET', key, 'output', output, 'committed_token', token, 'committed_ms', NOW)
   redis.call('HDEL', key, 'code', 'message')
   rest(exec, 'committed')

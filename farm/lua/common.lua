@@ -7,12 +7,14 @@ local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local LEASE, RETENTION = tonumber(ARGV[1]), tonumber(ARGV[2])
 local CAP = {crash = tonumber(ARGV[3]), oom = tonumber(ARGV[4]), lapses = tonumber(ARGV[5]), rewinds = tonumber(ARGV[6])}
 local FAN = tonumber(ARGV[7])
+local ISOLATE = {failures = tonumber(ARGV[8]), pause = tonumber(ARGV[9])}
+ISOLATE.longest = 60 * ISOLATE.pause
 local REGISTERED = 2 * LEASE
 local LANES = {'interactive', 'bulk'}
 local ENDED = {done = true, failed = true, quarantined = true, cancelled = true, expired = true}
 local NAMED = {}
 
-local taken = 7
+local taken = 9
 local function arg()
   taken = taken + 1
   return ARGV[taken]
@@ -22,7 +24,9 @@ local function xk(exec) return P .. 'x:' .. exec end
 local function wk(exec) return P .. 'x:' .. exec .. ':waiters' end
 local function pk(exec) return P .. 'x:' .. exec .. ':paused' end
 local function jk(job) return P .. 'job:' .. job end
-local function ready_key(queue, lane) return P .. 'ready:v1:' .. queue .. ':' .. lane end
+local function ck(exec) return P .. 'x:' .. exec .. ':causes' end
+local function ek(exec) return P .. 'x:' .. exec .. ':ended' end
+local function ready_key(queue, lane, schema) return P .. 'ready:v' .. schema .. ':' .. queue .. ':' .. lane end
 
 local function get(key, ...) return unpack(redis.call('HMGET', key, ...)) end
 local function stat(name) redis.call('HINCRBY', P .. 'stats', name, 1) end
@@ -131,14 +135,16 @@ local function rest(exec, state)
   end
 end
 
-local function unplace(exec, queue)
-  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane), exec) end
+local function unplace(exec)
+  local queue, schema = get(xk(exec), 'queue', 'schema')
+  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema), exec) end
 end
 
 local function place(exec)
-  local queue, lane, priority, seniority = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms')
-  unplace(exec, queue)
-  redis.call('ZADD', ready_key(queue, lane), (100 - priority) * 2 ^ 42 + seniority, exec)
+  local queue, lane, priority, seniority, schema = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms', 'schema')
+  unplace(exec)
+  redis.call('ZADD', ready_key(queue, lane, schema), (100 - priority) * 2 ^ 42 + seniority, exec)
+  redis.call('SADD', P .. 'schemas', schema)
   return queue
 end
 
@@ -182,9 +188,28 @@ local function give_back(exec)
   if redis.call('SCARD', wk(exec)) > 0 then make_ready(exec) else rest(exec, 'idle') end
 end
 
+-- Why an attempt failed, with its worker's last words, for whoever looks into it later.
+local function explain(exec, code, message, log)
+  local worker, attempt = get(xk(exec), 'worker', 'attempt')
+  redis.call('XADD', ck(exec), 'MAXLEN', 10, '*', 'worker', worker, 'attempt', attempt, 'code', code, 'message', message,
+    'log', log, 't', NOW)
+  redis.call('EXPIRE', ck(exec), RETENTION)
+end
+
+-- Which jobs a quarantine ended, so that all of them can be retried together.
+local function remember(exec, job)
+  redis.call('SADD', ek(exec), job)
+  redis.call('EXPIRE', ek(exec), RETENTION)
+end
+
 local function end_execution(exec, state, code, message)
   redis.call('HSET', xk(exec), 'code', code, 'message', message)
-  if state == 'quarantined' then stat('quarantined') end
+  if state == 'quarantined' then
+    stat('quarantined')
+    redis.call('ZADD', P .. 'quarantine', NOW, exec)
+    redis.call('SUNIONSTORE', ek(exec), ek(exec), wk(exec))
+    redis.call('EXPIRE', ek(exec), RETENTION)
+  end
   finish_all(exec, state, code, message)
   rest(exec, state)
 end
@@ -202,7 +227,8 @@ local function avoid(exec)
   end
 end
 
-local function crash(exec, code, message)
+local function crash(exec, code, message, log)
+  explain(exec, code, message, log)
   leave(exec)
   avoid(exec)
   stat('crashes')
@@ -215,6 +241,7 @@ local function crash(exec, code, message)
 end
 
 local function lapse(exec)
+  explain(exec, 'lapsed', '', '')
   leave(exec)
   stat('lapses')
   tell(exec, 'lapsed', 'lapsed')
@@ -252,12 +279,12 @@ local function join(job, exec, at, made)
     return
   end
   if state == 'failed' then redis.call('HDEL', key, 'oom', 'transient', 'rewinds', 'code', 'message') end
-  local queue, payload = get(jk(job), 'q' .. at, 'p' .. at)
+  local queue, payload, schema = get(jk(job), 'q' .. at, 'p' .. at, 'schema')
   local input, epoch = '', ''
   if made >= 0 then input, epoch = get(jk(job), 'out' .. made, 'epoch' .. made) end
   redis.call('PERSIST', key)
   redis.call('HSETNX', key, 'epoch', 1)
-  redis.call('HSET', key, 'queue', queue, 'payload', payload, 'stage', at, 'publish', made == at and 1 or 0,
+  redis.call('HSET', key, 'queue', queue, 'payload', payload, 'schema', schema, 'stage', at, 'publish', made == at and 1 or 0,
     'input', input, 'input_epoch', epoch)
   rank(exec, {job}, false)
   make_ready(exec)
@@ -272,7 +299,10 @@ local function attach(job, told)
   while true do
     local exec = redis.call('HGET', key, 'x' .. at)
     local state, output, epoch, code, message = get(xk(exec), 'state', 'output', 'epoch', 'code', 'message')
-    if state == 'quarantined' then return finish(job, state, code, message, about(exec)) end
+    if state == 'quarantined' then
+      remember(exec, job)
+      return finish(job, state, code, message, about(exec))
+    end
     if state ~= 'committed' then return join(job, exec, at, at - 1) end
     take_input(job, at, exec)
     redis.call('HSET', key, 'out' .. at, output, 'epoch' .. at, epoch)
@@ -286,7 +316,10 @@ local function attach(job, told)
   local state, code, message = get(xk(own), 'state', 'code', 'message')
   redis.call('HSET', key, 'publishing', 1)
   if state == 'committed' then return finish(job, 'done', '', '', about(own)) end
-  if state == 'quarantined' then return finish(job, state, code, message, about(own)) end
+  if state == 'quarantined' then
+    remember(own, job)
+    return finish(job, state, code, message, about(own))
+  end
   join(job, own, at, at)
 end
 
@@ -310,9 +343,8 @@ local function detach(job)
   local exec = current(job)
   redis.call('SREM', pk(exec), job)
   if redis.call('SREM', wk(exec), job) == 0 then return end
-  local state, queue = get(xk(exec), 'state', 'queue')
-  if redis.call('SCARD', wk(exec)) == 0 and state ~= 'running' then
-    unplace(exec, queue)
+  if redis.call('SCARD', wk(exec)) == 0 and redis.call('HGET', xk(exec), 'state') ~= 'running' then
+    unplace(exec)
     redis.call('ZREM', P .. 'due', exec)
     rest(exec, 'idle')
   end
@@ -326,6 +358,8 @@ local function renew(exec)
     redis.call('HDEL', xk(exec), 'crash', 'oom', 'transient', 'lapses', 'rewinds', 'alone', 'failed_on', 'attempt',
       'code', 'message')
     redis.call('HSET', xk(exec), 'state', 'idle')
+    redis.call('ZREM', P .. 'quarantine', exec)
+    redis.call('DEL', ck(exec))
   end
 end
 
@@ -336,11 +370,38 @@ local function is_draining(worker)
     or redis.call('HGET', P .. 'worker:' .. worker, 'state') == 'draining'
 end
 
--- Live, undraining workers of the queue. An expiry beyond what a registration gives was made before the clock went back.
-local function serving(queue)
+-- Milliseconds for which a worker that failed everything is given nothing. A longer time than any pause was set before
+-- the clock went back.
+local function isolated(worker)
+  local left = tonumber(redis.call('HGET', P .. 'health:' .. worker, 'until_ms') or 0) - NOW
+  return left > 0 and left <= ISOLATE.longest and left or 0
+end
+
+-- A failure of this execution may be its worker's fault: where several in a row, of different ones, are, the worker waits.
+local function blame(worker, exec)
+  local failing, health = P .. 'failing:' .. worker, P .. 'health:' .. worker
+  redis.call('SADD', failing, exec)
+  if redis.call('SCARD', failing) >= ISOLATE.failures then
+    local times = redis.call('HINCRBY', health, 'times', 1)
+    redis.call('HSET', health, 'until_ms', NOW + math.min(ISOLATE.longest, ISOLATE.pause * 2 ^ (times - 1)))
+    stat('isolations')
+  end
+  redis.call('EXPIRE', failing, 86400)
+  redis.call('EXPIRE', health, 86400)
+end
+
+local function clear(worker) redis.call('DEL', P .. 'failing:' .. worker, P .. 'health:' .. worker) end
+
+-- Live workers of the queue that may claim now, and know the schema where one is given. An expiry beyond what a
+-- registration gives was made before the clock went back.
+local function serving(queue, schema)
   local found = {}
   for _, worker in ipairs(redis.call('ZRANGEBYSCORE', P .. 'serves:' .. queue, NOW, NOW + REGISTERED)) do
-    if not is_draining(worker) then found[#found + 1] = worker end
+    local known = redis.call('HGET', P .. 'worker:' .. worker, 'schemas') or ''
+    if not is_draining(worker) and isolated(worker) == 0
+        and (not schema or string.find(known, '\n' .. schema .. '\n', 1, true)) then
+      found[#found + 1] = worker
+    end
   end
   return found
 end

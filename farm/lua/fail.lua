@@ -1,5 +1,6 @@
 -- Charges a failed call to its execution, or to nobody where it ran several.
-local failure, code, message, jitter, first, longest = arg(), arg(), arg(), tonumber(arg()), tonumber(arg()), tonumber(arg())
+local failure, code, message, log = arg(), arg(), arg(), arg()
+local jitter, first, longest = tonumber(arg()), tonumber(arg()), tonumber(arg())
 local given, held, repeated = tonumber(arg()), {}, false
 for _ = 1, given do
   local exec, token = arg(), arg()
@@ -20,13 +21,16 @@ for _, exec in ipairs(held) do
     tell(exec, 'attempt_failed', code)
     give_back(exec)
   elseif failure == 'crash' then
-    crash(exec, code, message)
+    blame(redis.call('HGET', key, 'worker'), exec)
+    crash(exec, code, message, log)
   else
+    if failure ~= 'transient' then explain(exec, code, message, log) end
     leave(exec)
     tell(exec, 'attempt_failed', code)
     if failure == 'oom' then
       redis.call('HSET', key, 'alone', 1)
       avoid(exec)
+      blame(redis.call('HGET', key, 'worker'), exec)
       if redis.call('HINCRBY', key, 'oom', 1) >= CAP.oom then
         end_execution(exec, 'failed', code, message)
       else

@@ -50,6 +50,7 @@ for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do
   for state in pairs(ENDED) do redis.call('ZREM', P .. 'jobs:' .. state, job) end
   redis.call('DEL', jk(job), P .. 'events:' .. job)
 end
+redis.call('ZREMRANGEBYSCORE', P .. 'quarantine', '-inf', NOW - RETENTION * 1000)
 redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - REGISTERED)
 for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do
   redis.call('ZREMRANGEBYSCORE', P .. 'serves:' .. queue, '-inf', NOW - REGISTERED)

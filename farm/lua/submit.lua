@@ -2,7 +2,7 @@
 local jobs, kept, ids = {}, {}, {}
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
-    span = arg(), run = arg(), stages = {}}
+    span = arg(), run = arg(), schema = arg(), stages = {}}
   for s = 1, one.n do one.stages[s] = {arg(), arg(), arg()} end
   if one.idem ~= '' then
     local earlier, body = get(P .. 'idem:' .. one.idem, 'job', 'body')
@@ -35,7 +35,8 @@ for i, one in ipairs(jobs) do
     local key = jk(one.job)
     created = created + 1 / 16
     redis.call('HSET', key, 'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
-      'created_ms', string.format('%.4f', created), 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem)
+      'created_ms', string.format('%.4f', created), 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem,
+      'schema', one.schema)
     for s, stage in ipairs(one.stages) do
       redis.call('HSET', key, 'x' .. s - 1, stage[1], 'q' .. s - 1, stage[2], 'p' .. s - 1, stage[3])
     end

@@ -4,10 +4,10 @@ local is = redis.call('HGET', jk(job), 'state')
 if not is then return refuse('not_found', 'there is no job ' .. job) end
 if is == 'paused' then return {is} end
 local exec = current(job)
-local state, queue, lane = get(xk(exec), 'state', 'queue', 'lane')
+local state, queue, lane, schema = get(xk(exec), 'state', 'queue', 'lane', 'schema')
 if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end
 if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)} end
 if state ~= 'ready' then return {''} end
-local ahead = redis.call('ZRANK', ready_key(queue, lane), exec)
-if lane == 'bulk' then ahead = ahead + redis.call('ZCARD', ready_key(queue, 'interactive')) end
-return {state, queue, ahead, #serving(queue)}
+local ahead = redis.call('ZRANK', ready_key(queue, lane, schema), exec)
+if lane == 'bulk' then ahead = ahead + redis.call('ZCARD', ready_key(queue, 'interactive', schema)) end
+return {state, queue, ahead, #serving(queue, schema)}

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from farm import models
-from farm.broker import RING, bell_queue, make_app
 from farm.catalog import Lock
 from farm.client import Farm
 from farm.errors import StageFailed
 from farm.handle import JobHandle
-from farm.settings import Settings
 from farm.stage import kinds
 from tests.e2e.proxy import Proxy
 from tests.e2e.rig import Rig, install, until
@@ -273,18 +270,6 @@ def test_a_job_past_its_deadline_expires(farm: Farm) -> None:
     until(lambda: job.state == "expired")
     assert job.record.code == "deadline"
     busy.cancel()
-
-
-def test_garbage_on_the_queue_costs_nothing_but_a_restart(rig: Rig, farm: Farm) -> None:
-    # Given bytes that are no message, and doorbells that nobody rang, with arguments and of another task
-    client = redis.Redis.from_url(rig.valkey.url)
-    app = make_app(Settings.load(redis_url=rig.valkey.url))
-    queue = bell_queue(rig.farm.settings, "faulty.none")
-    app.send_task(RING, args=["x"], queue=queue)
-    app.send_task("os.system", args=["true"], queue=queue)
-    client.lpush(queue.name, b"\x80\x04garbage", b"{}", b"[]")
-    # Then
-    assert farm.render(chain=chain(), seed=8).wait(60).results
 
 
 def test_cancel_of_a_running_stage_frees_its_worker(farm: Farm) -> None:

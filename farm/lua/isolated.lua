@@ -1,0 +1,2 @@
+-- Reads for how long a worker is given nothing.
+return isolated(arg())
