@@ -20,6 +20,13 @@ from farm.image import Fit
 from farm.stage import ALIASES, MAX_SEED, Prompt, Stage, kinds
 
 MAX_STAGES = 8
+MAX_FILE_BYTES = 1 << 20
+"""Largest chain file; eight stages with the longest prompts take about 200 KiB."""
+MAX_NODES, MAX_DEPTH = 4000, 32
+"""How many keys and values a YAML file holds at most, and how deep: more costs seconds, and no chain has them."""
+MAX_TOLD = 50
+"""Of so many wrong fields of one mapping it is said what is wrong."""
+_FILE_HINT = "a chain file is JSON or YAML in UTF-8; the README shows one under Chains"
 
 
 class Chain(BaseModel):
@@ -43,17 +50,22 @@ def read_chain_file(path: Path) -> dict[str, Any]:
         InvalidJob: (`bad_file`) it cannot be read, is not one mapping, or repeats a key.
     """
     try:
-        text = path.read_text("utf-8-sig")
-        if len(text) > 1 << 20:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
             raise ValueError("larger than 1 MiB")
+        text = data.decode("utf-8-sig")
         if path.suffix in {".yaml", ".yml"}:
             found = yaml.load(text, _OneKeyLoader)  # noqa: S506 — a SafeLoader
         else:
             found = json.loads(text, object_pairs_hook=_one_key, parse_constant=_refuse)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InvalidJob(f"{path}: not a chain file: {str(error) or type(error).__name__}", code="bad_file") from None
+        why = str(error).partition("; use sys.")[0]  # of a number too long Python tells how to allow it
+        raise InvalidJob(f"{path}: not a chain file: {why}", code="bad_file", hint=_FILE_HINT) from None
     if not isinstance(found, dict):
-        raise InvalidJob(f"{path}: a chain file is one mapping with `stages`", code="bad_file")
+        raise InvalidJob(f"{path}: a chain file is one mapping with `stages`", code="bad_file", hint=_FILE_HINT)
     return found
 
 
@@ -69,13 +81,26 @@ def _one_key(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _OneKeyLoader(yaml.SafeLoader):
-    """A SafeLoader that refuses repeated keys, where YAML's own takes the last."""
+    """A SafeLoader that refuses repeated keys, where YAML's own takes the last, and what is too deep or too much."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._nodes, self._depth = self._nodes + 1, self._depth + 1
+        if self._nodes > MAX_NODES or self._depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_NODES} entries, or more than {MAX_DEPTH} within each other")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        found = super().construct_mapping(node, deep)
-        if len(found) != len(node.value):
+        # What `<<` brings in may be given again.
+        own = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if any(own.count(key) > 1 for key in own):
             raise ValueError("a key is given twice")
-        return found
+        return super().construct_mapping(node, deep)
 
 
 def override(stages: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
@@ -148,15 +173,15 @@ def parse_chain(data: Mapping[str, Any]) -> Chain:
 def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> list[FieldError]:
     """pydantic's findings in the farm's words; the input itself is not repeated."""
     found = []
-    for item in error.errors(include_url=False, include_input=True):
-        name = str(item["loc"][0]) if item["loc"] else ""
-        loc, msg, code = (prefix + name).rstrip("."), item["msg"], "invalid_field"
+    for item in error.errors(include_url=False, include_input=True)[:MAX_TOLD]:
+        name = str(item["loc"][0])[:100] if item["loc"] else ""
+        loc, msg, code = (prefix + name).rstrip(".") or "chain", item["msg"], "invalid_field"
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, [*cls.model_fields, *ALIASES], 1)
             msg, code = f"no such field{f'; did you mean {near[0]}?' if near else ''}", "unknown_field"
         elif item["type"] == "multiple_of" and name in {"width", "height"}:
             low = int(item["input"]) // 8 * 8
-            msg, code = f"a multiple of 8, such as {max(low, 8)} or {low + 8}", "bad_size"
+            msg, code = f"a multiple of 8, such as {_within(cls, name, low, low + 8)}", "bad_size"
         elif name in {"width", "height"}:
             code = "bad_size"
         elif item["type"] == "string_pattern_mismatch":
@@ -167,3 +192,11 @@ def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> 
             msg = str(item["ctx"]["error"])
         found.append(FieldError(loc, msg, code))
     return found
+
+
+def _within(cls: type[BaseModel], name: str, *sides: int) -> str:
+    """Those of `sides` that the field takes, or its limit where they are beyond it: `504 or 512`."""
+    limits = [(getattr(rule, "ge", None), getattr(rule, "le", None)) for rule in cls.model_fields[name].metadata]
+    low = max((ge for ge, _ in limits if ge is not None), default=8)
+    high = min((le for _, le in limits if le is not None), default=max(sides))
+    return " or ".join(dict.fromkeys(str(min(max(side, low), high)) for side in sides))

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+from uuid import NAMESPACE_OID, uuid5
 
 from farm.broker import Broker
 from farm.catalog import Catalog
 from farm.chain import Chain, override, parse_chain, read_chain_file
-from farm.errors import FieldError, InvalidJob, NotFound, Unavailable
+from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, read_input, read_recipe, to_png
-from farm.job import InputImage, Job, Lane, input_multiple, make_job, new_id, plan, recipe_key, stage_of
-from farm.ledger import Ledger
-from farm.records import JobRecord, StageEntry, Submission
+from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan, recipe_key, stage_of
+from farm.ledger import CHUNK, Ledger
+from farm.records import JobRecord, Quarantined, StageEntry, Submission, Submitted
+from farm.scripts import within
 from farm.settings import Settings
 from farm.stage import Size, kinds
 from farm.store import Store
 
-if TYPE_CHECKING:
-    pass
-
 ImageSource = str | Path | bytes
+MOST_QUARANTINED = 10000
+"""How many of the quarantined are looked through for one name."""
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
+PATIENCE_S = 2.5
+"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s."""
 
 
 class Farm:
@@ -51,6 +56,11 @@ class Farm:
     def store(self) -> Store:
         """The artifacts in S3."""
         return Store(self.settings)
+
+    @cached_property
+    def inbox(self) -> Store:
+        """The same store, for input images: a submit that it keeps waiting is told so within 3 s."""
+        return Store(self.settings, PATIENCE_S)
 
     @cached_property
     def broker(self) -> Broker:
@@ -91,9 +101,11 @@ class Farm:
         """
         if isinstance(chain, Mapping):
             data = dict(chain)
+        elif not isinstance(chain, str | Path):
+            raise InvalidJob(errors=(FieldError("chain", "a preset's name, a chain file's path, or a mapping"),))
         elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
             data = read_chain_file(Path(chain))
-        elif Path(chain).exists() and chain not in self.catalog.presets:
+        elif chain not in self.catalog.presets and os.path.exists(chain):
             raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
         else:
             data = {"stages": self.catalog.preset(chain).stages}
@@ -129,10 +141,11 @@ class Farm:
         Raises:
             InvalidJob: something does not fit; nothing was stored.
         """
-        if not 1 <= count <= self.settings.max_count:
-            raise InvalidJob(errors=(FieldError("count", f"1 to {self.settings.max_count}"),))
-        run = new_id() if count > 1 else ""
-        key = idempotency_key or new_id()
+        if not is_number(count, int) or not 1 <= count <= self.settings.max_count:
+            raise InvalidJob(errors=(FieldError("count", f"a whole number from 1 to {self.settings.max_count}"),))
+        key = new_id() if idempotency_key is None else idempotency_key
+        # Drawn from the key, so that a run sent again after a lost reply is the same run.
+        run = str(uuid5(NAMESPACE_OID, repr(key))) if count > 1 else ""
         data, found = self.prepare(chain, image)
         jobs = [
             make_job(
@@ -141,9 +154,16 @@ class Farm:
             )
             for index in range(count)
         ]  # fmt: skip
-        if data is not None and upload:
-            self.store.put_blob(data, "image/png")
+        if upload:
+            self._upload(data)
         return jobs
+
+    def _upload(self, image: bytes | None) -> None:
+        """Stores the input image of a job that is about to be submitted, if there is one."""
+        if image is not None:
+            with within(PATIENCE_S):
+                self.ledger.ping()  # where no job can be written, no image is left behind
+            self.inbox.put_blob(image, "image/png")
 
     def prepare(self, chain: Chain, source: ImageSource | None) -> tuple[bytes | None, InputImage | None]:
         """The input image as `chain` would have it: its PNG and its description; nothing is stored.
@@ -153,7 +173,7 @@ class Farm:
         """
         if source is None:
             return None, None
-        picture = read_input(source if isinstance(source, bytes) else Path(source), self.settings)
+        picture = read_input(_data_or_path(source), self.settings)
         size = self.input_size(chain, Size(*picture.size))
         # Before the picture is scaled: a size that the chain refuses must not cost memory.
         plan(chain, self.catalog, self.settings, size)
@@ -189,19 +209,29 @@ class Farm:
             )
             for job in jobs
         ]  # fmt: skip
+        submitted: list[Submitted] = []
+        for start in range(0, len(submissions), CHUNK):
+            # Each script has its own time: many jobs may take longer than one may be kept waiting.
+            with within(PATIENCE_S):
+                found, ready = self._send(submissions[start : start + CHUNK], unsure=bool(submitted))
+            self.broker.ring(ready)
+            submitted += found
+        return [JobHandle(self, found.job) for found in submitted]
+
+    def _send(self, submissions: Sequence[Submission], unsure: bool) -> tuple[list[Submitted], set[str]]:
+        """What the ledger answers to one call's worth of jobs; `unsure`: jobs before these are written already."""
         for left in reversed(range(SUBMIT_TRIES)):
             try:
-                submitted, ready = self.ledger.submit(submissions)
+                return self.ledger.submit(submissions)
             except Unavailable as error:
-                if error.code != "outcome_unknown":
+                unsure = unsure or error.code == "outcome_unknown"
+                if not unsure:
                     raise
-                if not left:
-                    key = jobs[0].idempotency_key.rpartition("#")[0]
+                if error.code != "outcome_unknown" or not left:
+                    # A refusal of the last try says nothing of the tries before it.
+                    key = submissions[0].idem.rpartition("#")[0]
                     hint = f"submit it again with the idempotency key {key}: no job is made twice"
                     raise Unavailable(code="outcome_unknown", hint=hint) from None
-            else:
-                self.broker.ring(ready)
-                return [JobHandle(self, found.job) for found in submitted]
         raise AssertionError("the last try returns or raises")
 
     def render(
@@ -252,12 +282,43 @@ class Farm:
             return JobHandle(self, job_id)
         found = [record.job for record in self.ledger.jobs(limit=NEWEST) if record.job.endswith(job_id)]
         if len(found) != 1 or len(job_id) < 4:
-            raise NotFound(f"{'no' if not found else 'more than one'} job among the newest {NEWEST} ends in {job_id!r}")
+            raise NotFound(
+                f"{'no' if not found else 'more than one'} job among the newest {NEWEST} ends in {job_id[-40:]!r}"
+            )
         return JobHandle(self, found[0])
 
     def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> list[JobRecord]:
         """The newest jobs first."""
         return self.ledger.jobs(state=state, run=run, limit=limit)
+
+    # ------------------------------------------------------------------------------------------------ quarantine
+
+    def quarantined(self, limit: int = 100) -> list[Quarantined]:
+        """What is in quarantine, the newest first."""
+        return self.ledger.quarantined(limit)
+
+    def quarantined_as(self, name: str) -> Quarantined:
+        """The one whose recipe begins with `name` (4 or more characters), or that ended the job `name`.
+
+        Raises NotFound.
+        """
+        found = self.quarantined(limit=MOST_QUARANTINED)
+        matching = [one for one in found if len(name) >= 4 and one.exec.startswith(name)]
+        if not matching:
+            record = self.job(name).record
+            matching = [one for one in found if one.exec == record.stages[record.at].exec]
+        if len(matching) != 1:
+            raise NotFound(f"{'more than one' if matching else 'nothing'} in quarantine is called {name!r}")
+        return matching[0]
+
+    def retry_quarantined(self, exec: str) -> list[str]:
+        """Queues all jobs that the quarantine of `exec` ended again, and says which."""
+        retried = []
+        for job in self.ledger.quarantined_jobs(exec):
+            with suppress(Conflict, NotFound):  # retried by somebody else, or past its retention
+                self.broker.ring(self.ledger.retry(job))
+                retried.append(job)
+        return retried
 
     # ------------------------------------------------------------------------------------------------ again
 
@@ -274,27 +335,33 @@ class Farm:
             recipes = read_recipe(data)["recipes"]
             written = {"reuse": False, "exact": recipes[0]["exact"], "stages": [stage_of(recipe) for recipe in recipes]}
             width, height = (int(side) // kinds()[recipes[0]["kind"]].scale for side in recipes[0]["size"])
-            wanted = recipes[0]["given"] and str(recipes[0]["given"]["image"])
+            given = recipes[0]["given"] and InputImage(sha256=recipes[0]["given"]["image"], width=width, height=height)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise InvalidJob("the recipe in this picture cannot be read", code="bad_file") from None
         chain = parse_chain(written)
-        found = self._input_again(wanted, Size(width, height), image) if wanted else None
-        job = make_job(chain, self.catalog, self.settings, image=found)
+        missing = self._input_again(given, image) if given else None
+        job = make_job(chain, self.catalog, self.settings, image=given)
+        self._upload(missing)
         return self.submit([job])[0], job.keys[-1] == recipe_key(recipes[-1])
 
-    def _input_again(self, sha256: str, size: Size, source: ImageSource | None) -> InputImage:
-        """The input image with this hash: from the store, or made from `source` by the rule that gives these bytes."""
+    def _input_again(self, image: InputImage, source: ImageSource | None) -> bytes | None:
+        """The bytes of `image`, made from `source` by the rule that gives them; None where the store has them."""
         if source is None:
-            if not self.store.exists(sha256):
+            if not self.inbox.exists(image.sha256):
                 raise NotFound("the input image of this picture is no longer stored", hint="give it with --image")
-            return InputImage(sha256=sha256, width=size.width, height=size.height)
-        original = read_input(source if isinstance(source, bytes) else Path(source), self.settings)
+            return None
+        original = read_input(_data_or_path(source), self.settings)
         for rule in get_args(Fit):
-            data = to_png(fit(original, size, rule))
-            if hashlib.sha256(data).hexdigest() == sha256:
-                self.store.put_blob(data, "image/png")
-                return InputImage(sha256=sha256, width=size.width, height=size.height)
+            data = to_png(fit(original, Size(image.width, image.height), rule))
+            if hashlib.sha256(data).hexdigest() == image.sha256:
+                return data
         raise InvalidJob(errors=(FieldError("image", "not the image that this picture began from", "bad_image"),))
+
+
+def _data_or_path(source: ImageSource) -> bytes | Path:
+    if not isinstance(source, str | Path | bytes):
+        raise InvalidJob(errors=(FieldError("image", "a file's path, or its bytes", "bad_image"),))
+    return source if isinstance(source, bytes) else Path(source)
 
 
 def _read_file(path: Path) -> bytes:

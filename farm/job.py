@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
 import uuid
@@ -24,12 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.catalog import Catalog, Checkpoint, Space
 from farm.chain import Chain
 from farm.errors import FieldError, InvalidJob
-from farm.records import Lane
+from farm.records import LANES, Lane
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, Stage, kinds
 
 MAX_DEADLINE_S = 31536000
 """Longest deadline of a job: a year."""
+_KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 
 
 class InputImage(BaseModel):
@@ -119,6 +121,11 @@ def stage_seed(seed: int, position: int) -> int:
     if position == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}:{position}".encode()).digest()[:8]) >> 11
+
+
+def is_number(value: object, *types: type) -> bool:
+    """Whether `value` is a number of one of `types`; True and False are none."""
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def new_id() -> str:
@@ -272,11 +279,15 @@ def make_job(
     Raises:
         InvalidJob: the chain does not fit (see `plan`), or a checkpoint's hashes are not recorded yet (`not_pulled`).
     """
-    if not 0 <= priority <= 100:
-        raise _wrong("priority", "0 to 100, higher runs first", "invalid_field")
-    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_S:
+    if not is_number(priority, int) or not 0 <= priority <= 100:
+        raise _wrong("priority", "a whole number from 0 to 100, higher runs first", "invalid_field")
+    if lane not in LANES:
+        raise _wrong("lane", f"one of {', '.join(LANES)}", "invalid_field")
+    if idempotency_key is not None and not (isinstance(idempotency_key, str) and _KEY.fullmatch(idempotency_key)):
+        raise _wrong("idempotency_key", "1 to 255 characters without control characters", "invalid_field")
+    if deadline_s is not None and (not is_number(deadline_s, int, float) or not 0 < deadline_s <= MAX_DEADLINE_S):
         raise _wrong("deadline_s", f"more than 0 and at most {MAX_DEADLINE_S} seconds (a year)", "invalid_field")
-    key = f"{idempotency_key or new_id()}#{index}"
+    key = f"{new_id() if idempotency_key is None else idempotency_key}#{index}"
     planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
     # Drawn from the key, so that a submit sent again is the same job.
     seed = (

@@ -274,7 +274,7 @@ class Ledger:
         """
         asked = list(dict.fromkeys(queues))
         randoms = [secrets.token_hex(8) for _ in range(limit)]
-        lists = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(keep), *keep]
+        lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(keep), *keep]
         found, left = self._call("claim", worker, boot, limit, *randoms, *lists)
         return [read_claim(row, self._settings.lease_s) for row in found], set(left)
 
@@ -337,7 +337,7 @@ class Ledger:
         """Enters the worker for two leases. `state` is idle, busy or draining; `info` may hold host and pid."""
         asked = list(dict.fromkeys(queues))
         host, pid = info.get("host", ""), info.get("pid", "")
-        lists = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS]
+        lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS]
         self._call("register", worker, boot, state, host, pid, json.dumps(info), *lists)
 
     def unregister(self, worker: str, boot: str) -> None:
@@ -447,7 +447,9 @@ class Ledger:
             return "back-off until " + time.strftime("%H:%M:%S UTC", time.gmtime(float(rest[0]) / 1000))
         if state != "ready":
             return ""
-        queue, ahead, live = rest
+        queue, ahead, live, registered = rest
+        if not live and registered:
+            return f"no worker of {queue} may take it now: see `farm queue status`"
         if not live:
             return f"no worker serves {queue}"
         return f"{ahead} ahead in {queue}" if ahead else f"next in {queue}"

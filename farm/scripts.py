@@ -105,6 +105,7 @@ class Server:
             socket_timeout=TIMEOUT_S,
             socket_connect_timeout=TIMEOUT_S,
             decode_responses=True,
+            encoding_errors="replace",  # an id that is no text is the id of nothing
             protocol=2,
             retry=Retry(NoBackoff(), 0),  # `_ask` repeats: it knows what a repetition may mean
         )

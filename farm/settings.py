@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -38,8 +39,14 @@ class PhaseLimits(BaseSettings):
     encode_s: float = Field(120, gt=0, description="text and image encoding before the first step")
     step_s: float = Field(120, gt=0, description="one denoising step")
     decode_s: float = Field(300, gt=0, description="decoding latents to pixels")
+    tile_s: float = Field(60, gt=0, description="decoding one tile, where a stage asks for tiles")
     upload_s: float = Field(120, gt=0, description="encoding the output and one try to write it to the store")
     idle_s: float = Field(60, gt=0, description="an idle child without a sign of life")
+
+    @property
+    def spool_s(self) -> float:
+        """A result is written to the worker's disk in no more time than to the store."""
+        return self.upload_s
 
     def of(self, phase: str) -> float:
         """The limit of `phase` in seconds."""
@@ -101,6 +108,11 @@ class Settings(BaseSettings):
     max_area: int = Field(33554432, ge=4096, description="largest area of any image of a chain, pixels")
     max_upload_bytes: int = Field(26214400, gt=0, description="largest input image file, bytes")
     max_count: int = Field(10000, ge=1, description="most jobs in one run")
+    spool_bytes: int = Field(
+        10 << 30,
+        gt=0,
+        description="finished results that may wait on a host's disk for the store; at most 80 % of the disk, bytes",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="device of a worker's child")
     torch_threads: int = Field(1, ge=1, description="torch threads of a worker on a CPU")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -126,6 +138,21 @@ class Settings(BaseSettings):
     def _is_redis(cls, url: SecretStr) -> SecretStr:
         if not re.match(r"(rediss?|unix)://", url.get_secret_value()):
             raise ValueError("a URL that begins with redis://, rediss:// or unix://")
+        parts = urlsplit(url.get_secret_value())
+        try:
+            _ = parts.port
+        except ValueError:
+            # What Python says of it would show a part of the password.
+            raise ValueError("not a URL: in a password, write / as %2F, : as %3A, @ as %40, # as %23") from None
+        if parts.fragment or (parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path)):
+            raise ValueError("a URL that ends in the number of the database, such as /0")
+        for name, value in parse_qsl(parts.query):
+            if not name.startswith("ssl_"):
+                raise ValueError(
+                    "its options are those of TLS only: ssl_ca_certs, ssl_certfile, ssl_keyfile and the like"
+                )
+            if name in {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"} and not os.path.isfile(value):
+                raise ValueError(f"there is no file of the name that {name} gives")
         return url
 
     @classmethod

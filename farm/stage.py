@@ -60,6 +60,14 @@ Scheduler = Literal[
 
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 
+VaeTiling = Annotated[
+    bool,
+    Field(
+        description="en- and decode in overlapping tiles: larger pictures fit into memory, with slightly other pixels"
+    ),
+]
+"""Of the measures against a lack of memory the one that changes pixels; so a submit chooses it, never a worker."""
+
 
 class Medium(StrEnum):
     """What passes from one stage to the next."""
@@ -94,6 +102,8 @@ class Batch:
     negative_prompts: Sequence[str]
     given: Sequence[Any]
     generators: Sequence[Any]
+    frugal: bool = False
+    """The device's memory did not suffice before: spare it, where that leaves every pixel as it is."""
 
 
 class Report(Protocol):

@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -35,10 +35,14 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 
 class Store:
-    """The farm's artifacts. One per process: its client is shared by threads, not by forks."""
+    """The farm's artifacts. One per process: its client is shared by threads, not by forks.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    With `patience_s` a request to a silent server ends after so many seconds, instead of three long tries. A server
+    that takes a large body slowly is not silent.
+    """
+
+    def __init__(self, settings: Settings, patience_s: float | None = None) -> None:
+        self._settings, self._patience_s = settings, patience_s
         self.bucket = settings.bucket
 
     # names
@@ -109,25 +113,29 @@ class Store:
         return sha256
 
     def get_blob(self, sha256: str, max_bytes: int) -> bytes:
-        """The bytes of a blob, checked against its name.
+        """The bytes of a blob, checked against its name. Other bytes are read once more: the way may have damaged them.
 
         Raises:
             BadBlob: it is gone, larger than `max_bytes` (then it is not downloaded), or its bytes are other ones.
             Unavailable: the store does not answer.
         """
-        key = self.blob_key(sha256)
+        for _ in range(2):
+            data = self._read_blob(sha256, max_bytes)
+            if hashlib.sha256(data).hexdigest() == sha256:
+                return data
+        raise BadBlob(f"the bytes of the blob {sha256[:12]} are not those that were written")
+
+    def _read_blob(self, sha256: str, max_bytes: int) -> bytes:
         try:
             with _reaching("read a blob"):
-                found = self.client.get_object(Bucket=self.bucket, Key=key)
-                with found["Body"] as body:
+                found = self.client.get_object(Bucket=self.bucket, Key=self.blob_key(sha256))
+                # `with` on the body itself would give the stream below it, whose errors are not botocore's.
+                with closing(found["Body"]) as body:
                     if found["ContentLength"] > max_bytes:
                         raise BadBlob(f"the blob {sha256[:12]} is larger than the {max_bytes} bytes it may have")
-                    data = body.read()
+                    return body.read()
         except NotFound:
             raise BadBlob(f"the blob {sha256[:12]} is gone") from None
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise BadBlob(f"the bytes of the blob {sha256[:12]} are not those that were written")
-        return data
 
     def exists(self, sha256: str) -> bool:
         """Whether there is a blob of this hash (its bytes are not read).
@@ -232,7 +240,7 @@ class Store:
         with suppress(NotFound), _reaching("read an object"):  # not found: deleted since it was listed
             listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._settings.prefix, MaxKeys=1)
             for entry in listed.get("Contents", []):
-                with self.client.get_object(Bucket=self.bucket, Key=entry["Key"])["Body"] as body:
+                with closing(self.client.get_object(Bucket=self.bucket, Key=entry["Key"])["Body"]) as body:
                     body.read(1)
 
     # S3
@@ -254,8 +262,12 @@ class Store:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+        from botocore.handlers import add_expect_header
 
         settings = self._settings
+        connect_s, read_s, tries = 2.0, 20.0, 3  # all tries together stay below the limit of a fetch
+        if self._patience_s is not None:
+            connect_s, read_s, tries = 0.4 * self._patience_s, 0.6 * self._patience_s, 1
         given: dict[str, Any] = {}
         proxies: dict[str, str] | None = None
         if settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key:
@@ -268,10 +280,9 @@ class Store:
         config = Config(
             signature_version="s3v4",
             proxies=proxies,
-            connect_timeout=2,
-            read_timeout=20,
-            # All tries together stay below the limit of a fetch.
-            retries={"mode": "standard", "max_attempts": 3},
+            connect_timeout=connect_s,
+            read_timeout=read_s,
+            retries={"mode": "standard", "total_max_attempts": tries},
             # Servers other than AWS stumble over the new default checksums. The payload's SHA-256 is part of the
             # signature instead, which every server checks, and readers hash what they get.
             request_checksum_calculation="when_required",
@@ -280,11 +291,15 @@ class Store:
             s3={"payload_signing_enabled": True, "addressing_style": "auto"},
         )
         try:
-            return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config, **given)
+            client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config, **given)
         except (BotoCoreError, ValueError) as error:
             raise Unavailable(
                 f"S3 is not configured: {type(error).__name__}", hint="check the AWS_* variables"
             ) from error
+        if self._patience_s is not None:
+            # It waits a second for a leave to send the body, which a silent server does not give.
+            client.meta.events.unregister("before-call.s3", add_expect_header)
+        return client
 
     def _put_first(self, arguments: dict[str, Any]) -> bool:
         """Whether this writer was the first to write the key; otherwise nothing was written."""

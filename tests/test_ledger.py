@@ -435,6 +435,34 @@ def test_a_zombie_commit_is_refused_and_counted(ledger: Ledger, raw: redis.Redis
     assert ledger.job("a").outputs == ("",)
 
 
+def test_a_late_commit_of_a_committed_stage_is_refused(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given
+    submit(ledger, job("a", "k0", "k1"))
+    zombie = take(ledger)
+    mature(raw, "leases", "k0")
+    ledger.reap("me")
+    done(ledger, take(ledger, "w2"), "first")
+    # When
+    flags, _ = ledger.commit([Commit(zombie, "late")])
+    # Then
+    assert flags == [False]
+    assert (ledger.job("a").outputs[0], ledger.stats()["stale_commits"]) == ("first", 1)
+
+
+def test_a_committed_stage_is_held_by_nobody(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given
+    submit(ledger, job("a", "k0", "k1"))
+    done(ledger, take(ledger), "zero")
+    # When its worker claims again, and the time of its lease comes
+    ledger.claim(["q0"], "w1", "b1")
+    raw.zadd(P + "leases", {"k0": PAST}, xx=True)
+    ledger.reap("me")
+    # Then
+    stage = ledger.job("a").stages[0]
+    assert (stage.state, stage.output, stage.lapses) == ("committed", "zero", 0)
+    assert not raw.exists(P + "leases", P + "held:w1", P + "x:k0:waiters")
+
+
 def test_a_made_up_token_is_stale_everywhere(ledger: Ledger) -> None:
     # Given
     submit(ledger, job("a", "k0", "k1"))
@@ -448,6 +476,19 @@ def test_a_made_up_token_is_stale_everywhere(ledger: Ledger) -> None:
         with pytest.raises(StaleToken):
             call()
     assert ledger.beat([claim], "step", 1, 1) == [Beat.OK]
+
+
+def test_a_server_that_comes_back_with_older_counters_gives_no_token_twice(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given a claim that the server knows no more, for its last writes are lost
+    submit(ledger, job("a"))
+    claim = take(ledger)
+    ledger.release([claim])
+    raw.decr(P + "tokens")
+    # When
+    take(ledger, "w2")
+    # Then
+    assert ledger.beat([claim], "step", 1, 1) == [Beat.STALE]
+    assert ledger.commit([Commit(claim, "out")])[0] == [False]
 
 
 def test_one_execution_may_be_the_end_of_one_job_and_the_middle_of_another(ledger: Ledger) -> None:
@@ -537,7 +578,8 @@ def test_a_transient_failure_waits_longer_each_time_and_ends_at_the_deadline(led
         assert delay_ms <= 1000 * min(60, 2**times)
         mature(raw, "due", "a")
         ledger.reap("me")
-    assert ledger.job("a").stages[0].state == "queued"
+    stage = ledger.job("a").stages[0]
+    assert (stage.state, stage.crash) == ("queued", 0)
     # When
     ledger.fail([take(ledger)], Failure.TRANSIENT, "transient", "S3 is away")
     mature(raw, "deadlines", "a")
@@ -845,6 +887,15 @@ def test_cancel_detaches_one_waiter_and_stops_the_stage_with_the_last(ledger: Le
     assert ledger.claim(["q0"], "w2", "b1")[0] == []
 
 
+def test_cancel_of_one_leaves_the_others_their_place(ledger: Ledger) -> None:
+    # Given
+    submit(ledger, job("a", "k"), job("b", "k"))
+    # When
+    ledger.cancel("a")
+    # Then
+    assert take(ledger).waiters == ("b",)
+
+
 def test_a_commit_that_nobody_waits_for_is_kept_for_the_next(ledger: Ledger) -> None:
     # Given
     submit(ledger, job("a"))
@@ -925,6 +976,18 @@ def test_pause_takes_ready_work_out_of_the_line(ledger: Ledger) -> None:
     assert ledger.resume("a") == {"q0"}
     # Then
     assert take(ledger).exec == "a"
+
+
+@pytest.mark.parametrize("how", ["queued", "running"])
+def test_a_resume_of_a_job_that_is_not_paused_changes_nothing(ledger: Ledger, how: str) -> None:
+    # Given
+    submit(ledger, job("a"))
+    if how == "running":
+        take(ledger)
+    before, told = ledger.job("a"), types(ledger, "a")
+    # When / Then
+    assert ledger.resume("a") == set()
+    assert (ledger.job("a"), types(ledger, "a")) == (before, told)
 
 
 def test_a_job_paused_at_its_last_stage_is_published_when_resumed(ledger: Ledger) -> None:
@@ -1246,6 +1309,21 @@ def test_a_job_past_its_deadline_expires(ledger: Ledger, raw: redis.Redis, how: 
     assert raw.zcard(P + "ready:v1:q0:interactive") == 0
 
 
+@pytest.mark.parametrize("how", ["done", "cancelled"])
+def test_an_ended_job_has_no_deadline(ledger: Ledger, raw: redis.Redis, how: str) -> None:
+    # Given
+    submit(ledger, job("a"))
+    if how == "done":
+        done(ledger, take(ledger))
+    else:
+        ledger.cancel("a")
+    # When its time comes
+    raw.zadd(P + "deadlines", {"a": PAST}, xx=True)
+    ledger.reap("me")
+    # Then
+    assert state(ledger, "a") == how
+
+
 def test_more_than_one_script_takes_is_reaped_in_one_round(
     ledger: Ledger, raw: redis.Redis, settings: Settings
 ) -> None:
@@ -1359,6 +1437,16 @@ def test_events_can_be_followed(ledger: Ledger) -> None:
     assert (second.worker, second.token, second.exec, second.epoch) == ("w1", claim.token, "a", "1")
     assert [event.job for event in ledger.events(None)] == ["a", "b", "a"]
     assert ledger.events("a", second.id, block_ms=30) == []
+
+
+def test_a_jobs_stream_is_capped(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given
+    submit(ledger, job("a"))
+    # When it has more events than are kept
+    for _ in range(400):
+        ledger.release([take(ledger)])
+    # Then: whole nodes of a stream are dropped, of a hundred entries
+    assert 500 <= raw.xlen(P + "events:a") <= 600
 
 
 def test_a_quiet_stream_is_followed_for_longer_than_the_socket_waits(ledger: Ledger) -> None:

@@ -19,7 +19,7 @@ from farm.records import ENDED
 
 if TYPE_CHECKING:
     from farm.handle import JobHandle
-    from farm.records import Event, JobRecord
+    from farm.records import Event, JobRecord, WorkerRecord
 
 app = group("jobs", "Jobs: list, look, wait, steer, download.")
 queue = group("queue", "Queues and the workers that serve them.")
@@ -75,8 +75,8 @@ def show(job: Id) -> Outcome:
         "prompt": spec["chain"].get("prompt", ""),
         "seed": spec["chain"]["seed"],
         "run": record.run,
-        "created": _clock(record.created_ms),
-        "ended": _clock(record.ended_ms),
+        "created": clock(record.created_ms),
+        "ended": clock(record.ended_ms),
     }
     lines: list[str | Table] = [f"{name:<10} {value}" for name, value in facts.items() if value not in ("", None)]
     heads = ("STAGE", "QUEUE", "STATE", "STEP", "ATTEMPT", "CRASHES", "OOM", "LAPSES", "WORKER", "CODE")
@@ -126,9 +126,7 @@ def watch(job: Id) -> Outcome:
             )
             for event in found:
                 stage = "" if event.stage < 0 else f"stage {event.stage}"
-                say(
-                    "  ".join(filter(None, (_clock(event.t), event.type, stage, event.state, event.worker, event.code)))
-                )
+                say("  ".join(filter(None, (clock(event.t), event.type, stage, event.state, event.worker, event.code))))
             seen += found
             if over and not found:
                 break
@@ -225,10 +223,7 @@ def status() -> Outcome:
     with open_farm() as farm:
         queues, workers, stats = farm.ledger.queues(), farm.ledger.workers(), farm.ledger.stats()
     rows = [(found.queue, found.ready, found.running, found.live) for found in queues]
-    serving = [
-        (found.worker, "draining" if found.draining else found.state, ",".join(found.queues), found.host, found.pid)
-        for found in workers
-    ]
+    serving = [(found.worker, _state(found), ",".join(found.queues), found.host, found.pid) for found in workers]
     data = {
         "queues": [asdict(found) for found in queues],
         "workers": [asdict(found) for found in workers],
@@ -263,14 +258,21 @@ def _each(ids: Sequence[str], steer: Callable[[JobHandle], object]) -> Outcome:
     return Outcome({"jobs": data}, lines, refused[0] if refused else None)
 
 
+def _state(worker: WorkerRecord) -> str:
+    """What a worker does, or why it is given nothing."""
+    if worker.isolated_s:
+        return f"isolated for {worker.isolated_s:.0f} s"
+    return "draining" if worker.draining else worker.state
+
+
 def _summary(record: JobRecord) -> dict[str, Any]:
     """A job's record as data, without what is opaque in it."""
     names = ("state", "run", "lane", "priority", "at", "n", "code", "message")
-    times = {name: _clock(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
+    times = {name: clock(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
     return {"id": record.job, **{name: getattr(record, name) for name in names}, **times}
 
 
-def _clock(ms: float) -> str | None:
+def clock(ms: float) -> str | None:
     """A time in milliseconds as ISO 8601 in UTC; None for 0, "not yet"."""
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """Exit status after Ctrl+C. Source: the shells' 128 + SIGINT."""
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -72,7 +74,7 @@ class Outcome:
             if isinstance(line, Table):
                 show_table(line)
             else:
-                print(line)
+                print(printable(line))
         sys.stdout.flush()
         if self.error is not None:
             wrong = [f"{found.loc}: {found.msg}" for found in getattr(self.error, "errors", ())]
@@ -110,7 +112,12 @@ def usage(message: str, hint: str = "") -> FarmError:
 
 def say(line: str) -> None:
     """Prints one line of prose to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal may have it: what would steer it, or turn the direction of writing, stands escaped."""
+    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def is_plain(stream: Any) -> bool:
@@ -120,7 +127,7 @@ def is_plain(stream: Any) -> bool:
 
 def show_table(table: Table) -> None:
     """Prints a table to stdout: aligned columns, never wrapped or cut; bold headings on a terminal."""
-    rows = [[str(cell) for cell in row] for row in (table.heads, *table.rows)]
+    rows = [[printable(str(cell)) for cell in row] for row in (table.heads, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for index, row in enumerate(rows):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

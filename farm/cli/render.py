@@ -91,13 +91,15 @@ def render(
         given[name] = value
     with open_farm() as farm:
         prompt = given.pop("prompt", prompt)
-        asked = farm.chain(chain or ("hires" if image is None else "img"), prompt, **given)
+        default = "hires" if image is None else "img"
+        asked = farm.chain(default if chain is None else chain, prompt, **given)
         source = sys.stdin.buffer.read(farm.settings.max_upload_bytes + 1) if image == "-" else image
         options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "upload": not dry_run}
+        if not dry_run:
+            _check_out(out)
         jobs = farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options)
         if dry_run:
             return _dry_run(jobs, asked.seed is None)
-        _check_out(out)
         handles = farm.submit(jobs)
         if wait_ or out is not None:
             return wait(farm, handles, out)

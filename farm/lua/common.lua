@@ -9,6 +9,7 @@ local CAP = {crash = tonumber(ARGV[3]), oom = tonumber(ARGV[4]), lapses = tonumb
 local FAN = tonumber(ARGV[7])
 local ISOLATE = {failures = tonumber(ARGV[8]), pause = tonumber(ARGV[9])}
 ISOLATE.longest = 60 * ISOLATE.pause
+local DAY = 86400
 local REGISTERED = 2 * LEASE
 local LANES = {'interactive', 'bulk'}
 local ENDED = {done = true, failed = true, quarantined = true, cancelled = true, expired = true}
@@ -370,11 +371,11 @@ local function is_draining(worker)
     or redis.call('HGET', P .. 'worker:' .. worker, 'state') == 'draining'
 end
 
--- Milliseconds for which a worker that failed everything is given nothing. A longer time than any pause was set before
--- the clock went back.
+-- Milliseconds for which a worker that failed everything is given nothing. What lies beyond the record's own life was set
+-- before the clock went back.
 local function isolated(worker)
   local left = tonumber(redis.call('HGET', P .. 'health:' .. worker, 'until_ms') or 0) - NOW
-  return left > 0 and left <= ISOLATE.longest and left or 0
+  return left > 0 and left <= DAY * 1000 and left or 0
 end
 
 -- A failure of this execution may be its worker's fault: where several in a row, of different ones, are, the worker waits.
@@ -386,8 +387,8 @@ local function blame(worker, exec)
     redis.call('HSET', health, 'until_ms', NOW + math.min(ISOLATE.longest, ISOLATE.pause * 2 ^ (times - 1)))
     stat('isolations')
   end
-  redis.call('EXPIRE', failing, 86400)
-  redis.call('EXPIRE', health, 86400)
+  redis.call('EXPIRE', failing, DAY)
+  redis.call('EXPIRE', health, DAY)
 end
 
 local function clear(worker) redis.call('DEL', P .. 'failing:' .. worker, P .. 'health:' .. worker) end

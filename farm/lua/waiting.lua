@@ -10,4 +10,5 @@ if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)
 if state ~= 'ready' then return {''} end
 local ahead = redis.call('ZRANK', ready_key(queue, lane, schema), exec)
 if lane == 'bulk' then ahead = ahead + redis.call('ZCARD', ready_key(queue, 'interactive', schema)) end
-return {state, queue, ahead, #serving(queue, schema)}
+local registered = redis.call('ZCOUNT', P .. 'serves:' .. queue, NOW, NOW + REGISTERED)
+return {state, queue, ahead, #serving(queue, schema), registered}
