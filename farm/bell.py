@@ -13,6 +13,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+import kombu
 import structlog
 from kombu.transport import redis as stock
 from kombu.transport.virtual.base import Empty
@@ -20,6 +21,8 @@ from redis.exceptions import ResponseError
 
 from farm.broker import RING
 
+RETRY_S = 2.0
+"""Longest pause between two tries to reach Redis, seconds."""
 _log = structlog.get_logger(__name__)
 _NO_ARGUMENTS = base64.b64encode(
     b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
@@ -59,6 +62,15 @@ class Transport(stock.Transport):
         for sock in list(self.cycle._chan_to_sock.values()):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+
+class Connection(kombu.Connection):
+    """A connection that a consumer makes again soon: stock kombu would wait for up to 30 s after a longer outage."""
+
+    def _ensure_connection(self, *args: Any, **options: Any) -> Any:
+        return super()._ensure_connection(
+            *args, **{**options, "interval_start": RETRY_S / 4, "interval_step": RETRY_S / 4, "interval_max": RETRY_S}
+        )
 
 
 def is_ring(message: Any) -> bool:

@@ -130,14 +130,15 @@ def test_three_different_failures_in_a_row_isolate_a_worker(ledger: Ledger) -> N
     serve(ledger, "bad", "good")
     fail_three(ledger)
     assert 0 < ledger.isolated("bad") <= 10
+    submit(ledger, job("fresh"))
     assert ledger.claim(["q0"], "bad", "b1")[0] == []
     (bad, good) = ledger.workers()
     assert (bad.isolated_s > 0, good.isolated_s) == (True, 0)
     # The queue counts on the others alone, and they do the work.
     assert ledger.queues()[0].live == 1
-    for _ in range(3):
+    for _ in range(4):
         done(ledger, take(ledger, "good"))
-    assert [state(ledger, name) for name in "abc"] == ["done"] * 3
+    assert [state(ledger, name) for name in ("a", "b", "c", "fresh")] == ["done"] * 4
 
 
 def test_one_poison_isolates_nobody(ledger: Ledger) -> None:
@@ -240,7 +241,7 @@ def test_newer_records_are_left_to_newer_workers(ledger: Ledger, monkeypatch: py
     assert done(ledger, take(ledger, "old")) == set()
     assert ledger.claim(["q0"], "old", "b1") == ([], set())
     assert state(ledger, "new") == "queued"
-    assert ledger.waiting_for("new") == "no worker serves q0"
+    assert ledger.waiting_for("new") == "no worker of q0 may take it now: see `farm queue status`"
     assert ledger.queues()[0].ready == 1
     # When a newer worker comes, it takes it
     monkeypatch.setattr("farm.ledger.KNOWN_SCHEMAS", (1, 2))

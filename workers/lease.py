@@ -67,7 +67,7 @@ class Lease:
         self.limits: PhaseLimits = settings.limits
         self._lock = threading.Lock()
         self._verdict: type[StageStop] | None = None
-        self._reachable = True
+        self._reachable, self._over = True, False
         self._progress = ("fetch", 0, 0)
         self.phase("fetch")
 
@@ -86,10 +86,10 @@ class Lease:
 
     def renew(self) -> None:
         """Renews the lease if the stage moves; remembers what the ledger says of it."""
-        phase, step, steps = self._progress
-        if time.monotonic() - self._moved > self.limits.of(phase):
-            return
         with self._lock:
+            phase, step, steps = self._progress
+            if self._over or time.monotonic() - self._moved > self.limits.of(phase):
+                return
             try:
                 answers = self._ledger.beat(self._claims, phase, step, steps)
             except Unavailable:
@@ -100,6 +100,11 @@ class Lease:
         # A call stops early only when no member lives.
         if Beat.OK not in answers:
             self._verdict = Cancelled if Beat.CANCELLED in answers else Lost
+
+    def hand_over(self) -> None:
+        """Renews the lease no more: from here on the spool does."""
+        with self._lock:
+            self._over = True
 
     def _move(self, phase: str, step: int, steps: int) -> None:
         self._progress, self._moved = (phase, step, steps), time.monotonic()

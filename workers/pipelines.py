@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     pipe.own_scheduler = pipe.scheduler
+    pipe.largest = None
     encoder = pipe.text_encoder
     if not hasattr(encoder, "text_model"):
         # transformers 5.6 made CLIPTextModel flat, but diffusers' clip_skip asks for its inner model (diffusers#14124).
@@ -189,6 +191,8 @@ def script(
             f"from diffusers import {name}",
             f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
         ]
+    if getattr(stage, "vae_tiling", False):
+        lines.append("pipe.vae.enable_tiling()")
     if getattr(stage, "clip_skip", None):
         lines += [
             'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
@@ -207,19 +211,55 @@ def script(
 
 
 @contextmanager
-def _device_errors() -> Iterator[None]:
-    """Turns a lack of device memory into the farm's word for it."""
+def _device_errors(message: str | None = None) -> Iterator[None]:
+    """Turns a lack of device memory into the farm's word for it, with `message`."""
     import torch
 
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise StageFailed(failure=Failure.OOM, code="gpu_oom") from error
+        raise StageFailed(message, failure=Failure.OOM, code="gpu_oom") from error
     except RuntimeError as error:
         # Other devices' allocators have no class of their own.
         if not any(words in str(error) for words in ("DefaultCPUAllocator", "out of memory")):
             raise
-        raise StageFailed(failure=Failure.OOM, code="gpu_oom") from error
+        raise StageFailed(message, failure=Failure.OOM, code="gpu_oom") from error
+
+
+def _too_large(pipe: Any, batch: Batch, tiling: bool) -> str:
+    """What to say when `batch` does not fit the device: its size, and what would fit."""
+    size = f"{len(batch.prompts)} pictures of {batch.size}" if len(batch.prompts) > 1 else f"{batch.size}"
+    ran = f"{pipe.largest} is the largest that has run" if pipe.largest else "nothing has run"
+    remedy = "smaller sides need less memory" if tiling else "smaller sides, or vae_tiling, need less memory"
+    return f"{size} does not fit into the memory of {pipe.device}; {ran} on this worker; {remedy}"
+
+
+@contextmanager
+def _spared(pipe: Any, frugal: bool, tiling: bool) -> Iterator[None]:
+    """Spares memory during one call: `frugal` by what leaves pixels alone, `tiling` by what changes them.
+
+    One picture at a time through the VAE; on CUDA also one model at a time on the device, the others in host memory.
+    What ran out of memory runs again alone, where that is exact; several members would each be rounded as if alone.
+    """
+    device, offload = pipe.device, frugal and pipe.device.type == "cuda"
+    if frugal:
+        pipe.vae.enable_slicing()
+    if tiling:
+        pipe.vae.enable_tiling()
+    if offload:
+        import torch
+
+        pipe.to("cpu")
+        torch.cuda.empty_cache()
+        pipe.enable_model_cpu_offload(device=device)
+    try:
+        yield
+    finally:
+        if offload:
+            pipe.remove_all_hooks()
+            pipe.to(device)
+        pipe.vae.disable_tiling()
+        pipe.vae.disable_slicing()
 
 
 def stacked(given: Sequence[Any]) -> Any:
@@ -229,20 +269,21 @@ def stacked(given: Sequence[Any]) -> Any:
     return torch.stack(list(given)) if isinstance(given[0], torch.Tensor) else list(given)
 
 
-def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) -> list[Any]:
+def call(pipe: Any, batch: Batch, report: Report, steps: int, *, tiling: bool = False, **arguments: Any) -> list[Any]:
     """One call of `pipe` for all members of `batch`: latents [channels, height, width] on the CPU, or PIL RGB images.
 
-    `steps` is `num_inference_steps`. Whatever `report` raises passes through and leaves the pipe as it was: the next
-    call gives what it would have given. (diffusers' own `_interrupt` would go on and decode a half-denoised picture.)
+    `steps` is `num_inference_steps`, `tiling` the stage's `vae_tiling`. Whatever `report` raises passes through and
+    leaves the pipe as it was: the next call gives what it would have given. (diffusers' own `_interrupt` would go on
+    and decode a half-denoised picture.)
 
     Raises:
         StageFailed: `nan_output`, `bad_output`, `gpu_oom`.
     """
     as_latents = batch.emits is Medium.LATENTS
     report.phase("encode")
-    hooks = _hooks(pipe, report)
+    hooks = _hooks(pipe, report, "tile" if tiling else "decode")
     try:
-        with _device_errors():
+        with _device_errors(_too_large(pipe, batch, tiling)), _spared(pipe, batch.frugal, tiling):
             made = pipe(
                 prompt=list(batch.prompts),
                 negative_prompt=list(batch.negative_prompts),
@@ -252,7 +293,9 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) 
                 **_callback(pipe, report, steps),
                 **arguments,
             ).images
-            return _latents(pipe, batch, made) if as_latents else _images(batch, made)
+            found = _latents(pipe, batch, made) if as_latents else _images(batch, made)
+        pipe.largest = max(filter(None, (pipe.largest, batch.size)), key=math.prod)
+        return found
     finally:
         for hook in hooks:
             hook.remove()
@@ -262,7 +305,7 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, **arguments: Any) 
             pipe.vae.to(dtype=pipe.unet.dtype)
 
 
-def _hooks(pipe: Any, report: Report) -> list[Any]:
+def _hooks(pipe: Any, report: Report, decode: str) -> list[Any]:
     """Hooks on the models of `pipe` that tell of its phases and check what the decoder gives; to be removed again."""
 
     def before_unet(*_: Any) -> None:
@@ -271,7 +314,7 @@ def _hooks(pipe: Any, report: Report) -> list[Any]:
         report.phase("step")
 
     def before_decoder(*_: Any) -> None:
-        report.phase("decode")
+        report.phase(decode)
 
     def after_decoder(_model: Any, _given: Any, made: Any) -> None:
         # Here, because the pipeline clamps: an infinity would become plain white or black.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import os
 import platform
 import secrets
@@ -18,9 +19,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 
 import structlog
@@ -38,6 +41,10 @@ RESTART_MAX_S = 30.0
 """Longest pause before a child that dies before it is ready is started again, seconds."""
 KILL_MARGIN_S = 5.0
 """How long after its grace a draining child is killed, seconds."""
+LAST_LINES = 50
+"""Lines of a child's output that are kept for the report of its death."""
+PIPE_BYTES = 1 << 20
+"""What a child may write while its supervisor is frozen, before its own writes wait. Source: pipe(7), pipe-max-size."""
 
 
 @dataclass
@@ -49,6 +56,8 @@ class Slot:
     process: subprocess.Popen[bytes] | None = None
     marks: int = -1
     tail: bytes = b""
+    output: int = -1
+    lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
     boot: str = ""
     ready: bool = False
     phase: str = "start"
@@ -70,7 +79,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
-        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ, partial(os.read, self._wake, 1024))
 
     def run(self) -> None:
         """Starts the children and watches them; returns after `stop` when all are gone."""
@@ -106,7 +115,9 @@ class Supervisor:
             slot.process.kill()
 
     def _start(self, slot: Slot) -> None:
-        read, write = os.pipe()
+        (read, write), (output, out) = os.pipe(), os.pipe()
+        if sys.platform == "linux":
+            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         threads = str(self.settings.torch_threads)
         offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1")
         command = [sys.executable, "-m", "workers.worker", "--name", slot.name, "--queues", slot.queues]
@@ -114,29 +125,33 @@ class Supervisor:
             [*command, "--parent", str(os.getpid()), "--marks", str(write)],
             pass_fds=[write],
             stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
             # A group of its own: Ctrl+C reaches the supervisor alone, which drains.
             process_group=0,
             env={**os.environ, **offline, "OMP_NUM_THREADS": threads},
         )
-        os.close(write)
-        os.set_blocking(read, False)
+        for end in (write, out):
+            os.close(end)
+        for end in (read, output):
+            os.set_blocking(end, False)
         slot.marks, slot.tail, slot.boot, slot.ready, slot.phase, slot.killed_for = read, b"", "", False, "start", ""
+        slot.output = output
+        slot.lines.clear()
         slot.started = time.monotonic()
         slot.deadline = slot.started + self.settings.limits.load_s
-        self._selector.register(read, selectors.EVENT_READ, slot)
+        self._selector.register(read, selectors.EVENT_READ, partial(self._hear_marks, slot))
+        self._selector.register(output, selectors.EVENT_READ, partial(self._hear_output, slot))
         _log.info("child_started", worker=slot.name, queues=slot.queues, pid=slot.process.pid)
 
     def _listen(self, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
-            slot = key.data
-            if slot is None:
-                os.read(self._wake, 1024)
-            elif data := os.read(slot.marks, 65536):
-                self._read_marks(slot, data)
-            else:
-                self._selector.unregister(slot.marks)
+            if not key.data():
+                self._selector.unregister(key.fd)
 
-    def _read_marks(self, slot: Slot, data: bytes) -> None:
+    def _hear_marks(self, slot: Slot) -> bool:
+        """Reads a child's marks; False at their end."""
+        data = os.read(slot.marks, 65536)
         *lines, slot.tail = (slot.tail + data).split(b"\n")
         for line in lines:
             word, _, value = line.decode().partition(" ")
@@ -145,6 +160,18 @@ class Supervisor:
             else:
                 slot.phase, slot.deadline = word, time.monotonic() + float(value)
                 slot.ready = slot.ready or word == "idle"
+        return bool(data)
+
+    def _hear_output(self, slot: Slot) -> bool:
+        """Passes on what a child writes and keeps its last lines; False at the end."""
+        data = os.read(slot.output, 65536)
+        with suppress(OSError):  # nobody reads it any more
+            sys.stderr.buffer.write(data)
+            sys.stderr.buffer.flush()
+        # A line may come in pieces; the last one kept is whole as soon as its end is there.
+        open_line = slot.lines.pop() if slot.lines and not slot.lines[-1].endswith(b"\n") else b""
+        slot.lines.extend((open_line + data).splitlines(keepends=True))
+        return bool(data)
 
     def _bury(self, slot: Slot) -> None:
         """Reports a dead child and plans its next start."""
@@ -162,37 +189,36 @@ class Supervisor:
         self._report(slot, cause, charge=True)
 
     def _forget(self, slot: Slot) -> None:
-        with suppress(BlockingIOError):
-            self._read_marks(slot, os.read(slot.marks, 65536))
-        if slot.marks in self._selector.get_map():
-            self._selector.unregister(slot.marks)
-        os.close(slot.marks)
+        for end, hear in ((slot.marks, self._hear_marks), (slot.output, self._hear_output)):
+            with suppress(BlockingIOError):
+                while hear(slot):
+                    pass
+            if end in self._selector.get_map():
+                self._selector.unregister(end)
+            os.close(end)
 
     def _report(self, slot: Slot, cause: str, charge: bool) -> None:
         if not slot.boot:
             return
         try:
-            self.broker.ring(
-                self.ledger.worker_died(slot.name, slot.boot, "crashed", f"the worker died: {cause}", charge)
-            )
+            log = b"".join(slot.lines).decode("utf-8", "replace")
+            said = f"the worker died: {cause}"
+            self.broker.ring(self.ledger.worker_died(slot.name, slot.boot, "crashed", said, charge, log))
         except FarmError as error:
             _log.warning("death_not_reported", worker=slot.name, error=error.code)
 
     def _drain(self) -> None:
         """Forwards SIGTERM, waits for the grace, kills what is left and gives back what it held."""
-        living = [slot for slot in self.slots if slot.process is not None]
-        for slot in living:
-            assert slot.process is not None  # noqa: S101
-            slot.process.terminate()
+        living = [(slot, slot.process) for slot in self.slots if slot.process is not None]
+        for _, process in living:
+            process.terminate()
         until = time.monotonic() + self.settings.drain_grace_s + KILL_MARGIN_S
-        for slot in living:
-            assert slot.process is not None  # noqa: S101
-            try:
-                slot.process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                slot.process.kill()
-                with suppress(subprocess.TimeoutExpired):
-                    slot.process.wait(KILL_MARGIN_S)
+        while any(process.poll() is None for _, process in living) and time.monotonic() < until:
+            self._listen(0.1)
+        for slot, process in living:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_MARGIN_S)
             self._forget(slot)
             self._report(slot, "drained", charge=False)
 

@@ -8,14 +8,18 @@ marks and starts it again.
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import hashlib
 import json
 import os
 import platform
 import signal
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,11 +31,12 @@ import structlog
 from celery.signals import worker_ready, worker_shutting_down
 
 from farm import __version__
+from farm.bell import Connection
 from farm.broker import RING, Broker, make_app
 from farm.catalog import Catalog
 from farm.errors import BadBlob, Failure, FarmError, InvalidJob, StageFailed, StaleToken, Unavailable
 from farm.image import hash_pixels, to_png
-from farm.job import canonical, stage_of, weights_of
+from farm.job import stage_of, weights_of
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.records import Claim, Commit
@@ -40,11 +45,15 @@ from farm.stage import Batch, Medium, Size, Stage, kinds
 from farm.store import Store
 from workers import codec, pipelines
 from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
+from workers.result import Result, publish, upload
+from workers.spool import Full, Spool
 from workers.supervisor import EX_TEMPFAIL, die_with_parent
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _LIBRARIES = ("torch", "diffusers", "transformers")
+PATIENCE_S = 10.0
+"""How long a child waits for one upload before it lets the spool go on with it, seconds: it costs the device's time."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Worker:
         self.boot = uuid.uuid4().hex
         self.catalog, self.ledger, self.store = Catalog.load(settings), Ledger(settings), Store(settings)
         self.broker, self.drain = Broker(settings), Drain(settings.drain_grace_s)
+        self.spool = Spool(settings, self.boot, self.ledger, self.store, self.drain, self.broker.ring)
         self.device, self._leave = "cpu", False
         self._consumer: Any = None
         self.running: Lease | None = None
@@ -115,10 +125,11 @@ class Worker:
     def answer(self) -> None:
         """One doorbell: claims what there is and runs it. Never raises for what a job did."""
         self.heard = time.monotonic()
-        if self.drain.asked:
+        # Without room for another result nothing is claimed; the reconciler rings again.
+        if self.drain.asked or self.spool.state:
             return
         try:
-            claims, more = self.ledger.claim(self.queues, self.name, self.boot, limit=1)
+            claims, more = self.ledger.claim(self.queues, self.name, self.boot, limit=1, keep=self.spool.tokens())
         except Unavailable as error:
             _log.warning("claim_failed", error=error.code)
             return
@@ -142,11 +153,11 @@ class Worker:
             with self._lock:
                 lease = self.running = Lease(self.ledger, claims, self.settings, self.drain, self.mark)
             try:
-                works = [Work.of(claim) for claim in claims]
                 if claims[0].publish:
-                    commits = [self._publish(work, json.loads(work.claim.input), lease) for work in works]
+                    commits = [_again(lease, partial(self._publish, claim)) for claim in claims]
+                    _, ready = _again(lease, lambda: self.ledger.commit(commits))
                 else:
-                    commits = self._make(works, lease)
+                    ready = self._deliver(self._make([Work.of(claim) for claim in claims], lease), lease)
             except BadBlob as error:
                 _log.warning("input_lost", exec=claims[0].exec, error=error.message)
                 return (
@@ -154,8 +165,7 @@ class Worker:
                     if len(claims) == 1
                     else self.ledger.fail(claims, Failure.TRANSIENT, error.code, error.message)
                 )
-            taken, ready = _again(lease, lambda: self.ledger.commit(commits))
-            _log.info("committed", queue=claims[0].queue, taken=sum(taken), seconds=round(time.monotonic() - began, 3))
+            _log.info("finished", queue=claims[0].queue, seconds=round(time.monotonic() - began, 3))
             return ready
         except (Cancelled, Drained) as stop:
             _log.info("stopped", queue=claims[0].queue, why=type(stop).__name__.lower())
@@ -188,8 +198,8 @@ class Worker:
             hint=f"run `farm models pull {checkpoint.name} --force` where they differ",
         )
 
-    def _make(self, works: Sequence[Work], lease: Lease) -> list[Commit]:
-        """Fetches, runs and stores: the commits of one pipeline call."""
+    def _make(self, works: Sequence[Work], lease: Lease) -> list[Result]:
+        """Fetches, runs and encodes: the results of one pipeline call."""
         first = works[0]
         self._check_weights(first)
         batch = Batch(
@@ -199,11 +209,12 @@ class Worker:
             negative_prompts=[work.stage.negative_prompt or "" for work in works],
             given=[self._fetch(work) for work in works],
             generators=[self._generator(work) for work in works],
+            frugal=any(work.claim.oom for work in works),
         )
         outputs = first.stage.run(self._pipes[first.claim.queue], batch, lease)
         lease.phase("upload")
         rows = enumerate(zip(works, outputs, strict=True))
-        return [self._store(work, output, batch, row, lease) for row, (work, output) in rows]
+        return [self._encode(work, output, batch, row) for row, (work, output) in rows]
 
     def _generator(self, work: Work) -> Any:
         seed = work.recipe["seed"]
@@ -233,8 +244,8 @@ class Worker:
         # No honest hand-off is larger than raw float32 pixels with a header.
         return self.store.get_blob(sha256, max_bytes=(1 << 16) + 16 * size.width * size.height)
 
-    def _store(self, work: Work, output: Any, batch: Batch, row: int, lease: Lease) -> Commit:
-        """Writes one output, and the results of the jobs that end with it; the commit that names them."""
+    def _encode(self, work: Work, output: Any, batch: Batch, row: int) -> Result:
+        """One output as bytes, and what the ledger will say of it."""
         made = [*(work.given or {}).get("made", []), self._made(row, len(batch.given))]
         found: dict[str, Any] = {"v": 1, "medium": batch.emits.value, "size": list(batch.size), "made": made}
         if batch.emits is Medium.LATENTS:
@@ -248,18 +259,58 @@ class Worker:
             found["pixels"] = hash_pixels(output)
             if codec.is_black(output):
                 found["tags"] = ["black"]
-        found |= {"bytes": len(data), "blob": _again(lease, lambda: self.store.put_blob(data, content_type))}
-        return self._publish(work, found, lease, data)
+        found |= {"bytes": len(data), "blob": hashlib.sha256(data).hexdigest()}
+        return Result(work.claim, found, content_type, data)
 
-    def _publish(self, work: Work, output: dict[str, Any], lease: Lease, made: bytes | None = None) -> Commit:
-        """Writes the readable result of every job that ends with `output`; the commit that says so."""
-        index, finishing = len(work.recipes) - 1, work.claim.finishing
-        if finishing:
-            data = made or self.store.get_blob(output["blob"], max_bytes=output["bytes"])
-            for job in finishing:
-                sidecar = {"job": job, "index": index, "output": output, "recipes": work.recipes}
-                _again(lease, partial(self.store.put_result, job, index, data, sidecar, output["blob"]))
-        return Commit(work.claim, canonical(output), finishing)
+    def _publish(self, claim: Claim) -> Commit:
+        """Writes the readable results of an output that is in the store already; the commit that says so."""
+        output = json.loads(claim.input)
+        return publish(self.store, claim, output, self.store.get_blob(output["blob"], max_bytes=output["bytes"]))
+
+    # ---------------------------------------------------------------------------------------- delivery
+
+    def _deliver(self, results: Sequence[Result], lease: Lease) -> set[str]:
+        """Uploads and commits `results`, or leaves them to the spool; the queues that have work now.
+
+        Where neither the servers nor the disk take them, it tries one after the other until one does.
+        """
+        try:
+            for attempt in stamina.retry_context(on=Full, attempts=None, timeout=None, wait_max=0.5):
+                with attempt:
+                    if attempt.num > 1 or not self.spool.away:
+                        try:
+                            return self._commit(results, lease)
+                        except Unavailable as error:
+                            _log.warning("not_delivered", error=error.message)
+                    # Told before the file is there: a child that dies now is no crash of the stage.
+                    lease.phase("spool")
+                    lease.renew()
+                    self.spool.put(results)
+                    lease.hand_over()
+                    return set()
+            raise AssertionError("the last try returns or raises")
+        finally:
+            self.spool.refused = ""
+
+    def _commit(self, results: Sequence[Result], lease: Lease) -> set[str]:
+        """Uploads and commits `results`; the queues made ready.
+
+        Raises:
+            Unavailable: the store or the ledger is away, or the upload took too long.
+        """
+        uploaded: Future[list[Commit]] = Future()
+        threading.Thread(target=_upload_all, args=(self.store, results, uploaded), daemon=True).start()
+        until = time.monotonic() + min(PATIENCE_S, self.settings.limits.upload_s)
+        while not uploaded.done():
+            lease.phase("upload")
+            if time.monotonic() > until:
+                # The thread goes on: what it still writes is what the spool writes too.
+                raise Unavailable("the store takes too long")
+            wait([uploaded], timeout=0.5)
+        taken, ready = self.ledger.commit(uploaded.result())
+        if not all(taken):
+            _log.warning("not_taken", queue=results[0].claim.queue, outputs=taken.count(False))
+        return ready
 
     def _made(self, row: int, bucket: int) -> dict[str, Any]:
         """What made an output: library versions, device type, and the place in its batch."""
@@ -278,10 +329,18 @@ class Worker:
         _log.error(
             "stage_failed", queue=claims[0].queue, failure=failure.value, code=code, exc_info=failure is Failure.CRASH
         )
-        ready = self._settle(lambda: self.ledger.fail(claims, failure, code, message))
-        # After a CUDA error the context is lost for good; only a new process heals it.
-        self._leave = self._leave or "CUDA error" in message
+        log = "" if isinstance(error, FarmError) else "".join(traceback.format_exception(error))
+        ready = self._settle(lambda: self.ledger.fail(claims, failure, code, message, log))
+        # After a CUDA error the context is lost for good, and whatever makes everything fail may be: only a new process
+        # heals it.
+        self._leave = self._leave or "CUDA error" in message or self._is_isolated()
         return ready
+
+    def _is_isolated(self) -> bool:
+        try:
+            return self.ledger.isolated(self.name) > 0
+        except Unavailable:
+            return False
 
     def _settle(self, call: Any) -> set[str]:
         """`call`, which settles claims; if the ledger is away or gave them to another, they are not ours to settle."""
@@ -313,7 +372,8 @@ class Worker:
                     with self._lock:
                         if self.running is None:
                             self.mark("idle", self.settings.limits.idle_s)
-                state = "draining" if self.drain.asked else "busy" if lease is not None else "idle"
+                state = self.spool.state or ("busy" if lease is not None else "idle")
+                state = "draining" if self.drain.asked else state
                 if state != shown or now - registered >= self.settings.beat_s:
                     self._register(state)
                     registered, shown = now, state
@@ -328,7 +388,7 @@ class Worker:
                 _log.error("deaf", queues=self.queues, reconnects=not hung_up)
                 if hung_up:
                     os._exit(EX_TEMPFAIL)
-                if self._consumer is not None:
+                with suppress(AttributeError):  # it has no connection now: it is making one
                     self._consumer.connection.transport.hang_up()
                 self.heard, hung_up = time.monotonic(), True
             stop.wait(period)
@@ -343,6 +403,7 @@ class Worker:
     def serve(self) -> None:
         """Registers, then answers doorbells until SIGTERM."""
         app = make_app(self.settings, self.queues)
+        app.amqp.Connection = Connection
         app.task(name=RING, ignore_result=True)(self.answer)
         worker_shutting_down.connect(lambda **_: self.drain.start(), weak=False)
         worker_ready.connect(self._listens, weak=False)
@@ -360,10 +421,19 @@ class Worker:
             "--without-heartbeat",
         ]
         app.worker_main([*options, "--loglevel=WARNING", f"--hostname={self.name}@%h"])
+        self.spool.close()
         stop.set()
         with suppress(Unavailable):
             self.ledger.unregister(self.name, self.boot)
         self.broker.close()
+
+
+def _upload_all(store: Store, results: Sequence[Result], uploaded: Future[list[Commit]]) -> None:
+    """Settles `uploaded` with the commits that name what the store has now, or with what went wrong."""
+    try:
+        uploaded.set_result([upload(store, result) for result in results])
+    except Exception as error:  # noqa: BLE001 — whoever waits for it raises it
+        uploaded.set_exception(error)
 
 
 def _again(lease: Lease, call: Callable[[], T]) -> T:
@@ -399,6 +469,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--marks", type=int, required=True, help="file descriptor for progress marks")
     given = parser.parse_args(argv)
     die_with_parent(given.parent, signal.SIGKILL)
+    # The stage runs in this thread alone; the others would push what matters out of the last lines.
+    faulthandler.enable(all_threads=False)
     settings = Settings.load()
     log_to_stderr(settings.log_level)
     os.set_blocking(given.marks, False)
@@ -406,6 +478,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         settings, given.name, given.queues.split(","), lambda phase, limit_s: _tell(given.marks, phase, limit_s)
     )
     _tell(given.marks, "boot", worker.boot)
+    # Before the pipelines: what the child's last life finished should not lapse while they load.
+    worker.spool.start()
     worker.load()
     worker.serve()
 

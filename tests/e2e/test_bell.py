@@ -128,6 +128,13 @@ def test_the_same_worker_outlives_what_is_no_doorbell(
     assert not (tmp_path / "run").exists()
 
 
+def test_celery_keeps_nothing_but_the_doorbells(farm: Farm, raw: redis.Redis) -> None:
+    works(farm, seed=99)
+    # No results, remote control, events, gossip or acknowledgements; only its empty default queue is always known
+    known = (b"{farm}:", b"farm:", b"_kombu.binding.celery", b"_kombu.binding_permanent.celery")
+    assert [key for key in raw.scan_iter() if not key.startswith(known)] == []  # type: ignore[union-attr]
+
+
 def test_a_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Bomb(tmp_path / "run"))).close()  # noqa: S301 — shows that the test above can fail
     assert (tmp_path / "run").exists()

@@ -84,6 +84,10 @@ class Faulty(Blank):
             threading.Event().wait(0.02)
             report.step(1, 2)
 
+    def decode(self, report):
+        report.phase("decode")
+        threading.Event().wait(5)
+
     def bug(self, report):
         raise ZeroDivisionError("a bug")
 
@@ -179,6 +183,14 @@ def test_one_death_costs_one_attempt(farm: Farm, tmp_path: Path) -> None:
     assert job.record.stages[1].crash == 1
 
 
+def test_a_silent_decode_keeps_its_lease(farm: Farm) -> None:
+    # Given a stage that says nothing for longer than a lease, and than a step may take
+    job = farm.render(chain=chain(how="decode"), seed=41).wait(60)
+    # Then
+    stage = job.record.stages[1]
+    assert (stage.attempt, stage.crash, stage.lapses) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_lost_input_is_made_again(rig: Rig, farm: Farm, damage: str) -> None:
     # Given a committed output that waits for its taker, behind a job that keeps the taker busy
@@ -224,23 +236,23 @@ def test_pause_lets_the_running_stage_commit_and_resume_goes_on(farm: Farm, tmp_
 
 
 def test_a_store_that_is_away_costs_no_attempt(rig: Rig, farm: Farm, tmp_path: Path) -> None:
-    # Given a worker that reaches the store through a proxy, and a stage that is about to end
+    # Given a worker that reaches the store through a proxy, and a stage before it that is about to end
     endpoint = rig.env["AWS_ENDPOINT_URL_S3"]
     proxy, gate = Proxy(int(endpoint.rpartition(":")[2])), tmp_path / "gate"
     added = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}", "FARM_LIMIT_UPLOAD_S": "1", **rig.plugin}
     behind = rig.supervise(["faulty.none2"], "behind", **added)
     rig.ready(3)
-    stages = [chain()["stages"][0], {"kind": "faulty", "checkpoint": "none2", "how": "wait", "gate": str(gate)}]
-    job = farm.render(chain={"stages": stages}, seed=40)
+    first, second = chain(how="wait", gate=str(gate))["stages"]
+    job = farm.render(chain={"stages": [first, second, {"kind": "faulty", "checkpoint": "none2"}]}, seed=40)
     until(lambda: job.record.stages[1].state == "running")
-    # When the store is away while it ends
+    # When the store is away while the worker wants its input
     proxy.cut()
     gate.touch()
-    until(lambda: job.record.stages[1].state == "backoff" or job.record.stages[1].attempt > 1)
+    until(lambda: job.record.stages[2].state == "backoff" or job.record.stages[2].attempt > 1)
     proxy.mend()
     # Then it is tried again until the store is back, and nobody is charged
     assert job.wait(120).results
-    stage = job.record.stages[1]
+    stage = job.record.stages[2]
     assert stage.attempt >= 2
     assert (stage.crash, stage.lapses) == (0, 0)
     behind.terminate()

@@ -77,6 +77,7 @@ def call(
     prompts: Sequence[str] = ("a red castle",),
     negatives: Sequence[str] = ("a blue cat",),
     report: Recorder | None = None,
+    frugal: bool = False,
 ) -> list[Any]:
     """The outputs of one call with one member per seed."""
     batch = Batch(
@@ -86,6 +87,7 @@ def call(
         negative_prompts=list(negatives) * (len(seeds) // len(negatives)),
         given=list(given) * (len(seeds) // len(given)),
         generators=[pipelines.generator(seed) for seed in seeds],
+        frugal=frugal,
     )
     return stage.run(pipe, batch, report or Recorder())
 

@@ -28,8 +28,12 @@ def test_every_stage_repeats_itself_on_the_device(
     # When it runs twice there, and once on the CPU, with the same noise
     (first,), (second,) = (call(stage, there, [given], emits=emits) for _ in range(2))
     (here,) = call(stage, pipe(stage), [given], emits=emits)
+    # And once with one model at a time on the device
+    (spared,) = call(stage, there, [given], emits=emits, frugal=True)
     # Then the device agrees with itself to the bit, and with the CPU but for rounding
     assert same(first, second)
+    assert same(first, spared)
+    assert there.unet.device.type == "cuda"
     if emits is Medium.LATENTS:
         assert torch.allclose(first.cpu(), here, atol=5e-2)
     else:

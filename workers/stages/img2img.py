@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.errors import FieldError
-from farm.stage import Batch, Medium, Report, Scheduler, Stage
+from farm.stage import Batch, Medium, Report, Scheduler, Stage, VaeTiling
 from workers import pipelines
 
 PIPELINE = "StableDiffusionImg2ImgPipeline"
@@ -37,6 +37,7 @@ class Img2Img(Stage):
     scheduler: Scheduler | None = Field(None, description="default: the checkpoint's own")
     eta: float = Field(0.0, ge=0, le=1, description="share of fresh noise in each step of DDIMScheduler")
     clip_skip: int | None = Field(None, ge=1, le=3, description="last layers of the text encoder to leave out")
+    vae_tiling: VaeTiling = False
 
     def check(self) -> Iterator[FieldError]:
         """At least one step is run, and `eta` goes with the one scheduler that knows it."""
@@ -59,6 +60,7 @@ class Img2Img(Stage):
             batch,
             report,
             self.num_inference_steps,
+            tiling=self.vae_tiling,
             image=pipelines.stacked(batch.given),
             strength=self.strength,
             guidance_scale=self.guidance_scale,

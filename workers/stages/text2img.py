@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.errors import FieldError
-from farm.stage import Batch, Medium, Report, Scheduler, Size, Stage
+from farm.stage import Batch, Medium, Report, Scheduler, Size, Stage, VaeTiling
 from workers import pipelines
 
 PIPELINE = "StableDiffusionPipeline"
@@ -31,6 +31,7 @@ class Text2Img(Stage):
     scheduler: Scheduler | None = Field(None, description="default: the checkpoint's own")
     eta: float = Field(0.0, ge=0, le=1, description="share of fresh noise in each step of DDIMScheduler")
     clip_skip: int | None = Field(None, ge=1, le=3, description="last layers of the text encoder to leave out")
+    vae_tiling: VaeTiling = False
 
     def output_size(self, given: Size | None, native: int) -> Size:  # noqa: ARG002
         """`width` × `height`, each by default the checkpoint's native side."""
@@ -52,6 +53,7 @@ class Text2Img(Stage):
             batch,
             report,
             self.num_inference_steps,
+            tiling=self.vae_tiling,
             width=batch.size.width,
             height=batch.size.height,
             guidance_scale=self.guidance_scale,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.errors import FieldError
-from farm.stage import Batch, Medium, Report, Scheduler, Stage
+from farm.stage import Batch, Medium, Report, Scheduler, Stage, VaeTiling
 from workers import pipelines
 
 PIPELINE = "StableDiffusionUpscalePipeline"
@@ -42,6 +42,7 @@ class Upscale(Stage):
     scheduler: Scheduler | None = Field(None, description="default: the checkpoint's own")
     eta: float = Field(0.0, ge=0, le=1, description="share of fresh noise in each step of DDIMScheduler")
     clip_skip: int | None = Field(None, ge=1, le=3, description="last layers of the text encoder to leave out")
+    vae_tiling: VaeTiling = False
 
     def check(self) -> Iterator[FieldError]:
         """`eta` goes with the one scheduler that knows it."""
@@ -59,6 +60,7 @@ class Upscale(Stage):
             batch,
             report,
             self.num_inference_steps,
+            tiling=self.vae_tiling,
             image=list(batch.given),
             guidance_scale=self.guidance_scale,
             noise_level=self.noise_level,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from farm.stage import Batch, Medium, Report, Stage
+from farm.stage import Batch, Medium, Report, Stage, VaeTiling
 from workers import pipelines
 
 PIPELINE = "StableDiffusionLatentUpscalePipeline"
@@ -36,6 +36,7 @@ class UpscaleLatent(Stage):
         le=30,
         description="0 ignores the prompt, up to 1 also the negative prompt; more follows it closely at twice the cost",
     )
+    vae_tiling: VaeTiling = False
 
     def load(self, checkpoint: pipelines.Files, device: str) -> Any:
         """A `StableDiffusionLatentUpscalePipeline`."""
@@ -49,6 +50,7 @@ class UpscaleLatent(Stage):
             batch,
             report,
             self.num_inference_steps,
+            tiling=self.vae_tiling,
             image=pipelines.stacked(batch.given),
             guidance_scale=self.guidance_scale,
         )

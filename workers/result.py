@@ -1,0 +1,105 @@
+"""What did a stage make, how does it get to the farm, and how does it lie on a disk until then?
+
+A file holds one result: the SHA-256 of its second line, then that line, which is JSON (claim, output, content type),
+then the bytes, whose SHA-256 the output names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from farm.job import canonical
+from farm.records import Claim, Commit
+from farm.store import Store
+
+FORMAT = 1
+"""Version of the files."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage made, before the farm has it. `output` is what the ledger will say of `data`."""
+
+    claim: Claim
+    output: dict[str, Any]
+    content_type: str
+    data: bytes
+
+
+def upload(store: Store, result: Result) -> Commit:
+    """Writes a result's bytes, then what `publish` writes; the commit that names them. Raises as `Store.put_blob`."""
+    store.put_blob(result.data, result.content_type)
+    return publish(store, result.claim, result.output, result.data)
+
+
+def publish(store: Store, claim: Claim, output: dict[str, Any], data: bytes) -> Commit:
+    """Writes the readable result of every job that ends with `output`; the commit that says so.
+
+    Raises:
+        Unavailable: the store does not answer.
+    """
+    recipes = json.loads(claim.payload)["recipes"]
+    for job in claim.finishing:
+        sidecar = {"job": job, "index": len(recipes) - 1, "output": output, "recipes": recipes}
+        store.put_result(job, len(recipes) - 1, data, sidecar, output["blob"])
+    return Commit(claim, canonical(output), claim.finishing)
+
+
+def pieces(result: Result) -> tuple[bytes, bytes]:
+    """The file of `result` in two pieces: what it is, and its bytes."""
+    about = {"v": FORMAT, "claim": asdict(result.claim), "output": result.output, "content_type": result.content_type}
+    header = json.dumps(about).encode()
+    return hashlib.sha256(header).hexdigest().encode() + b"\n" + header + b"\n", result.data
+
+
+def write(path: Path, pieces: Sequence[bytes]) -> None:
+    """Writes a file that is whole and on the disk when it appears under its name. Raises OSError and leaves nothing."""
+    partial = path.with_suffix(".tmp")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Result:
+    """The result in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not what was written, or not by a build that wrote it as this one does.
+    """
+    with path.open("rb") as file:
+        claim, about = read_header(file)
+        data = file.read()
+    if hashlib.sha256(data).hexdigest() != about["output"]["blob"]:
+        raise ValueError("the bytes of a spooled result are not those that were written")
+    return Result(claim, about["output"], about["content_type"], data)
+
+
+def read_header(file: BinaryIO) -> tuple[Claim, dict[str, Any]]:
+    """The claim at the head of a file, and all that stands there. Raises as `read`."""
+    digest, header = file.readline().rstrip(b"\n"), file.readline().rstrip(b"\n")
+    if hashlib.sha256(header).hexdigest().encode() != digest:
+        raise ValueError("the head of a spooled result is not what was written")
+    about = json.loads(header)
+    if about["v"] != FORMAT or about["claim"].keys() != Claim.__dataclass_fields__.keys():
+        raise ValueError("a spooled result of another build")
+    lists = {name: tuple(about["claim"][name]) for name in ("waiters", "finishing")}
+    return Claim(**{**about["claim"], **lists}), about
