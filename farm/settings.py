@@ -136,15 +136,15 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, url: SecretStr) -> SecretStr:
-        if not re.match(r"(rediss?|unix)://", url.get_secret_value()):
-            raise ValueError("a URL that begins with redis://, rediss:// or unix://")
+        if not re.match(r"rediss?://", url.get_secret_value()):
+            raise ValueError("a URL that begins with redis:// or rediss://")
         parts = urlsplit(url.get_secret_value())
         try:
             _ = parts.port
         except ValueError:
             # What Python says of it would show a part of the password.
             raise ValueError("not a URL: in a password, write / as %2F, : as %3A, @ as %40, # as %23") from None
-        if parts.fragment or (parts.scheme != "unix" and not re.fullmatch(r"/?\d*", parts.path)):
+        if parts.fragment or not re.fullmatch(r"/?\d*", parts.path):
             raise ValueError("a URL that ends in the number of the database, such as /0")
         for name, value in parse_qsl(parts.query):
             if not name.startswith("ssl_"):

@@ -37,7 +37,7 @@ ALIASES = {
 }
 """Words people know from other programs, taken at the edge for the field's own."""
 
-Prompt = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+Prompt = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 """Up to 2,000 characters without control characters (but tab and newline) or lone surrogates."""
 
 Scheduler = Literal[

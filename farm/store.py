@@ -38,7 +38,7 @@ class Store:
     """The farm's artifacts. One per process: its client is shared by threads, not by forks.
 
     With `patience_s` a request to a silent server ends after so many seconds, instead of three long tries. A server
-    that takes a large body slowly is not silent.
+    may take a large body slowly, but has to answer soon after its last byte.
     """
 
     def __init__(self, settings: Settings, patience_s: float | None = None) -> None:

@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
         ({"stages": ["text2img"]}, "unknown_kind", "stages.0.kind", "a stage is a mapping"),
         ({"stages": [{}]}, "unknown_kind", "stages.0.kind", "missing"),
         ({"stages": [{**TEXT, "stepz": 4}]}, "unknown_field", "stages.0.stepz", "did you mean steps"),
-        ({"stages": [{**TEXT, "width": 63}]}, "bad_size", "stages.0.width", "56 or 64"),
+        ({"stages": [{**TEXT, "width": 63}]}, "bad_size", "stages.0.width", "such as 64"),
         ({"stages": [{**TEXT, "width": -8}]}, "bad_size", "stages.0.width", "greater"),
         ({"stages": [{**TEXT, "guidance_scale": float("nan")}]}, "invalid_field", "stages.0.guidance_scale", "finite"),
         ({"stages": [{**TEXT, "steps": True}]}, "invalid_field", "stages.0.num_inference_steps", "integer"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import socket
 import struct
@@ -19,7 +18,7 @@ import redis
 from PIL import Image
 from pydantic import SecretStr
 
-from farm.client import PATIENCE_S, Farm
+from farm.client import Farm
 from farm.errors import Failure, FarmError, Unavailable
 from farm.settings import Settings
 from farm.store import Store
@@ -37,19 +36,18 @@ SLOW_S = 5.0
 class Line:
     """A TCP line to 127.0.0.1:`target` whose replies can be troubled, from the first request that holds `since` on.
 
-    `take_s`: each piece of a request is carried so much later. `hush`: no reply comes. `delay_s`: each comes so much
+    `hush`: no reply comes. `delay_s`: each comes so much
     later. `cut`: half a reply comes, then a reset; so many times.
     `says` is what it answers instead of the target: always, or once it has cut.
     """
 
     def __init__(
-        self, target: int, since: bytes = b"", take_s: float = 0, hush: bool = False, delay_s: float = 0, cut: int = 0,
+        self, target: int, since: bytes = b"", hush: bool = False, delay_s: float = 0, cut: int = 0,
         says: bytes = b"",
     ) -> None:  # fmt: skip
         self._target, self._since, self._hush, self._delay_s = target, since, hush, delay_s
-        self._take_s, self._cut, self._says = take_s, cut, says
+        self._cut, self._says = cut, says
         self._door = socket.create_server(("127.0.0.1", 0))
-        self._door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 15)  # what is on the way is not there yet
         self._sockets = [self._door]
         self.port = int(self._door.getsockname()[1])
         self._start(self._accept)
@@ -82,7 +80,6 @@ class Line:
                 seen = seen[-len(self._since) :] + data
                 if self._since in seen:
                     troubled.set()
-                threading.Event().wait(self._take_s)
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
@@ -410,15 +407,3 @@ def test_a_wrong_s3_key_is_told_in_time_and_leaves_no_trace(place: Place, run: R
     assert (error.code, data["code"]) == ("unavailable", "unavailable")
     assert "AWS_SECRET_ACCESS_KEY" in error.hint
     assert place.trace() == before
-
-
-def test_an_upload_may_take_longer_than_a_silence(place: Place) -> None:
-    # Given a slow line, and so much to upload that it lasts longer than a submit waits for an answer
-    port, data = int(str(place.farm.settings.s3_endpoint).rpartition(":")[2]), os.urandom(12 << 20)
-    with opened(port, take_s=0.003) as slow, Farm(place.through(s3_endpoint=f"http://127.0.0.1:{slow}")) as farm:
-        began = time.monotonic()
-        # When
-        sha256 = farm.inbox.put_blob(data, "image/png")
-    # Then
-    assert time.monotonic() - began > PATIENCE_S
-    assert place.store.get_blob(sha256, len(data)) == data

@@ -70,6 +70,33 @@ def test_a_wrong_value_names_its_variable(name: str, value: str, monkeypatch: py
     assert re.match(rf"{name}: ", info.value.message)
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://:SECRET@h:6379/0", "begins with redis://"),
+        ("redis://:SECRET/b@h:6379/0", "%2F"),
+        ("redis://:a/SECRET@h:6379/0", "%2F"),
+        ("redis://:1/SECRET@h:6379/0", "number of the database"),
+        ("redis://:a#SECRET@h:6379/0", "%23"),
+        ("redis://:1#SECRET@h:6379/0", "number of the database"),
+        ("redis://:1?SECRET=b@h:6379/0", "TLS only"),
+        ("redis://h:SECRET/0", "not a URL"),
+        ("redis://h:6379/SECRET", "number of the database"),
+        ("redis://h:6379/0?password=SECRET", "TLS only"),
+        ("rediss://h:6379/0?ssl_ca_certs=/SECRET", "no file of the name that ssl_ca_certs gives"),
+    ],
+)
+def test_a_redis_url_that_cannot_be_meant_is_refused_untold(
+    url: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARM_REDIS_URL", url)
+    with pytest.raises(InvalidJob) as info:
+        Settings.load()
+    assert info.value.message.startswith("FARM_REDIS_URL: ")
+    assert told in info.value.message
+    assert "SECRET" not in repr(info.value) + info.value.hint
+
+
 def test_a_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARM_LEASE_S", "12.5")
     assert Settings.load().lease_s == 12.5

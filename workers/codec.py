@@ -25,6 +25,8 @@ FORMAT = "latent-farm/1"
 TENSOR = "latents"
 MAX_HEADER_BYTES = 65536
 """Largest safetensors header that is read; ours has about 200 bytes."""
+MAX_ABS = 1000.0
+"""Largest value in latents. Trained VAEs give values within about ±30; what is far beyond is damage, not a picture."""
 DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 """Pipeline dtypes with safetensors' name and the bytes per element."""
 
@@ -43,6 +45,8 @@ def encode_latents(latents: torch.Tensor, space: str, channels: int, factor: int
         raise StageFailed(f"latents are [{channels}, height, width] {dtype} here, not {found}", code="bad_output")
     if not bool(torch.isfinite(latents).all()):
         raise StageFailed(code="nan_output")
+    if bool((latents.abs() > MAX_ABS).any()):
+        raise StageFailed(f"latents go beyond ±{MAX_ABS:.0f}", code="bad_output")
     metadata = {"space": space, "factor": str(factor), "scaled": "true", "format": FORMAT}
     return bytes(save({TENSOR: latents.cpu().contiguous()}, metadata=metadata))
 
@@ -58,8 +62,8 @@ def decode_latents(data: bytes, space: str, shape: tuple[int, int, int], dtype: 
     start = _checked_header(data, space, shape, dtype)
     # A copy: a tensor over immutable bytes would be undefined behaviour as soon as somebody writes to it.
     latents = torch.frombuffer(bytearray(data[start:]), dtype=getattr(torch, dtype)).reshape(shape)
-    if not bool(torch.isfinite(latents).all()):
-        raise BadBlob("the latents hold NaN or infinite values")
+    if not bool((latents.abs() <= MAX_ABS).all()):
+        raise BadBlob(f"the latents hold NaN, or values beyond ±{MAX_ABS:.0f}")
     return latents
 
 
