@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import time
 import uuid
 from contextlib import suppress
 from typing import Any
@@ -17,7 +18,7 @@ import kombu
 import structlog
 from kombu.transport import redis as stock
 from kombu.transport.virtual.base import Empty
-from redis.exceptions import ResponseError
+from redis.exceptions import ConnectionError, ResponseError
 
 from farm.broker import RING
 
@@ -29,8 +30,20 @@ _NO_ARGUMENTS = base64.b64encode(
 ).decode()
 
 
+class QoS(stock.QoS):
+    """Nothing is acknowledged, so nothing is ever to be restored."""
+
+    def restore_visible(self, *_: Any, **__: Any) -> None:
+        """Does nothing."""
+
+
 class Channel(stock.Channel):
-    """A channel that survives whatever lies in a list."""
+    """A channel that survives whatever lies in a list, and looks at no other key."""
+
+    QoS = QoS
+
+    def _queue_bind(self, *_: Any) -> None:
+        """Queues are reached by their names alone."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -38,8 +51,13 @@ class Channel(stock.Channel):
         except (ValueError, RecursionError) as error:
             _log.warning("no_doorbell", why=type(error).__name__)
         except ResponseError as error:
-            # The key holds no list. Whoever looks at it next (`Broker.outstanding`) replaces it.
-            _log.warning("no_doorbell", why=str(error).partition(" ")[0])
+            if not str(error).startswith("WRONGTYPE"):
+                # As if the connection were lost: it is made anew, with a pause.
+                self.client.connection.disconnect()
+                raise ConnectionError(str(error)) from error
+            # The key holds no list. Whoever looks at it next (`Broker.outstanding`) replaces it, once a second.
+            _log.warning("no_doorbell", why="the key holds no list")
+            time.sleep(0.1)
         raise Empty
 
 
@@ -60,7 +78,7 @@ class Transport(stock.Transport):
         A half-open connection never ends by itself, and its consumer would wait on it for ever.
         """
         for sock in list(self.cycle._chan_to_sock.values()):
-            with suppress(OSError):
+            with suppress(OSError, AttributeError):
                 sock.shutdown(socket.SHUT_RDWR)
 
 

@@ -52,6 +52,8 @@ def make_app(settings: Settings, queues: Iterable[str] = ()) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 5,
             "retry_on_timeout": False,
+            # One list per queue: the ledger knows the priorities.
+            "priority_steps": [0],
             # kombu's own bookkeeping, under the farm's names: it keeps nothing there, but asks.
             **{f"{key}_key": f"{settings.namespace}:{key}" for key in ("unacked", "unacked_index", "unacked_mutex")},
         },

@@ -26,8 +26,6 @@ from farm.stage import Size, kinds
 from farm.store import Store
 
 ImageSource = str | Path | bytes
-MOST_QUARANTINED = 10000
-"""How many of the quarantined are looked through for one name."""
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
@@ -295,26 +293,31 @@ class Farm:
 
     def quarantined(self, limit: int = 100) -> list[Quarantined]:
         """What is in quarantine, the newest first."""
-        return self.ledger.quarantined(limit)
+        return self.ledger.quarantined(self.ledger.quarantine(limit))
 
-    def quarantined_as(self, name: str) -> Quarantined:
-        """The one whose recipe begins with `name` (4 or more characters), or that ended the job `name`.
+    def quarantine_of(self, name: str) -> str:
+        """The quarantined recipe that begins with `name` (4 or more characters), or that ended the job `name`.
 
         Raises NotFound.
         """
-        found = self.quarantined(limit=MOST_QUARANTINED)
-        matching = [one for one in found if len(name) >= 4 and one.exec.startswith(name)]
+        matching = [one for one in self.ledger.quarantine() if len(name) >= 4 and one.startswith(name)]
         if not matching:
             record = self.job(name).record
-            matching = [one for one in found if one.exec == record.stages[record.at].exec]
-        if len(matching) != 1:
-            raise NotFound(f"{'more than one' if matching else 'nothing'} in quarantine is called {name!r}")
+            matching = [record.stages[record.at].exec]
+        if len(matching) > 1:
+            raise NotFound(f"more than one in quarantine begins with {name!r}")
         return matching[0]
 
     def retry_quarantined(self, exec: str) -> list[str]:
-        """Queues all jobs that the quarantine of `exec` ended again, and says which."""
-        retried = []
-        for job in self.ledger.quarantined_jobs(exec):
+        """Queues all jobs that the quarantine of `exec` ended again, and says which; those retried before stay so.
+
+        Raises:
+            NotFound: it ended none, or all have been retried.
+        """
+        waiting, retried = self.ledger.quarantined_jobs(exec), []
+        if not waiting:
+            raise NotFound(f"no job is held by a quarantine of {exec[:12]}")
+        for job in waiting:
             with suppress(Conflict, NotFound):  # retried by somebody else, or past its retention
                 self.broker.ring(self.ledger.retry(job))
                 retried.append(job)

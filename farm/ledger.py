@@ -358,9 +358,17 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------------- quarantine
 
-    def quarantined(self, limit: int = 100) -> list[Quarantined]:
-        """The executions in quarantine, newest first."""
-        return [read_quarantined(row) for row in self._call("quarantined", limit)]
+    def quarantine(self, limit: int = 0) -> list[str]:
+        """The names of the executions in quarantine, newest first; all of them for 0."""
+        return list(self._server.run("ZREVRANGE", "quarantine", "0", str(limit - 1)))
+
+    def quarantined(self, execs: Sequence[str]) -> list[Quarantined]:
+        """Those of `execs` that are in quarantine, in the order given."""
+        found: list[Quarantined] = []
+        for start in range(0, len(execs), CHUNK):
+            chunk = execs[start : start + CHUNK]
+            found += [read_quarantined(row) for row in self._call("quarantined", len(chunk), *chunk)]
+        return found
 
     def attempts(self, exec: str) -> list[Attempt]:
         """The last ten failed attempts at an execution, oldest first."""
@@ -376,7 +384,7 @@ class Ledger:
         Raises:
             NotFound: it is not in quarantine.
         """
-        self._call("drop", exec)
+        self._call("drop", exec, secrets.token_hex(8))
 
     # -------------------------------------------------------------------------------------------------- the reconciler
 

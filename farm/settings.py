@@ -98,7 +98,10 @@ class Settings(BaseSettings):
         3, ge=1, description="different stages in a row that fail on one worker before it is given nothing for a while"
     )
     isolate_s: float = Field(
-        10, gt=0, description="first pause of such a worker; doubles up to 60 times it until a stage succeeds, seconds"
+        10,
+        gt=0,
+        le=1440,
+        description="first pause of such a worker; doubles up to 60 times it until a stage succeeds, seconds",
     )
     backoff_s: float = Field(
         1, gt=0, description="first back-off after a transient failure; doubles, with full jitter, seconds"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from farm.catalog import LOCK, Catalog, Lock
-from farm.chain import Chain, override, parse_chain, read_chain_file
+from farm.chain import MAX_DEPTH, MAX_NODES, Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
-from farm.job import InputImage, canonical, make_job, new_id, plan, stage_seed
+from farm.job import InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, kinds
 
@@ -135,7 +135,11 @@ def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
         ({"stages": [{}]}, "unknown_kind", "stages.0.kind", "missing"),
         ({"stages": [{**TEXT, "stepz": 4}]}, "unknown_field", "stages.0.stepz", "did you mean steps"),
         ({"stages": [{**TEXT, "width": 63}]}, "bad_size", "stages.0.width", "such as 64"),
+        ({"stages": [{**TEXT, "width": 68}]}, "bad_size", "stages.0.width", "such as 64 or 72"),
+        ({"stages": [{**TEXT, "height": 90}]}, "bad_size", "stages.0.height", "such as 88 or 96"),
+        ({"stages": [{**TEXT, "width": 9001}]}, "bad_size", "stages.0.width", "such as 2048"),
         ({"stages": [{**TEXT, "width": -8}]}, "bad_size", "stages.0.width", "greater"),
+        ({"stages": [{**TEXT, "height": 4096}]}, "bad_size", "stages.0.height", "less"),
         ({"stages": [{**TEXT, "guidance_scale": float("nan")}]}, "invalid_field", "stages.0.guidance_scale", "finite"),
         ({"stages": [{**TEXT, "steps": True}]}, "invalid_field", "stages.0.num_inference_steps", "integer"),
         ({"stages": [{**TEXT, "steps": "7"}]}, "invalid_field", "stages.0.num_inference_steps", "integer"),
@@ -152,7 +156,9 @@ def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
         ({"stages": [{**REDRAW, "strength": 0.1, "steps": 5}]}, "no_steps", "stages.0.strength", "0.2"),
         ({"stages": [TEXT], "seed": 2**53}, "invalid_field", "seed", "less than or equal"),
         ({"stages": [TEXT], "seed": -1}, "invalid_field", "seed", "greater"),
-        ({"stages": [TEXT], "prompt": "a\x00b"}, "invalid_field", "prompt", "control"),
+        ({"stages": [TEXT], "fit": "crop"}, "invalid_field", "fit", "'cover'"),
+        ({"stages": [TEXT], "\ud800": 1}, "invalid_field", "chain", "unicode"),
+        ({"stages": [TEXT], "prompt": "a\x00b"}, "invalid_field", "prompt", "prompt: no control"),
         ({"stages": [TEXT], "prompt": "\ud800"}, "invalid_field", "prompt", "unicode"),
         ({"stages": [TEXT], "prompt": "a" * 2001}, "invalid_field", "prompt", "2000"),
         ({"stages": [TEXT], "webhook": "http://127.0.0.1"}, "unknown_field", "webhook", "no such field"),
@@ -195,6 +201,40 @@ def test_bad_chain_files_are_refused(tmp_path: Path, name: str, text: str | None
     assert info.value.code == "bad_file"
 
 
+def read_yaml(folder: Path, text: str) -> dict[str, Any]:
+    (folder / "c.yaml").write_text(text)
+    return read_chain_file(folder / "c.yaml")
+
+
+def test_a_yaml_file_may_hold_so_much_and_no_more(tmp_path: Path) -> None:
+    # A mapping, its key and its list are three entries.
+    most = MAX_NODES - 3
+    assert read_yaml(tmp_path, f"a: [{'1,' * most}]") == {"a": [1] * most}
+    with pytest.raises(InvalidJob, match="within each other"):
+        read_yaml(tmp_path, f"a: [{'1,' * (most + 1)}]")
+
+
+@pytest.mark.parametrize("before", ["", "1, "])
+def test_a_yaml_file_may_be_so_deep_and_no_deeper(tmp_path: Path, before: str) -> None:
+    # Each list holds a number and the next list; the mapping and the last list's number are two levels more.
+    deepest = MAX_DEPTH - 2
+    read_yaml(tmp_path, "a: [[1], [1], " + f"[{before}" * (deepest - 1) + "1" + "]" * deepest)
+    with pytest.raises(InvalidJob, match="within each other"):
+        read_yaml(tmp_path, "a: [[1], [1], " + f"[{before}" * deepest + "1" + "]" * (deepest + 1))
+
+
+def test_what_a_merge_brings_in_may_be_given_again(tmp_path: Path) -> None:
+    stages = "stages: [&a {kind: text2img, steps: 3}, &b {kind: text2img, eta: 0.5}, {<<: *a, <<: *b, steps: 4}]"
+    assert read_yaml(tmp_path, stages)["stages"][2] == {"kind": "text2img", "steps": 4, "eta": 0.5}
+
+
+def test_a_long_name_is_told_in_short() -> None:
+    with pytest.raises(InvalidJob) as info:
+        parse_chain({"stages": [TEXT], "x" * 1000: 1})
+    (found,) = info.value.errors
+    assert (found.loc, found.msg, found.code) == ("x" * 100, "no such field", "unknown_field")
+
+
 def test_json_and_yaml_chain_files_mean_the_same(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps({"prompt": "a cat", "stages": HIRES}))
     (tmp_path / "c.yaml").write_text(
@@ -222,10 +262,25 @@ def test_overrides_reach_every_stage_that_has_the_field_or_one() -> None:
     # Then
     assert all(stage["num_inference_steps"] == 3 for stage in changed)
     assert changed[1]["strength"] == 0.9
-    with refused("unknown_field", "0.strength"):
-        override(HIRES, {"0.strength": 0.9})
-    with refused("unknown_field", "9.steps"):
-        override(HIRES, {"9.steps": 9})
+    for nowhere in ("0.strength", "9.steps", "1.strength.x", "lora.scale", "1", "1."):
+        with refused("unknown_field", nowhere, "no stage of this chain has this parameter"):
+            override(HIRES, {nowhere: 0.9})
+
+
+def test_an_override_takes_the_place_of_the_alias_that_was_written() -> None:
+    (changed,) = override([{**TEXT, "steps": 9, "cfg_scale": 2.0}], {"num_inference_steps": 3})
+    assert changed == {**TEXT, "cfg_scale": 2.0, "num_inference_steps": 3}
+
+
+def test_a_size_is_set_where_the_chain_begins() -> None:
+    assert override([TEXT, REDRAW], {"width": 128, "height": 64}) == [{**TEXT, "width": 128, "height": 64}, REDRAW]
+
+
+@pytest.mark.parametrize(
+    ("stages", "multiple"), [([REDRAW], 8), ([REDRAW, X2], 32), ([REDRAW, X2, X4], 32), ([X4, REDRAW, X2], 8)]
+)
+def test_an_input_image_fits_all_stages(stages: list[dict[str, Any]], multiple: int) -> None:
+    assert input_multiple(chain(*stages)) == multiple
 
 
 def test_presets_are_possible(catalog: Catalog, here: Settings) -> None:
@@ -235,6 +290,55 @@ def test_presets_are_possible(catalog: Catalog, here: Settings) -> None:
 
 
 class TestRecipes:
+    def test_a_recipe_says_all_that_decides_the_output(self, catalog: Catalog, here: Settings) -> None:
+        # Given
+        image = InputImage(sha256="a" * 64, width=64, height=64)
+        asked = chain({**REDRAW, "steps": 4, "prompt": "a pear", "seed": 5}, X4, seed=7, negative_prompt="blur")
+        # When
+        first, last = (job := make_job(asked, catalog, here, image=image)).recipes
+        # Then
+        assert first == {
+            "kind": "img2img",
+            "version": 1,
+            "parameters": {
+                "prompt": "a pear",
+                "negative_prompt": "blur",
+                "strength": 0.5,
+                "num_inference_steps": 4,
+                "guidance_scale": 7.5,
+                "scheduler": "checkpoint",
+                "eta": 0.0,
+                "clip_skip": None,
+            },
+            "checkpoint": {
+                "name": "tiny",
+                "manifest": catalog.lock(catalog.checkpoints["tiny"]).manifest,
+                "variant": None,
+                "dtype": "float32",
+                "space": "tiny",
+            },
+            "seed": 5,
+            "size": [64, 64],
+            "emits": "image",
+            "exact": False,
+            "given": {"image": "a" * 64},
+        }
+        assert (last["given"], last["seed"], last["size"]) == (job.keys[0], stage_seed(7, 1), [256, 256])
+        assert (last["parameters"]["prompt"], last["parameters"]["negative_prompt"]) == ("a red apple", "blur")
+
+    def test_a_recipe_read_back_is_the_same_recipe(self, catalog: Catalog, here: Settings) -> None:
+        image = InputImage(sha256="a" * 64, width=64, height=64)
+        for stages, given in (([{**TEXT, "width": 128, "height": 64}, *HIRES[1:]], None), ([REDRAW, X2], image)):
+            job = make_job(chain(*stages, seed=7, negative_prompt="blur"), catalog, here, image=given)
+            again = parse_chain({"stages": [stage_of(recipe) for recipe in job.recipes]})
+            assert make_job(again, catalog, here, image=given).keys == job.keys
+
+    def test_a_recipe_of_an_unknown_kind_is_refused(self, catalog: Catalog, here: Settings) -> None:
+        (recipe,) = make_job(chain(TEXT), catalog, here).recipes
+        with pytest.raises(InvalidJob, match="no stage of the kind paint is installed") as info:
+            stage_of({**recipe, "kind": "paint"})
+        assert info.value.code == "unknown_kind"
+
     def keys(self, catalog: Catalog, here: Settings, *stages: dict[str, Any], **fields: Any) -> tuple[str, ...]:
         return make_job(chain(*stages, **{"seed": 7, **fields}), catalog, here).keys
 
@@ -295,6 +399,7 @@ class TestRecipes:
     def test_no_recipe_or_payload_holds_the_job(self, catalog: Catalog, here: Settings) -> None:
         job = make_job(chain(*HIRES), catalog, here, idempotency_key="mine")
         for index in range(4):
+            assert json.loads(job.payload(index)) == {"v": 1, "recipes": list(job.recipes[: index + 1])}
             assert job.id not in job.payload(index)
             assert "mine" not in job.payload(index)
 
@@ -302,6 +407,8 @@ class TestRecipes:
         jobs = [make_job(chain(*HIRES, seed=7, reuse=False), catalog, here) for _ in range(2)]
         assert jobs[0].keys == jobs[1].keys == self.keys(catalog, here, *HIRES)
         assert not {jobs[0].execution(i) for i in range(4)} & {jobs[1].execution(i) for i in range(4)}
+        shared = make_job(chain(*HIRES, seed=7), catalog, here)
+        assert tuple(shared.execution(i) for i in range(4)) == shared.keys
 
     def test_unpulled_checkpoints_are_refused_with_the_command(self, catalog: Catalog, here: Settings) -> None:
         catalog.lock_path(catalog.checkpoints["tiny"]).unlink()
@@ -320,6 +427,8 @@ class TestSeeds:
         assert seeds[1:] == [stage_seed(7, index) for index in (1, 2, 3)]
         assert len(set(seeds)) == 4
         assert all(0 <= seed <= MAX_SEED for seed in seeds)
+        # What old pictures were made with stays as it is.
+        assert stage_seed(7, 1) == 7586741312996310
 
     def test_a_stage_s_own_seed_wins(self, catalog: Catalog, here: Settings) -> None:
         job = make_job(chain(TEXT, {**REDRAW, "seed": 99}, seed=7), catalog, here)
@@ -339,7 +448,9 @@ class TestSeeds:
 def test_the_largest_numbers_survive_the_spec(catalog: Catalog, here: Settings) -> None:
     job = make_job(chain(TEXT, seed=MAX_SEED), catalog, here)
     assert json.loads(job.spec)["chain"]["seed"] == MAX_SEED
-    assert canonical({"a": [], "b": MAX_SEED}) == '{"a":[],"b":9007199254740991}'
+    assert canonical({"b": MAX_SEED, "a": [], "ü": "ß"}) == '{"a":[],"b":9007199254740991,"ü":"ß"}'
+    with pytest.raises(ValueError, match="not JSON"):
+        canonical(float("nan"))
 
 
 def test_ids_sort_by_time_and_are_version_7() -> None:

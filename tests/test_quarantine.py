@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from farm.client import Farm
 from farm.errors import Failure, NotFound
 from farm.ledger import Beat, Commit, Ledger
 from farm.settings import Settings
@@ -75,7 +76,7 @@ def test_a_log_is_kept_from_its_end(ledger: Ledger) -> None:
 def test_the_list_says_what_is_in_quarantine_and_how_many_jobs_it_ended(ledger: Ledger) -> None:
     poison(ledger, "a", "b")
     submit(ledger, job("c", "k"))  # a recipe that is in quarantine already
-    (found,) = ledger.quarantined()
+    (found,) = ledger.quarantined(ledger.quarantine())
     assert (found.exec, found.queue, found.code, found.message) == ("k", "q0", "internal", "died on w3")
     assert (found.attempts, found.payload, found.jobs) == (3, "payload of k", 3)
     assert ledger.quarantined_jobs("k") == ["a", "b", "c"]
@@ -84,7 +85,7 @@ def test_the_list_says_what_is_in_quarantine_and_how_many_jobs_it_ended(ledger: 
 def test_a_retried_job_leaves_the_list_and_the_others_follow(ledger: Ledger) -> None:
     poison(ledger, "a", "b")
     ledger.retry("a")
-    assert ledger.quarantined() == []
+    assert ledger.quarantine() == []
     assert ledger.attempts("k") == []
     assert ledger.quarantined_jobs("k") == ["b"]
     ledger.retry("b")
@@ -95,7 +96,7 @@ def test_a_retried_job_leaves_the_list_and_the_others_follow(ledger: Ledger) -> 
 def test_a_dropped_quarantine_leaves_its_jobs_ended_and_lets_new_ones_run(ledger: Ledger) -> None:
     poison(ledger, "a")
     ledger.drop("k")
-    assert (ledger.quarantined(), ledger.attempts("k"), ledger.quarantined_jobs("k")) == ([], [], [])
+    assert (ledger.quarantine(), ledger.attempts("k"), ledger.quarantined_jobs("k")) == ([], [], [])
     assert state(ledger, "a") == "quarantined"
     submit(ledger, job("b", "k"))
     done(ledger, take(ledger, "w1"))
@@ -114,7 +115,7 @@ def test_a_quarantine_passes_out_of_the_list_with_its_retention(ledger: Ledger, 
     poison(ledger, "a")
     raw.zadd(P + "quarantine", {"k": 1})
     ledger.reap("r")
-    assert ledger.quarantined() == []
+    assert ledger.quarantine() == []
 
 
 # ------------------------------------------------------------------------------------------------ isolation
@@ -186,16 +187,67 @@ def test_a_batch_that_dies_counts_as_one_failure(ledger: Ledger) -> None:
     assert ledger.isolated("w1") == 0
 
 
-def test_after_its_pause_a_worker_is_tried_once_and_waits_twice_as_long(ledger: Ledger, raw: redis.Redis) -> None:
+def test_a_worker_that_goes_on_failing_waits_twice_as_long(ledger: Ledger, raw: redis.Redis) -> None:
     fail_three(ledger)
     raw.hset(P + "health:bad", "until_ms", 1)
-    submit(ledger, job("d", priority=100))
-    crash(ledger, "bad")
+    for place, name in enumerate("def"):
+        submit(ledger, job(name, priority=place))
+        crash(ledger, "bad")
     assert 10 < ledger.isolated("bad") <= 20
     # A success ends the suspicion.
     raw.hset(P + "health:bad", "until_ms", 1)
     done(ledger, take(ledger, "bad"))
     assert not raw.exists(P + "health:bad", P + "failing:bad")
+
+
+def test_poison_before_good_work_keeps_the_only_worker_for_a_minute_or_so(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given ten jobs that fail, before one that does not, and a single worker
+    serve(ledger, "only")
+    submit(ledger, *(job(f"bad{i}") for i in range(10)), job("good"))
+    # When it works, its pauses skipped and summed
+    waited = 0.0
+    while state(ledger, "good") != "done":
+        waited += ledger.isolated("only")
+        if raw.exists(P + "health:only"):
+            raw.hset(P + "health:only", "until_ms", 1)
+        claim = take(ledger, "only")
+        if claim.exec == "good":
+            done(ledger, claim)
+        else:
+            ledger.fail([claim], Failure.CRASH, "internal", "")
+    # Then three pauses are all: each of the ten was tried once
+    assert 60 < waited <= 70
+
+
+def test_a_suspected_worker_tries_first_what_has_not_failed_on_it(ledger: Ledger) -> None:
+    submit(ledger, job("first"), job("second"))
+    crash(ledger, "w1")
+    claim = take(ledger, "w1")
+    assert claim.exec == "second"
+    done(ledger, claim)
+    assert take(ledger, "w1").exec == "first"
+
+
+def test_a_suspected_worker_takes_what_failed_on_it_where_there_is_nothing_else(ledger: Ledger) -> None:
+    submit(ledger, job("a"))
+    crash(ledger, "w1")
+    assert take(ledger, "w1").exec == "a"
+
+
+def test_writing_a_result_that_exists_clears_no_worker(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given a job whose last stage another job is making, so that its result is a claim of its own
+    submit(ledger, job("a", "k"))
+    claim = take(ledger, "w2")
+    submit(ledger, job("late", "k"))
+    done(ledger, claim)
+    # When a failing worker writes it
+    submit(ledger, job("bad", priority=100))
+    crash(ledger, "w1")
+    publication = take(ledger, "w1")
+    assert publication.publish
+    done(ledger, publication)
+    # Then
+    assert raw.scard(P + "failing:w1") == 1
 
 
 def test_a_pause_that_was_set_before_the_clock_went_back_is_over(ledger: Ledger, raw: redis.Redis) -> None:
@@ -283,3 +335,50 @@ def test_retry_whose_reply_was_lost_is_answered_alike(ledger: Ledger, monkeypatc
     ledger.retry("a")
     ledger.retry("a")
     assert [event.type for event in ledger.events("a")].count("retried") == 1
+
+
+def test_a_newer_output_is_taken_on_by_newer_workers(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a first stage that a newer build's job has made, and an older one's that shares it
+    monkeypatch.setattr("farm.ledger.KNOWN_SCHEMAS", (1, 2))
+    submit(ledger, job("new", "shared", "n1", schema=2))
+    done(ledger, take(ledger, "new"), "newer output")
+    submit(ledger, job("old", "shared", "o1"))
+    # Then an old worker is not given what it may not understand, and a newer one does both
+    with monkeypatch.context() as older:
+        older.setattr("farm.ledger.KNOWN_SCHEMAS", (1,))
+        assert ledger.claim(["q1"], "old", "b1")[0] == []
+    for _ in range(2):
+        done(ledger, take(ledger, "new", "q1"))
+    assert (state(ledger, "old"), state(ledger, "new")) == ("done", "done")
+
+
+def test_records_from_before_there_were_versions_are_of_the_first(ledger: Ledger, raw: redis.Redis) -> None:
+    submit(ledger, job("a"), job("b", "b0", "b1"))
+    for key in (P + "job:b", P + "x:a", P + "x:b0"):
+        raw.hdel(key, "schema")
+    for queue in ("q0", "q0", "q1"):
+        done(ledger, take(ledger, queue=queue))
+    assert (state(ledger, "a"), state(ledger, "b")) == ("done", "done")
+
+
+def test_a_queue_without_a_worker_for_what_is_ready_has_no_live_one(ledger: Ledger) -> None:
+    serve(ledger, "old")
+    submit(ledger, job("new", schema=2))
+    (found,) = ledger.queues()
+    assert (found.ready, found.live) == (1, 0)
+
+
+def test_drop_whose_reply_was_lost_is_answered_alike(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(ledger, "a")
+    monkeypatch.setattr("farm.ledger.secrets.token_hex", lambda n: "0" * 2 * n)
+    ledger.drop("k")
+    ledger.drop("k")
+
+
+def test_a_group_that_was_retried_in_part_can_be_retried_on(settings: Settings, ledger: Ledger) -> None:
+    with Farm(settings) as farm:
+        poison(ledger, "a", "b", "c")
+        ledger.retry("a")
+        assert farm.retry_quarantined("k") == ["b", "c"]
+        with pytest.raises(NotFound):
+            farm.retry_quarantined("k")

@@ -99,7 +99,8 @@ def read_header(file: BinaryIO) -> tuple[Claim, dict[str, Any]]:
     if hashlib.sha256(header).hexdigest().encode() != digest:
         raise ValueError("the head of a spooled result is not what was written")
     about = json.loads(header)
-    if about["v"] != FORMAT or about["claim"].keys() != Claim.__dataclass_fields__.keys():
+    shape = Claim.__dataclass_fields__.keys()
+    if not isinstance(about, dict) or about.get("v") != FORMAT or about.get("claim", {}).keys() != shape:
         raise ValueError("a spooled result of another build")
     lists = {name: tuple(about["claim"][name]) for name in ("waiters", "finishing")}
     return Claim(**{**about["claim"], **lists}), about

@@ -30,7 +30,7 @@ from pathlib import Path
 import stamina
 import structlog
 
-from farm.errors import Failure, StaleToken, Unavailable
+from farm.errors import Failure, FarmError, StaleToken, Unavailable
 from farm.ledger import Ledger
 from farm.records import Beat, Claim
 from farm.settings import Settings
@@ -43,6 +43,8 @@ DISK_SHARE = 0.8
 """The spool's largest share of what the disk could give it: a full disk would stop more than the spool."""
 TICK_S = 1.0
 """Longest pause between two looks for dead owners and for room, seconds."""
+MAX_ENTRIES = 2000
+"""Results in one folder: each claim names those that it keeps, and each look counts them all."""
 BEATS = 200
 """Leases renewed by one script: some 5 ms of the server's time."""
 
@@ -80,7 +82,18 @@ class Spool:
         """Why the disk did not take the last result; the child that cannot get rid of it clears this when it can."""
 
     def start(self) -> None:
-        """Starts the threads; from now on the results of dead children are adopted."""
+        """Starts the threads; from now on the results of dead children are adopted.
+
+        Raises:
+            FarmError: (`bad_file`) the folder cannot be made or read.
+        """
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.listdir(self._root)
+        except OSError as error:
+            raise FarmError(
+                f"the folder {self._root} cannot be used: {error.strerror}", code="bad_file", hint="FARM_DATA moves it"
+            ) from None
         for work in (self._mind, self._upload_all):
             threading.Thread(target=work, name=f"spool{work.__name__}", daemon=True).start()
 
@@ -109,7 +122,12 @@ class Spool:
     @property
     def state(self) -> str:
         """`spool_full` or `disk_full` while the child should claim nothing, else empty."""
-        return self.refused or (self._lacks(self._largest) if self.away else "")
+        if self.refused or not self.away:
+            return self.refused
+        try:
+            return self._lacks(self._largest)
+        except OSError:
+            return "disk_full"
 
     def tokens(self) -> list[str]:
         """The tokens of all results in the folder. Another child may have adopted what this worker's last life held."""
@@ -148,8 +166,10 @@ class Spool:
 
     def _lacks(self, size: int) -> str:
         """What keeps `size` more bytes from fitting; empty where they fit."""
-        used = 0
-        for name in self._names():
+        names, used = self._names(), 0
+        if len(names) > MAX_ENTRIES:
+            return "spool_full"
+        for name in names:
             with suppress(OSError):
                 used += (self._root / name).stat().st_size
         if used + size > self._settings.spool_bytes:
@@ -204,24 +224,26 @@ class Spool:
                     os.close(file)
 
     def _take_over(self, owner: str) -> None:
-        adopted = []
+        adopted = 0
         for name in self._names():
             whose, _, rest = name.partition(".")
             if whose == owner and rest.endswith(".result"):
                 path = (self._root / name).rename(self._root / f"{self._owner}.{rest}")
                 try:
                     with path.open("rb") as file:
-                        adopted.append(_Entry(path, read_header(file)[0]))
-                except ValueError as error:
+                        claim = read_header(file)[0]
+                except (OSError, ValueError) as error:
                     _log.warning("spool_damaged", error=str(error))
                     _remove(path)
+                    continue
+                with self._lock:
+                    self._held[claim.token] = _Entry(path, claim)
+                adopted += 1
             elif whose == owner and rest.endswith(".tmp"):
                 _remove(self._root / name)
         _remove(self._root / f"{owner}.lock")
         if adopted:
-            with self._lock:
-                self._held |= {entry.claim.token: entry for entry in adopted}
-            _log.info("spool_adopted", results=len(adopted))
+            _log.info("spool_adopted", results=adopted)
             self._filled.set()
             self._beat()
 
@@ -232,13 +254,16 @@ class Spool:
         period, beaten = min(self._settings.beat_s, TICK_S), 0.0
         while not self._stop.is_set():
             try:
-                if not self._drain.asked:
-                    self._adopt()
                 if time.monotonic() - beaten >= self._settings.beat_s:
                     self._beat()
                     beaten = time.monotonic()
-            except Exception as error:  # noqa: BLE001 — a server or the disk is away; the minding goes on
-                _log.debug("spool", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001 — a server is away; the minding goes on
+                _log.debug("spool_beat", error=type(error).__name__)
+            try:
+                if not self._drain.asked:
+                    self._adopt()
+            except Exception as error:  # noqa: BLE001 — the disk is away; what is held is beaten all the same
+                _log.warning("spool_not_adopted", error=type(error).__name__)
             self._stop.wait(period)
 
     def _beat(self) -> None:

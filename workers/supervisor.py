@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import queue
 import secrets
 import selectors
 import signal
@@ -19,7 +20,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -41,8 +41,10 @@ RESTART_MAX_S = 30.0
 """Longest pause before a child that dies before it is ready is started again, seconds."""
 KILL_MARGIN_S = 5.0
 """How long after its grace a draining child is killed, seconds."""
-LAST_LINES = 50
-"""Lines of a child's output that are kept for the report of its death."""
+LAST_LINES, SAID_BYTES = 50, 1 << 16
+"""Lines of a child's output, and bytes of it, that are kept for the report of its death."""
+PAUSED_S = 2.0
+"""A supervisor whose turn took longer was paused itself, and its children with it, seconds."""
 PIPE_BYTES = 1 << 20
 """What a child may write while its supervisor is frozen, before its own writes wait. Source: pipe(7), pipe-max-size."""
 
@@ -57,7 +59,7 @@ class Slot:
     marks: int = -1
     tail: bytes = b""
     output: int = -1
-    lines: deque[bytes] = field(default_factory=lambda: deque(maxlen=LAST_LINES))
+    said: bytes = b""
     boot: str = ""
     ready: bool = False
     phase: str = "start"
@@ -76,6 +78,7 @@ class Supervisor:
         self.slots = [Slot(f"{name}-{index}", queues) for index, queues in enumerate(slots)]
         self.ledger, self.broker = Ledger(settings), Broker(settings)
         self.stopping = threading.Event()
+        self._words: queue.Queue[bytes] = queue.Queue(1000)
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -87,11 +90,20 @@ class Supervisor:
             target=reconcile, args=(self.settings, self.ledger, self.broker, self.name, self.stopping), daemon=True
         )
         reconciler.start()
+        speaker = threading.Thread(target=self._pass_on, daemon=True)
+        speaker.start()
+        turn = time.monotonic()
         while not self.stopping.is_set():
+            paused_s, turn = time.monotonic() - turn, time.monotonic()
             for slot in self.slots:
+                if paused_s > PAUSED_S:
+                    slot.deadline += paused_s
                 self._watch(slot)
             self._listen(0.2)
         self._drain()
+        with suppress(queue.Full):
+            self._words.put_nowait(b"")
+            speaker.join(2)
         reconciler.join(5)
         self.broker.close()
 
@@ -99,6 +111,13 @@ class Supervisor:
         """Begins to drain; may be called from a signal handler."""
         self.stopping.set()
         os.write(self._waker, b".")
+
+    def _pass_on(self) -> None:
+        """Writes to stderr what the children wrote, from a thread: a reader that stops must not stop the watching."""
+        while data := self._words.get():
+            with suppress(OSError):  # nobody reads it any more
+                sys.stderr.buffer.write(data)
+                sys.stderr.buffer.flush()
 
     def _watch(self, slot: Slot) -> None:
         now = time.monotonic()
@@ -116,7 +135,7 @@ class Supervisor:
 
     def _start(self, slot: Slot) -> None:
         (read, write), (output, out) = os.pipe(), os.pipe()
-        if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # a comfort, which a user may have had enough of, or the system lacks
             fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         threads = str(self.settings.torch_threads)
         offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1")
@@ -137,7 +156,7 @@ class Supervisor:
             os.set_blocking(end, False)
         slot.marks, slot.tail, slot.boot, slot.ready, slot.phase, slot.killed_for = read, b"", "", False, "start", ""
         slot.output = output
-        slot.lines.clear()
+        slot.said = b""
         slot.started = time.monotonic()
         slot.deadline = slot.started + self.settings.limits.load_s
         self._selector.register(read, selectors.EVENT_READ, partial(self._hear_marks, slot))
@@ -165,12 +184,10 @@ class Supervisor:
     def _hear_output(self, slot: Slot) -> bool:
         """Passes on what a child writes and keeps its last lines; False at the end."""
         data = os.read(slot.output, 65536)
-        with suppress(OSError):  # nobody reads it any more
-            sys.stderr.buffer.write(data)
-            sys.stderr.buffer.flush()
-        # A line may come in pieces; the last one kept is whole as soon as its end is there.
-        open_line = slot.lines.pop() if slot.lines and not slot.lines[-1].endswith(b"\n") else b""
-        slot.lines.extend((open_line + data).splitlines(keepends=True))
+        if data:
+            with suppress(queue.Full):  # whoever reads it has stopped: the children must not
+                self._words.put_nowait(data)
+        slot.said = (slot.said + data)[-SAID_BYTES:]
         return bool(data)
 
     def _bury(self, slot: Slot) -> None:
@@ -201,7 +218,7 @@ class Supervisor:
         if not slot.boot:
             return
         try:
-            log = b"".join(slot.lines).decode("utf-8", "replace")
+            log = "\n".join(slot.said.decode("utf-8", "replace").splitlines()[-LAST_LINES:])
             said = f"the worker died: {cause}"
             self.broker.ring(self.ledger.worker_died(slot.name, slot.boot, "crashed", said, charge, log))
         except FarmError as error:

@@ -331,9 +331,10 @@ class Worker:
         )
         log = "" if isinstance(error, FarmError) else "".join(traceback.format_exception(error))
         ready = self._settle(lambda: self.ledger.fail(claims, failure, code, message, log))
-        # After a CUDA error the context is lost for good, and whatever makes everything fail may be: only a new process
-        # heals it.
-        self._leave = self._leave or "CUDA error" in message or self._is_isolated()
+        # After a CUDA error the context is lost for good, whatever makes everything fail may be, and a pipeline that
+        # went to the host's memory and back may lie in both: only a new process heals it.
+        lost = "CUDA error" in message or (failure is Failure.OOM and any(claim.oom for claim in claims))
+        self._leave = self._leave or lost or self._is_isolated()
         return ready
 
     def _is_isolated(self) -> bool:
@@ -377,21 +378,24 @@ class Worker:
                 if state != shown or now - registered >= self.settings.beat_s:
                     self._register(state)
                     registered, shown = now, state
-                unheard = lease is None and not self.drain.asked and any(map(self.broker.outstanding, self.queues))
+                # All are looked at, for that is what mends a list's key that is none.
+                unheard = any([self.broker.outstanding(queue) for queue in self.queues])  # noqa: C419
+                if not unheard or lease is not None or self.drain.asked:
+                    silent_since, hung_up = None, False
+                    continue
+                silent_since = max(silent_since or now, self.heard)
+                if now - silent_since > self.settings.deaf_s:
+                    _log.error("deaf", queues=self.queues, reconnects=not hung_up)
+                    if hung_up:
+                        os._exit(EX_TEMPFAIL)
+                    self.heard, hung_up = time.monotonic(), True
+                    with suppress(AttributeError):  # it has no connection now: it is making one
+                        self._consumer.connection.transport.hang_up()
             except Exception as error:  # noqa: BLE001 — a server is away; the pulse goes on
                 _log.debug("pulse", error=type(error).__name__)
-                unheard = False
-            silent_since = None if not unheard else max(silent_since or now, self.heard)
-            if silent_since is None:
-                hung_up = False
-            elif now - silent_since > self.settings.deaf_s:
-                _log.error("deaf", queues=self.queues, reconnects=not hung_up)
-                if hung_up:
-                    os._exit(EX_TEMPFAIL)
-                with suppress(AttributeError):  # it has no connection now: it is making one
-                    self._consumer.connection.transport.hang_up()
-                self.heard, hung_up = time.monotonic(), True
-            stop.wait(period)
+                silent_since = None
+            finally:
+                stop.wait(period)
 
     def _register(self, state: str) -> None:
         info = {"host": platform.node(), "pid": str(os.getpid()), "device": self.device}

@@ -10,6 +10,7 @@ import typer
 
 from farm.cli.jobs import clock
 from farm.cli.outcome import Outcome, Table, group, open_farm
+from farm.errors import NotFound
 
 if TYPE_CHECKING:
     from farm.records import Quarantined
@@ -43,8 +44,12 @@ def show(name: Name) -> Outcome:
     farm quarantine show 3f9a
     """
     with open_farm() as farm:
-        one = farm.quarantined_as(name)
-        attempts, jobs = farm.ledger.attempts(one.exec), farm.ledger.quarantined_jobs(one.exec)
+        exec = farm.quarantine_of(name)
+        found = farm.ledger.quarantined([exec])
+        attempts, jobs = farm.ledger.attempts(exec), farm.ledger.quarantined_jobs(exec)
+    if not found:
+        raise NotFound(f"{exec[:12]} is not in quarantine", hint="`farm quarantine ls` lists what is")
+    (one,) = found
     recipe = json.loads(one.payload)["recipes"][-1]
     facts = {
         "recipe": one.exec,
@@ -70,9 +75,9 @@ def retry(name: Name) -> Outcome:
     farm quarantine retry 3f9a
     """
     with open_farm() as farm:
-        one = farm.quarantined_as(name)
-        jobs = farm.retry_quarantined(one.exec)
-    return Outcome({"exec": one.exec, "jobs": jobs}, [f"{job}  queued" for job in jobs])
+        exec = farm.quarantine_of(name)
+        jobs = farm.retry_quarantined(exec)
+    return Outcome({"exec": exec, "jobs": jobs}, [f"{job}  queued" for job in jobs])
 
 
 @app.command()
@@ -83,9 +88,9 @@ def drop(name: Name) -> Outcome:
     farm quarantine drop 3f9a
     """
     with open_farm() as farm:
-        one = farm.quarantined_as(name)
-        farm.ledger.drop(one.exec)
-    return Outcome({"exec": one.exec}, [f"{one.exec}  dropped"])
+        exec = farm.quarantine_of(name)
+        farm.ledger.drop(exec)
+    return Outcome({"exec": exec}, [f"{exec}  dropped"])
 
 
 def _data(one: Quarantined) -> dict[str, Any]:

@@ -15,10 +15,13 @@ for _, exec in ipairs(redis.call('SMEMBERS', P .. 'held:' .. worker)) do
   end
 end
 
+-- A worker under suspicion first tries what has not failed on it: one success clears it.
+local suspected = redis.call('EXISTS', P .. 'failing:' .. worker, P .. 'health:' .. worker) > 0
 local others = {}
-local function may_take(exec, queue, schema)
+local function may_take(exec, queue, schema, fresh)
   local failed_on = redis.call('HGET', xk(exec), 'failed_on') or ''
   if not string.find(failed_on, '\n' .. worker .. '\n', 1, true) then return true end
+  if fresh then return false end
   local key = schema .. queue
   others[key] = others[key] or serving(queue, schema)
   for _, other in ipairs(others[key]) do
@@ -27,12 +30,12 @@ local function may_take(exec, queue, schema)
   return true
 end
 
-local function pick(queue, lane, schema, wanted, company)
+local function pick(queue, lane, schema, wanted, company, fresh)
   local found = {}
   for _, exec in ipairs(redis.call('ZRANGE', ready_key(queue, lane, schema), 0, 255)) do
     if #found == wanted then break end
     local alone = redis.call('HGET', xk(exec), 'alone') == '1'
-    if may_take(exec, queue, schema) and not (alone and company) then
+    if may_take(exec, queue, schema, fresh) and not (alone and company) then
       found[#found + 1] = exec
       if alone then break end
       company = true
@@ -42,25 +45,33 @@ local function pick(queue, lane, schema, wanted, company)
 end
 
 local chosen, version, lane_at, best
-if not is_draining(worker) and isolated(worker) == 0 then
+local function choose(fresh)
   for at, lane in ipairs(LANES) do
     for _, queue in ipairs(queues) do
       for _, schema in ipairs(schemas) do
-        local first = pick(queue, lane, schema, 1, false)[1]
+        local first = pick(queue, lane, schema, 1, false, fresh)[1]
         local score = first and tonumber(redis.call('ZSCORE', ready_key(queue, lane, schema), first))
         if first and (not best or score < best) then chosen, version, lane_at, best = queue, schema, at, score end
       end
     end
-    if chosen then break end
+    if chosen then return end
+  end
+end
+
+if not is_draining(worker) and isolated(worker) == 0 then
+  if suspected then choose(true) end
+  if not chosen then
+    suspected = false
+    choose(false)
   end
 end
 
 local execs = {}
 if chosen then
-  execs = pick(chosen, LANES[lane_at], version, limit, false)
+  execs = pick(chosen, LANES[lane_at], version, limit, false, suspected)
   local alone = redis.call('HGET', xk(execs[1]), 'alone') == '1'
   if lane_at == 1 and #execs < limit and not alone then
-    for _, exec in ipairs(pick(chosen, LANES[2], version, limit - #execs, true)) do execs[#execs + 1] = exec end
+    for _, exec in ipairs(pick(chosen, LANES[2], version, limit - #execs, true, suspected)) do execs[#execs + 1] = exec end
   end
 end
 

@@ -136,13 +136,16 @@ local function rest(exec, state)
   end
 end
 
+local function schema_of(key) return redis.call('HGET', key, 'schema') or '1' end
+
 local function unplace(exec)
-  local queue, schema = get(xk(exec), 'queue', 'schema')
-  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema), exec) end
+  local queue = redis.call('HGET', xk(exec), 'queue')
+  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema_of(xk(exec))), exec) end
 end
 
 local function place(exec)
-  local queue, lane, priority, seniority, schema = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms', 'schema')
+  local queue, lane, priority, seniority = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms')
+  local schema = schema_of(xk(exec))
   unplace(exec)
   redis.call('ZADD', ready_key(queue, lane, schema), (100 - priority) * 2 ^ 42 + seniority, exec)
   redis.call('SADD', P .. 'schemas', schema)
@@ -280,9 +283,13 @@ local function join(job, exec, at, made)
     return
   end
   if state == 'failed' then redis.call('HDEL', key, 'oom', 'transient', 'rewinds', 'code', 'message') end
-  local queue, payload, schema = get(jk(job), 'q' .. at, 'p' .. at, 'schema')
-  local input, epoch = '', ''
-  if made >= 0 then input, epoch = get(jk(job), 'out' .. made, 'epoch' .. made) end
+  local queue, payload = get(jk(job), 'q' .. at, 'p' .. at)
+  local input, epoch, schema = '', '', schema_of(jk(job))
+  if made >= 0 then
+    input, epoch = get(jk(job), 'out' .. made, 'epoch' .. made)
+    -- The input may be of a newer build than the job: whoever takes it must know both.
+    schema = math.max(schema, schema_of(xk(redis.call('HGET', jk(job), 'x' .. made))))
+  end
   redis.call('PERSIST', key)
   redis.call('HSETNX', key, 'epoch', 1)
   redis.call('HSET', key, 'queue', queue, 'payload', payload, 'schema', schema, 'stage', at, 'publish', made == at and 1 or 0,
@@ -378,13 +385,15 @@ local function isolated(worker)
   return left > 0 and left <= DAY * 1000 and left or 0
 end
 
--- A failure of this execution may be its worker's fault: where several in a row, of different ones, are, the worker waits.
+-- A failure of this execution may be its worker's fault: after several in a row, of different ones, the worker waits. Then
+-- as many are counted anew: where poison stands in a line, a sound worker must not wait for each of it.
 local function blame(worker, exec)
   local failing, health = P .. 'failing:' .. worker, P .. 'health:' .. worker
   redis.call('SADD', failing, exec)
   if redis.call('SCARD', failing) >= ISOLATE.failures then
     local times = redis.call('HINCRBY', health, 'times', 1)
     redis.call('HSET', health, 'until_ms', NOW + math.min(ISOLATE.longest, ISOLATE.pause * 2 ^ (times - 1)))
+    redis.call('DEL', failing)
     stat('isolations')
   end
   redis.call('EXPIRE', failing, DAY)

@@ -1,9 +1,9 @@
--- Lists what is in quarantine, newest first.
-local limit, found = tonumber(arg()), {}
-for _, exec in ipairs(redis.call('ZREVRANGE', P .. 'quarantine', 0, limit - 1)) do
+-- Reads executions in quarantine, in the order given.
+local found = {}
+for i = 1, tonumber(arg()) do
+  local exec = arg()
+  local since = redis.call('ZSCORE', P .. 'quarantine', exec)
   local row = redis.call('HMGET', xk(exec), 'queue', 'code', 'message', 'attempt', 'payload')
-  if row[1] then
-    found[#found + 1] = {exec, redis.call('ZSCORE', P .. 'quarantine', exec), row, redis.call('SCARD', ek(exec))}
-  end
+  if since and row[1] then found[#found + 1] = {exec, since, row, redis.call('SCARD', ek(exec))} end
 end
 return found

@@ -4,7 +4,8 @@ local is = redis.call('HGET', jk(job), 'state')
 if not is then return refuse('not_found', 'there is no job ' .. job) end
 if is == 'paused' then return {is} end
 local exec = current(job)
-local state, queue, lane, schema = get(xk(exec), 'state', 'queue', 'lane', 'schema')
+local state, queue, lane = get(xk(exec), 'state', 'queue', 'lane')
+local schema = schema_of(xk(exec))
 if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end
 if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)} end
 if state ~= 'ready' then return {''} end

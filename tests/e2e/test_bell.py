@@ -128,11 +128,11 @@ def test_the_same_worker_outlives_what_is_no_doorbell(
     assert not (tmp_path / "run").exists()
 
 
-def test_celery_keeps_nothing_but_the_doorbells(farm: Farm, raw: redis.Redis) -> None:
+def test_celery_keeps_nothing_but_the_doorbells(farm: Farm, raw: redis.Redis, key: str) -> None:
     works(farm, seed=99)
     # No results, remote control, events, gossip or acknowledgements; only its empty default queue is always known
-    known = (b"{farm}:", b"farm:", b"_kombu.binding.celery", b"_kombu.binding_permanent.celery")
-    assert [key for key in raw.scan_iter() if not key.startswith(known)] == []  # type: ignore[union-attr]
+    known = (b"{farm}:", key.encode(), b"_kombu.binding.celery", b"_kombu.binding_permanent.celery")
+    assert [name for name in raw.scan_iter() if not name.startswith(known)] == []  # type: ignore[union-attr]
 
 
 def test_a_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
@@ -151,6 +151,31 @@ def test_a_key_that_is_no_list_is_replaced(rig: Rig, farm: Farm, raw: redis.Redi
     until(lambda: raw.type(key) in (b"none", b"list"), 30, "the key to be replaced")
     works(farm, seed=100 + len(kind) + ord(kind[0]))
     assert rig.pid(QUEUE) == pid
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{key}\x06\x163",
+        "{key}\x06\x169",
+        "farm:unacked",
+        "farm:unacked_index",
+        "unacked_index",
+        "_kombu.binding.celery",
+    ],
+)
+def test_kombu_s_other_keys_are_of_no_account(rig: Rig, farm: Farm, raw: redis.Redis, key: str, name: str) -> None:
+    # Given a key of kombu's that holds what kombu would not put there
+    pid, full = rig.pid(QUEUE), name.format(key=key)
+    raw.delete(full)
+    raw.set(full, "x")
+    # When the worker has to connect anew
+    rig.plugin["proxy"].cut()  # type: ignore[attr-defined]
+    rig.plugin["proxy"].mend()  # type: ignore[attr-defined]
+    # Then it works
+    works(farm, seed=300 + sum(map(ord, full)))
+    assert rig.pid(QUEUE) == pid
+    raw.delete(full)
 
 
 @pytest.mark.parametrize("fault", ["half-open", "reset", "restart"])
