@@ -1,4 +1,4 @@
-# make demo | test | bench | lint: each needs only Python 3.11+, make and the network; the rest is installed into .venv.
+# make demo | test | bench | chaos | mutants | lint: each needs only Python 3.11+, make and the network; the rest is installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,15 +6,24 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench chaos mutants lint clean
 demo: $(STAMP)
 	$(BIN)/farm demo -o demo-out
 
 test: $(STAMP) lint
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --out chaos-out $(CHAOS_ARGS)
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants lua
+	$(BIN)/python -m tests.mutants rules
+	$(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -31,4 +40,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out build dist
+	rm -rf $(VENV) demo-out chaos-out mutants build dist

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from farm.errors import InvalidJob, StageFailed
-from farm.image import FORMATS, fit, natural_size, pixels_sha256, read_input, read_recipe, to_png
+from farm.image import FORMATS, MAX_RECIPE_BYTES, fit, natural_size, pixels_sha256, read_input, read_recipe, to_png
 from farm.settings import Settings
 from farm.stage import Size
 
@@ -413,6 +413,12 @@ def test_stretch_gives_up_the_aspect() -> None:
 
 
 @pytest.mark.parametrize("how", ["cover", "contain", "stretch"])
+def test_an_image_is_resampled_by_lanczos(how: Any) -> None:
+    image = noise(128, 128)
+    assert same(fit(image, Size(64, 64), how), image.resize((64, 64), Image.Resampling.LANCZOS))
+
+
+@pytest.mark.parametrize("how", ["cover", "contain", "stretch"])
 def test_an_image_of_the_right_size_is_left_alone(how: Any) -> None:
     image = noise(64, 64)
     assert same(fit(image, Size(64, 64), how), image)
@@ -465,6 +471,7 @@ def test_a_picture_carries_its_recipe_and_nothing_else() -> None:
     data = to_png(image, RECIPE)
     # Then
     assert read_recipe(data) == RECIPE
+    assert b'{"recipes":[{"empty":[],"prompt":"' in data
     with Image.open(BytesIO(data)) as opened:
         opened.load()
         assert opened.mode == "RGB"
@@ -494,8 +501,13 @@ def test_the_hash_of_pixels_is_that_of_their_size_and_bytes() -> None:
     assert pixels_sha256(to_png(image)) == expected
 
 
+def test_a_picture_of_another_mode_counts_as_its_rgb() -> None:
+    grey = noise(mode="L")
+    assert pixels_sha256(encoded(grey)) == pixels_sha256(to_png(grey.convert("RGB")))
+
+
 def test_only_rgb_is_written() -> None:
-    with pytest.raises(StageFailed) as info:
+    with pytest.raises(StageFailed, match="mode RGBA") as info:
         to_png(Image.new("RGBA", (8, 8)))
     assert info.value.code == "bad_output"
 
@@ -507,30 +519,34 @@ def with_text(text: str, key: str = "latent-farm", zip: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "why"),
     [
-        b"",
-        b"not an image",
-        encoded(noise(), "JPEG"),
-        encoded(noise()),
-        with_text("{}", key="parameters"),
-        with_text("not json"),
-        with_text("[1, 2]"),
-        with_text("[" * 100_000),
-        with_text(json.dumps({"prompt": "x" * (1 << 20)})),
-        with_text(json.dumps({"prompt": "x" * (1 << 24)}), zip=True),
+        (b"", "this is not a PNG"),
+        (b"not an image", "this is not a PNG"),
+        (encoded(noise(), "JPEG"), "this is not a PNG"),
+        (encoded(noise()), "this PNG carries no recipe"),
+        (with_text("{}", key="parameters"), "this PNG carries no recipe"),
+        (with_text("not json"), "the recipe in this PNG is not a JSON object"),
+        (with_text("[1, 2]"), "the recipe in this PNG is not a JSON object"),
+        (with_text("[" * 100_000), "the recipe in this PNG is not a JSON object"),
+        (with_text("{}".ljust(MAX_RECIPE_BYTES + 1)), "the recipe in this PNG is too long"),
+        (with_text(json.dumps({"prompt": "x" * (1 << 24)}), zip=True), "this is not a PNG"),
     ],
     ids=["empty", "text", "jpeg", "bare", "foreign", "no-json", "list", "deep", "long", "bomb"],
 )
-def test_a_missing_or_foreign_recipe_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidJob) as info:
+def test_a_missing_or_foreign_recipe_is_refused(data: bytes, why: str) -> None:
+    with pytest.raises(InvalidJob, match=f"^{why}") as info:
         read_recipe(data)
     assert info.value.code == "bad_file"
     assert "as the farm wrote it" in info.value.hint
 
 
+def test_the_longest_recipe_is_read() -> None:
+    assert read_recipe(with_text("{}".ljust(MAX_RECIPE_BYTES))) == {}
+
+
 @pytest.mark.parametrize("data", [b"", b"x", encoded(noise(), "JPEG"), encoded(noise(200, 200))[:1000]])
 def test_pixels_of_no_whole_png_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidJob) as info:
+    with pytest.raises(InvalidJob, match="this is not a whole PNG") as info:
         pixels_sha256(data)
     assert info.value.code == "bad_file"

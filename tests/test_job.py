@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 
 from farm.catalog import LOCK, Catalog, Lock
-from farm.chain import MAX_DEPTH, MAX_NODES, Chain, override, parse_chain, read_chain_file
+from farm.chain import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
-from farm.job import InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
+from farm.job import MAX_DEADLINE_S, InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, kinds
 
@@ -201,9 +205,29 @@ def test_bad_chain_files_are_refused(tmp_path: Path, name: str, text: str | None
     assert info.value.code == "bad_file"
 
 
+def test_a_chain_file_may_be_so_large_and_no_larger(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text("{}".ljust(MAX_FILE_BYTES))
+    assert read_chain_file(path) == {}
+    path.write_text("{}".ljust(MAX_FILE_BYTES + 1))
+    with pytest.raises(InvalidJob, match="larger than 1 MiB"):
+        read_chain_file(path)
+
+
+def test_what_a_chain_file_is_not_is_told_with_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    for text, why in (("{", "c.json: not a chain file: Expecting"), ('{"seed": ' + "9" * 5000 + "}", "5000 digits$")):
+        path.write_text(text)
+        with pytest.raises(InvalidJob, match=why) as info:
+            read_chain_file(path)
+        assert info.value.hint.startswith("a chain file is JSON or YAML")
+    with pytest.raises(InvalidJob, match="not a file"):
+        read_chain_file(tmp_path)
+
+
 def read_yaml(folder: Path, text: str) -> dict[str, Any]:
-    (folder / "c.yaml").write_text(text)
-    return read_chain_file(folder / "c.yaml")
+    (folder / "c.yml").write_text(text)
+    return read_chain_file(folder / "c.yml")
 
 
 def test_a_yaml_file_may_hold_so_much_and_no_more(tmp_path: Path) -> None:
@@ -306,9 +330,10 @@ class TestRecipes:
                 "strength": 0.5,
                 "num_inference_steps": 4,
                 "guidance_scale": 7.5,
-                "scheduler": "checkpoint",
+                "scheduler": None,
                 "eta": 0.0,
                 "clip_skip": None,
+                "vae_tiling": False,
             },
             "checkpoint": {
                 "name": "tiny",
@@ -440,9 +465,17 @@ class TestSeeds:
         assert len({job.idempotency_key for job in jobs}) == 3
 
     def test_a_seed_drawn_at_random_is_the_same_for_the_same_key(self, catalog: Catalog, here: Settings) -> None:
-        first, again, other = (make_job(chain(TEXT), catalog, here, idempotency_key=key) for key in ("k", "k", "l"))
-        assert first.seed == again.seed != other.seed
+        first, again, other, more = (
+            make_job(chain(TEXT), catalog, here, idempotency_key=key) for key in ("k#1", "k#1", "k#2", None)
+        )
+        assert first.seed == again.seed == 2372954686
         assert first.spec == again.spec
+        assert len({first.seed, other.seed, more.seed, make_job(chain(TEXT), catalog, here).seed}) == 4
+
+    def test_a_run_ends_with_the_largest_seed(self, catalog: Catalog, here: Settings) -> None:
+        assert make_job(chain(TEXT, seed=MAX_SEED - 1), catalog, here, index=1).seed == MAX_SEED
+        with refused("invalid_field", "seed", "seed: seed + count goes beyond 9007199254740991"):
+            make_job(chain(TEXT, seed=MAX_SEED), catalog, here, index=1)
 
 
 def test_the_largest_numbers_survive_the_spec(catalog: Catalog, here: Settings) -> None:
@@ -454,26 +487,78 @@ def test_the_largest_numbers_survive_the_spec(catalog: Catalog, here: Settings) 
 
 
 def test_ids_sort_by_time_and_are_version_7() -> None:
+    before = int(time.time() * 1000)
     ids = [new_id() for _ in range(50)]
     assert len(set(ids)) == 50
-    assert all(found[14] == "7" for found in ids)
     assert sorted(found[:13] for found in ids) == [found[:13] for found in ids]
+    read = [UUID(found) for found in ids]
+    assert {(found.version, found.variant) for found in read} == {(7, RFC_4122)}
+    assert all(before <= found.int >> 80 <= time.time() * 1000 for found in read)
+    # And all that is left is drawn: of twelve and of sixty-two bits each is set somewhere
+    drawn = [(found.int >> 64 & 0xFFF, found.int & (1 << 62) - 1) for found in read]
+    assert [reduce(or_, bits) for bits in zip(*drawn, strict=True)] == [0xFFF, (1 << 62) - 1]
 
 
 def test_the_installed_kinds() -> None:
     assert {"img2img", "text2img", "upscale", "upscale_latent"} <= set(kinds())
 
 
-@pytest.mark.parametrize("deadline_s", [0, -1, float("nan"), 1e12, 1e30])
-def test_impossible_deadlines_are_refused(catalog: Catalog, here: Settings, deadline_s: float) -> None:
-    with refused("invalid_field", "deadline_s", "a year"):
-        make_job(chain(TEXT), catalog, here, deadline_s=deadline_s)
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        (
+            "deadline_s",
+            [0, -1, MAX_DEADLINE_S + 1, float("nan"), 1e30, True, "5"],
+            "deadline_s: more than 0 and at most",
+        ),
+        ("priority", [-1, 101, True, 5.0, "5"], "priority: a whole number from 0 to 100"),
+        ("lane", ["", "fast", None, 1], "lane: one of interactive, bulk"),
+        ("idempotency_key", ["", "x" * 256, "a\nb", "\ud800", b"x", 7], "idempotency_key: 1 to 255 characters"),
+    ],
+)
+def test_an_impossible_option_is_refused(
+    catalog: Catalog, here: Settings, name: str, values: list[Any], words: str
+) -> None:
+    for value in values:
+        with refused("invalid_field", name, words):
+            make_job(chain(TEXT), catalog, here, **{name: value})
 
 
-@pytest.mark.parametrize("priority", [-1, 101])
-def test_impossible_priorities_are_refused(catalog: Catalog, here: Settings, priority: int) -> None:
-    with refused("invalid_field", "priority", "0 to 100"):
-        make_job(chain(TEXT), catalog, here, priority=priority)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("deadline_s", [None, 0.5, 1, MAX_DEADLINE_S]),
+        ("priority", [0, 50, 100]),
+        ("lane", ["interactive", "bulk"]),
+        ("run", ["", "r"]),
+    ],
+)
+def test_a_possible_option_is_the_job_s(catalog: Catalog, here: Settings, name: str, values: list[Any]) -> None:
+    for value in values:
+        assert getattr(make_job(chain(TEXT), catalog, here, **{name: value}), name) == value
+
+
+def test_what_nobody_says_is_the_default(catalog: Catalog, here: Settings) -> None:
+    job = make_job(chain(TEXT), catalog, here)
+    assert (job.lane, job.priority, job.deadline_s, job.run, job.image) == ("interactive", 50, None, "", None)
+    assert (job.plan, job.idempotency_key[36:]) == (plan(job.chain, catalog, here), "#0")
+
+
+def test_the_longest_key_is_taken_and_numbered(catalog: Catalog, here: Settings) -> None:
+    job = make_job(chain(TEXT), catalog, here, idempotency_key="x" * 255, index=3)
+    assert job.idempotency_key == "x" * 255 + "#3"
+
+
+def test_the_input_image_is_the_job_s(catalog: Catalog, here: Settings) -> None:
+    image = InputImage(sha256="a" * 64, width=64, height=64)
+    job = make_job(chain(REDRAW, seed=7), catalog, here, image=image)
+    assert job.image == image
+    assert json.loads(job.spec) == {
+        "v": 1,
+        "chain": {"prompt": "a red apple", "seed": 7, "stages": [REDRAW]},
+        "image": {"sha256": "a" * 64, "width": 64, "height": 64},
+        "recipes": list(job.recipes),
+    }
 
 
 def test_overrides_leave_what_is_no_stage_for_the_parser_to_name() -> None:

@@ -83,6 +83,21 @@ def test_cancel_is_read_at_the_next_step(ledger: Ledger, claim: Claim, settings:
         lease.step(2, 10)
 
 
+def test_a_call_goes_on_while_one_of_its_jobs_lives(ledger: Ledger, settings: Settings) -> None:
+    # Given a call of two
+    jobs = [Submission(name, (StageEntry(f"x{name}", "q", "{}"),), "{}", "", "h") for name in "ab"]
+    ledger.submit(jobs)
+    claims, _ = ledger.claim(["q"], "w", "boot", limit=2)
+    lease = Lease(ledger, claims, settings, Drain(60), lambda phase, limit_s: None)
+    # When one is cancelled, it goes on
+    ledger.cancel("a")
+    lease.step(1, 10)
+    # When the other is, too, it ends
+    ledger.cancel("b")
+    with pytest.raises(Cancelled):
+        lease.step(2, 10)
+
+
 def test_a_drain_lets_the_stage_go_on_for_its_grace_and_no_longer(
     ledger: Ledger, claim: Claim, settings: Settings
 ) -> None:

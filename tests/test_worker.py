@@ -1,0 +1,59 @@
+"""What does a child do when a doorbell comes, and when none does?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from farm.ledger import Ledger
+from farm.settings import Settings
+from tests.conftest import Valkey
+from tests.test_ledger import job, state, submit
+from workers.supervisor import EX_TEMPFAIL
+from workers.worker import Worker
+
+DEAF = """
+import threading
+from farm.settings import Settings
+from workers.worker import Worker
+child = Worker(Settings.load(), "w1", ["q0"], lambda phase, limit_s: None)
+child.broker.ring(["q0"])
+child.pulse(threading.Event())
+"""
+
+
+@pytest.fixture
+def worker(settings: Settings) -> Iterator[Worker]:
+    """A child of the queue `q0`, in this process."""
+    made = Worker(settings, "w1", ["q0"], lambda phase, limit_s: None)
+    yield made
+    made.broker.close()
+    made.ledger.close()
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_after_sigterm_nothing_is_claimed(settings: Settings, worker: Worker, drained: bool) -> None:
+    # Given work, which here fails as soon as it is claimed
+    ledger = Ledger(settings)
+    submit(ledger, job("a"))
+    # When a doorbell is heard after SIGTERM, or without one
+    if drained:
+        worker.drain.start()
+    worker.answer()
+    # Then
+    assert state(ledger, "a") == ("queued" if drained else "running")
+    assert ledger.job("a").stages[0].attempt == (0 if drained else 1)
+    ledger.close()
+
+
+def test_a_child_that_hears_no_doorbell_leaves(valkey: Valkey) -> None:
+    # Given an idle child that listens to nothing, and a doorbell
+    env = {**os.environ, "FARM_REDIS_URL": valkey.url, "FARM_DEAF_S": "1", "FARM_LEASE_S": "3"}
+    # When it has lain unheard for long, twice
+    child = subprocess.run([sys.executable, "-c", DEAF], env=env, timeout=60)
+    # Then another child is to be started
+    assert child.returncode == EX_TEMPFAIL
