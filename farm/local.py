@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -111,7 +111,10 @@ def _have(catalog: Catalog, name: str, say: Say) -> None:
 
 def _await_workers(farm: Farm, count: int, log: Path, stop: threading.Event) -> None:
     until = time.monotonic() + READY_S
-    while len(farm.ledger.workers()) < count:
+    while True:
+        with suppress(Unavailable):  # the keeper starts a server again that has died meanwhile
+            if len(farm.ledger.workers()) >= count:
+                return
         if stop.wait(0.1):
             return
         if time.monotonic() > until:

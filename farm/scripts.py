@@ -217,5 +217,7 @@ def _failed(error: redis.RedisError, lost: str = "unavailable") -> FarmError:
         message = None if lost != "unavailable" else f"the farm's Redis does not answer ({kind})"
         return Unavailable(message, code=lost, hint="is the farm up? `farm doctor` tells what is missing")
     if type(error) in _HINTS or str(error).split(" ")[0] in _CANNOT:
+        if str(error).startswith("MISCONF"):
+            return Unavailable("the ledger's server cannot write to its disk", hint="is the disk full? make room on it")
         return Unavailable(f"the ledger's server cannot serve now ({kind})", hint=_HINTS.get(type(error), ""))
     return FarmError(f"the ledger's server failed: {error}")

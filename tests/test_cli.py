@@ -445,6 +445,13 @@ def test_doctor_with_nothing_running(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "secret-word" not in found.out + found.err
 
 
+def test_doctor_tells_of_a_disk_without_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farm.doctor.ROOM_BYTES", 1 << 60)
+    found = run("doctor")
+    assert "disk: make room, or move FARM_DATA" in found.out
+    assert "broken: disk" in found.err
+
+
 def test_doctor_with_a_farm(run: Run, env: dict[str, str], monkeypatch: pytest.MonkeyPatch, valkey: Valkey) -> None:
     # Given Redis, S3 and checkpoints, but no worker
     for name, value in env.items():

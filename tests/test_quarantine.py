@@ -272,6 +272,12 @@ def test_a_finished_output_survives_its_worker_s_death(ledger: Ledger) -> None:
     assert (state(ledger, "a"), ledger.job("a").stages[0].crash) == ("done", 0)
 
 
+def test_a_job_says_that_it_is_finished_and_waits_for_the_store(ledger: Ledger) -> None:
+    submit(ledger, job("a"))
+    ledger.beat([take(ledger)], "spool", 0, 0)
+    assert ledger.waiting_for("a").startswith("finished")
+
+
 def test_what_is_not_kept_is_given_back_with_the_next_claim(ledger: Ledger) -> None:
     submit(ledger, job("a", priority=90), job("b", priority=80), job("c"))
     kept, lost = take(ledger), None

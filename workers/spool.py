@@ -109,7 +109,7 @@ class Spool:
                 self._give_back(entry)
             except Unavailable as error:
                 # What cannot be given back stays on the disk, for the next child to adopt.
-                _log.warning("spool_left", entries=len(self._held), error=error.code)
+                _log.warning("spool_left", entries=len(self._held), folder=str(self._root), error=error.code)
                 return
 
     # ------------------------------------------------------------------------------------------------ the child's side
@@ -162,7 +162,9 @@ class Spool:
             raise Full(self.refused) from error
         self.refused = ""
         self._filled.set()
-        _log.warning("spooled", results=len(entries), held=len(self._held))
+        _log.warning(
+            "spooled", why="the store is away", results=len(entries), held=len(self._held), folder=str(self._root)
+        )
 
     def _lacks(self, size: int) -> str:
         """What keeps `size` more bytes from fitting; empty where they fit."""

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -28,6 +29,7 @@ from typing import Any, TypeVar
 
 import stamina
 import structlog
+from celery.platforms import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
 from farm import __version__
@@ -149,6 +151,8 @@ class Worker:
     def _run(self, claims: Sequence[Claim]) -> set[str]:
         """Runs `claims` in one pipeline call and settles them; the queues that have work now."""
         began = time.monotonic()
+        for claim in claims:
+            _log.info("claimed", queue=claim.queue, stage=claim.stage, jobs=claim.waiters[:3], attempt=claim.attempt)
         try:
             with self._lock:
                 lease = self.running = Lease(self.ledger, claims, self.settings, self.drain, self.mark)
@@ -417,6 +421,7 @@ class Worker:
         # What was ready before this child was there has no doorbell yet, perhaps.
         self.broker.ring(self.queues)
         options = [
+            "--quiet",
             "worker",
             "--pool=solo",
             "--concurrency=1",
@@ -475,6 +480,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     die_with_parent(given.parent, signal.SIGKILL)
     # The stage runs in this thread alone; the others would push what matters out of the last lines.
     faulthandler.enable(all_threads=False)
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of Celery, to whoever is root in a container
     settings = Settings.load()
     log_to_stderr(settings.log_level)
     os.set_blocking(given.marks, False)

@@ -7,6 +7,7 @@ local exec = current(job)
 local state, queue, lane = get(xk(exec), 'state', 'queue', 'lane')
 local schema = schema_of(xk(exec))
 if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end
+if state == 'running' and redis.call('HGET', xk(exec), 'phase') == 'spool' then return {'spool'} end
 if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)} end
 if state ~= 'ready' then return {''} end
 local ahead = redis.call('ZRANK', ready_key(queue, lane, schema), exec)

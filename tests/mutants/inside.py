@@ -22,7 +22,7 @@ from tests.mutants.tables import named
 LIMIT_S = 240
 """Longest time of one test. A test that hangs has noticed, too."""
 BROKEN = "user_script:"
-"""Where the server says that Lua failed. Such a mutant breaks no rule, it only breaks. Source: Valkey's errors of EVAL."""
+"""Where Lua itself failed. Such a mutant breaks no rule, it only breaks. Source: the words of Valkey's EVAL errors."""
 
 
 def run(tests: Sequence[str]) -> tuple[int, str]:
