@@ -54,6 +54,8 @@ from workers.supervisor import EX_TEMPFAIL, die_with_parent
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _LIBRARIES = ("torch", "diffusers", "transformers")
+PATIENT = 3
+"""A deaf child has so many times `deaf_s` for connecting anew: Celery first waits for what hangs on the old link."""
 PATIENCE_S = 10.0
 """How long a child waits for one upload before it lets the spool go on with it, seconds: it costs the device's time."""
 
@@ -388,7 +390,7 @@ class Worker:
                     silent_since, hung_up = None, False
                     continue
                 silent_since = max(silent_since or now, self.heard)
-                if now - silent_since > self.settings.deaf_s:
+                if now - silent_since > self.settings.deaf_s * (PATIENT if hung_up else 1):
                     _log.error("deaf", queues=self.queues, reconnects=not hung_up)
                     if hung_up:
                         os._exit(EX_TEMPFAIL)

@@ -62,7 +62,7 @@ DOORBELLS = [
     Mutant(
         "1_a_deaf_worker_stays_deaf",
         "workers/worker.py",
-        "if now - silent_since > self.settings.deaf_s:",
+        "if now - silent_since > self.settings.deaf_s * (PATIENT if hung_up else 1):",
         "if False:",
         (WORKER + "a_child_that_hears_no_doorbell_leaves",),
     ),
