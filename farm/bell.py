@@ -30,17 +30,8 @@ _NO_ARGUMENTS = base64.b64encode(
 ).decode()
 
 
-class QoS(stock.QoS):
-    """Nothing is acknowledged, so nothing is ever to be restored."""
-
-    def restore_visible(self, *_: Any, **__: Any) -> None:
-        """Does nothing."""
-
-
 class Channel(stock.Channel):
     """A channel that survives whatever lies in a list, and looks at no other key."""
-
-    QoS = QoS
 
     def _queue_bind(self, *_: Any) -> None:
         """Queues are reached by their names alone."""

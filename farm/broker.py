@@ -54,8 +54,8 @@ def make_app(settings: Settings, queues: Iterable[str] = ()) -> Celery:
             "retry_on_timeout": False,
             # One list per queue: the ledger knows the priorities.
             "priority_steps": [0],
-            # kombu's own bookkeeping, under the farm's names: it keeps nothing there, but asks.
-            **{f"{key}_key": f"{settings.namespace}:{key}" for key in ("unacked", "unacked_index", "unacked_mutex")},
+            # Nothing is acknowledged, so Redis needs to keep no account of it.
+            "ack_emulation": False,
         },
     )
     return app

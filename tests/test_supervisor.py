@@ -43,12 +43,14 @@ def reconciling(settings: Settings) -> Iterator[tuple[Ledger, redis.Redis]]:
     raw = redis.Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True)
     thread = threading.Thread(target=reconcile, args=(brisk, ledger, broker, "me", stop))
     thread.start()
-    yield ledger, raw
-    stop.set()
-    thread.join()
-    broker.close()
-    ledger.close()
-    raw.close()
+    try:
+        yield ledger, raw
+    finally:
+        stop.set()
+        thread.join()
+        broker.close()
+        ledger.close()
+        raw.close()
 
 
 def rounds(raw: redis.Redis, count: int) -> None:

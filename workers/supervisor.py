@@ -37,6 +37,8 @@ from farm.settings import Settings
 _log = structlog.get_logger(__name__)
 EX_TEMPFAIL = 75
 """The exit status of a process that wants to be started again. Source: sysexits.h."""
+EX_CONFIG = 78
+"""The exit status where a setting is wrong. Source: sysexits.h."""
 RESTART_MAX_S = 30.0
 """Longest pause before a child that dies before it is ready is started again, seconds."""
 KILL_MARGIN_S = 5.0
@@ -275,7 +277,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if given.parent is not None:
         die_with_parent(given.parent, signal.SIGTERM)
-    settings = Settings.load()
+    try:
+        settings = Settings.load()
+    except FarmError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(EX_CONFIG)
     log_to_stderr(settings.log_level)
     supervisor = Supervisor(settings, given.name, given.slot)
     signal.signal(signal.SIGTERM, supervisor.stop)

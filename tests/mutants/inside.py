@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -67,3 +68,4 @@ def judge(name: str) -> tuple[str, str]:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         print(json.dumps([name, *judge(name)]), flush=True)
+    os._exit(0)  # a thread that a failed test has left must not hold this process
