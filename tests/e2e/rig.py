@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -46,15 +47,17 @@ def install(folder: Path, source: str, kinds: Sequence[str]) -> dict[str, str]:
     Returns the variables that make a process find both.
     """
     site, weights = folder / "site", folder / "weights"
-    info = site / "plugin-1.0.dist-info"
+    # A name of its own: a module that another test has imported would be found in its place.
+    name = f"plugin{secrets.token_hex(4)}"
+    info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     weights.mkdir()
-    (site / "plugin.py").write_text(source)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[farm.stages]\nplugin = plugin\n")
+    (site / f"{name}.py").write_text(source)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[farm.stages]\n{name} = {name}\n")
     (weights / "config.json").write_text("{}")
     quoted = ", ".join(f'"{kind}"' for kind in kinds)
-    entries = [CHECKPOINT.format(name=name, folder=weights, kinds=quoted) for name in ("none", "none2")]
+    entries = [CHECKPOINT.format(name=checkpoint, folder=weights, kinds=quoted) for checkpoint in ("none", "none2")]
     (folder / "catalog.toml").write_text("".join(entries))
     return {"PYTHONPATH": str(site), "FARM_CATALOG": str(folder / "catalog.toml")}
 
