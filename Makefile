@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/farm demo -o demo-out
 
 test: $(STAMP) lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         description="an idle child that hears no doorbell for so long, though some lie there, reconnects, seconds",
     )
     drain_grace_s: float = Field(
-        25, ge=0, description="on SIGTERM a running stage may finish within so long, else it is given back, seconds"
+        25, ge=0, description="on SIGTERM a worker is gone within so long: its stage is done or given back, seconds"
     )
     deadline_s: float = Field(
         86400, gt=0, le=31536000, description="a job not done so long after its submit expires, seconds"

@@ -19,6 +19,8 @@ from farm.settings import PhaseLimits, Settings
 
 Mark = Callable[[str, float], None]
 """Tells the supervisor that a phase goes on, and for how many seconds it may stay silent."""
+LEAVE_S = 5.0
+"""What a worker keeps of its grace for the step that runs, for giving back and for the exit, seconds; at most half."""
 
 
 class StageStop(Exception):
@@ -38,15 +40,15 @@ class Lost(StageStop):
 
 
 class Drain:
-    """Set by SIGTERM: no new claims, and a running stage has `grace_s` left."""
+    """Set by SIGTERM: no new claims, and a running stage has the grace left, less what its worker needs to leave."""
 
     def __init__(self, grace_s: float) -> None:
-        self._grace_s, self._until = grace_s, float("inf")
+        self._stage_s, self._until = max(grace_s - LEAVE_S, grace_s / 2), float("inf")
 
     def start(self) -> None:
         """Begins the grace; a second call ends it."""
         began = self.asked
-        self._until = time.monotonic() + (0 if began else self._grace_s)
+        self._until = time.monotonic() + (0 if began else self._stage_s)
 
     @property
     def asked(self) -> bool:

@@ -41,8 +41,8 @@ EX_CONFIG = 78
 """The exit status where a setting is wrong. Source: sysexits.h."""
 RESTART_MAX_S = 30.0
 """Longest pause before a child that dies before it is ready is started again, seconds."""
-KILL_MARGIN_S = 5.0
-"""How long after its grace a draining child is killed, seconds."""
+KILLED_S = 5.0
+"""How long the end of a killed child is waited for, seconds."""
 LAST_LINES, SAID_BYTES = 50, 1 << 16
 """Lines of a child's output, and bytes of it, that are kept for the report of its death."""
 PAUSED_S = 2.0
@@ -231,13 +231,13 @@ class Supervisor:
         living = [(slot, slot.process) for slot in self.slots if slot.process is not None]
         for _, process in living:
             process.terminate()
-        until = time.monotonic() + self.settings.drain_grace_s + KILL_MARGIN_S
+        until = time.monotonic() + self.settings.drain_grace_s
         while any(process.poll() is None for _, process in living) and time.monotonic() < until:
             self._listen(0.1)
         for slot, process in living:
             process.kill()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(KILL_MARGIN_S)
+                process.wait(KILLED_S)
             self._forget(slot)
             self._report(slot, "drained", charge=False)
 

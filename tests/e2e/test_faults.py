@@ -239,10 +239,11 @@ def test_a_killed_supervisor_takes_its_children_along(supervised: Rig, golden_sl
     committed_once([job])
 
 
-def test_sigterm_gives_a_long_stage_back_uncharged(supervised: Rig, golden_slow: str) -> None:
+@pytest.mark.parametrize("grace_s", [0.0, 3.0], ids=["killed", "by itself"])
+def test_sigterm_gives_a_long_stage_back_uncharged(supervised: Rig, golden_slow: str, grace_s: float) -> None:
     # Given a stage that outlasts the grace
-    rig = supervised
-    first = rig.supervise(["text2img.tiny"], "first", FARM_DRAIN_GRACE_S="0.2")
+    rig, name = supervised, f"grace-{grace_s}"
+    first = rig.supervise(["text2img.tiny"], name, FARM_DRAIN_GRACE_S=str(grace_s))
     rig.ready(1)
     job = slow(rig.farm, 1)
     until(lambda: running(job))
@@ -253,6 +254,7 @@ def test_sigterm_gives_a_long_stage_back_uncharged(supervised: Rig, golden_slow:
     stage = job.record.stages[0]
     assert stage.state == "queued"
     assert stage.crash == 0
+    assert ("drained" in (rig.folder / f"{name}.log").read_text()) == (grace_s > 0)
     rig.supervise(["text2img.tiny"], "second")
     assert pixels([job]) == [golden_slow]
     committed_once([job])

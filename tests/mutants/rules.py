@@ -385,7 +385,7 @@ PROCESSES = [
     Mutant(
         "9_a_drain_has_no_grace",
         "workers/lease.py",
-        "(0 if began else self._grace_s)",
+        "(0 if began else self._stage_s)",
         "0",
         (LEASE + "a_drain_lets_the_stage_go_on_for_its_grace_and_no_longer",),
     ),
