@@ -223,10 +223,10 @@ def _media(media: frozenset[Medium]) -> str:
 
 def _check_size(index: int, stage: Stage, given: Size | None, size: Size, settings: Settings) -> None:
     """Refuses sizes that a later stage would choke on; said at submit, not at stage 4."""
-    if index > 0 and any(getattr(stage, name, None) is not None for name in ("width", "height")):
-        raise _wrong(
-            f"stages.{index}.width", "only the first stage sets a size; later ones take what they are given", "bad_size"
-        )
+    for name in ("width", "height"):
+        if index > 0 and getattr(stage, name, None) is not None:
+            msg = "only the first stage sets a size; later ones take what they are given"
+            raise _wrong(f"stages.{index}.{name}", msg, "bad_size")
     if given is not None and any(side % stage.multiple for side in given):
         near = Size(*(max(64, round(side / stage.multiple) * stage.multiple) for side in given))
         msg = f"{stage.kind} takes sides that are multiples of {stage.multiple}, such as {near}, not {given}"

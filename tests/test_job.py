@@ -13,7 +13,7 @@ from uuid import RFC_4122, UUID
 import pytest
 
 from farm.catalog import LOCK, Catalog, Lock
-from farm.chain import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, Chain, override, parse_chain, read_chain_file
+from farm.chain import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_STAGES, Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
 from farm.job import MAX_DEADLINE_S, InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
 from farm.settings import Settings
@@ -72,6 +72,7 @@ def test_the_four_stages_hand_latents_on_and_give_the_last_one_an_image(catalog:
     # Then
     assert [item.emits for item in planned] == [Medium.LATENTS, Medium.LATENTS, Medium.IMAGE, Medium.IMAGE]
     assert [item.takes for item in planned] == [None, Medium.LATENTS, Medium.LATENTS, Medium.IMAGE]
+    assert [item.given for item in planned] == [None, Size(64, 64), Size(64, 64), Size(128, 128)]
     assert [item.size for item in planned] == [Size(64, 64), Size(64, 64), Size(128, 128), Size(512, 512)]
     assert [item.queue for item in planned] == [
         "text2img.tiny",
@@ -174,14 +175,55 @@ def test_bad_fields_are_named(data: dict[str, Any], code: str, loc: str, word: s
 
 
 def test_every_wrong_field_is_said_at_once() -> None:
+    impossible = {**REDRAW, "eta": 0.5, "scheduler": "EulerDiscreteScheduler"}
+    stages = [{**TEXT, "steps": 0}, {"kind": "paint"}, {**REDRAW, "strength": 2}, {"kind": ["img2img"]}, impossible, X4]
     with pytest.raises(InvalidJob) as info:
-        parse_chain({"seed": -1, "colour": 1, "stages": [{**TEXT, "steps": 0}, {"kind": "paint"}]})
-    assert {error.loc for error in info.value.errors} == {
+        parse_chain({"seed": -1, "colour": 1, "stages": [*stages, impossible]})
+    assert {error.loc: error.msg.split(";")[0] for error in info.value.errors if "kind" in error.loc} == {
+        "stages.1.kind": "not an installed kind",
+        "stages.3.kind": "not an installed kind",
+    }
+    assert {error.loc for error in info.value.errors if "kind" not in error.loc} == {
         "seed",
         "colour",
         "stages.0.num_inference_steps",
-        "stages.1.kind",
+        "stages.2.strength",
+        "stages.4.eta",
+        "stages.6.eta",
     }
+
+
+def test_a_chain_has_so_many_stages_and_no_more() -> None:
+    assert len(chain(*[REDRAW] * MAX_STAGES).stages) == MAX_STAGES
+    with refused("bad_length", "stages", f"1 to {MAX_STAGES} stages, not {MAX_STAGES + 1}"):
+        chain(*[REDRAW] * (MAX_STAGES + 1))
+
+
+def test_a_chain_that_ends_without_an_image_is_refused(catalog: Catalog, here: Settings) -> None:
+    # Given a kind that gives latents alone, as another package may bring
+    class Blind(kinds()["img2img"]):  # type: ignore[misc]
+        gives = frozenset({Medium.LATENTS})
+
+    first, last = chain(TEXT, REDRAW).stages
+    blind = Chain.model_construct(prompt="a", stages=(first, Blind(**last.model_dump())))
+    # Then
+    with refused("medium_mismatch", "stages.1", "img2img gives no image"):
+        plan(blind, catalog, here)
+
+
+def test_a_size_at_the_limit_is_taken(catalog: Catalog, here: Settings) -> None:
+    tight = here.model_copy(update={"max_side": 512, "max_area": 512 * 512})
+    assert plan(chain({**TEXT, "width": 512, "height": 512}), catalog, tight)[0].size == Size(512, 512)
+    with refused("too_large", "stages.0", "512 pixels a side and 262144 in all"):
+        plan(chain({**TEXT, "width": 520, "height": 64}), catalog, tight)
+    with refused("bad_size", "stages.1.height", "only the first stage"):
+        plan(chain(TEXT, {**REDRAW, "height": 64}), catalog, here)
+
+
+def test_only_numbers_that_json_knows_are_canonical() -> None:
+    with pytest.raises(ValueError):
+        canonical({"a": float("nan")})
+    assert canonical({"ä": 1}) == '{"ä":1}'
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ DOORBELLS = [
         (BELL + "the_same_worker_outlives_what_is_no_doorbell[no JSON]",),
     ),
     Mutant(
-        "1_celery_is_controlled_from_afar",
-        "farm/broker.py",
-        "worker_enable_remote_control=False",
-        "worker_enable_remote_control=True",
+        "1_celery_binds_its_queues",
+        "farm/bell.py",
+        "def _queue_bind(",
+        "def _never_called(",
         (BELL + "celery_keeps_nothing_but_the_doorbells",),
     ),
     Mutant(
