@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 demo: $(STAMP)
 	$(BIN)/farm demo -o demo-out
 
-test: $(STAMP) lint
+test: $(STAMP) $(VENV)/sprites lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP)
@@ -36,8 +36,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[worker,local,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[worker,local,train,dev]'
 	touch $@
+
+# The pictures that the demo family learnt from: its tests compare with them.
+$(VENV)/sprites: $(STAMP)
+	$(BIN)/python -m workers.demo.sprites $@
 
 clean:
 	rm -rf $(VENV) demo-out chaos-out mutants build dist

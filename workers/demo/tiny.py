@@ -18,6 +18,7 @@ Building twice gives the same files, byte for byte.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def build(name: str, folder: Path) -> None:
         torch.manual_seed(vae_seed)
         vae = _vae_x4() if name == "tiny-x4" else _vae()
         torch.manual_seed(seed)
-        parts = {"vae": vae, "text_encoder": _text_encoder(), "tokenizer": _tokenizer()}
+        parts = {"vae": vae, "text_encoder": _text_encoder(), "tokenizer": tokenizer_of(WORDS)}
         make = {"tiny-x2": _upscale_latent, "tiny-x4": _upscale}.get(name, _base)
         make(parts).save_pretrained(folder, safe_serialization=True)
 
@@ -178,7 +179,7 @@ def _vae_x4() -> Any:
 def _text_encoder() -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    vocab, _ = _vocabulary()
+    vocab, _ = _vocabulary(WORDS)
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(vocab),
@@ -195,21 +196,22 @@ def _text_encoder() -> Any:
     )
 
 
-def _tokenizer() -> Any:
+def tokenizer_of(words: Sequence[str]) -> Any:
+    """CLIP's tokenizer with one token for each of `words`; all else is spelled in bytes."""
     from transformers import CLIPTokenizer
 
-    vocab, merges = _vocabulary()
+    vocab, merges = _vocabulary(words)
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_TOKENS)
 
 
-def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens with their ids, and merges in order: all bytes, alone and at a word's end, and the prefixes of `WORDS`."""
+def _vocabulary(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Tokens with their ids, and merges in order: all bytes, alone and at a word's end, and the prefixes of `words`."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in words:
         left = word[0]
         for index, letter in enumerate(word[1:], 2):
             right = letter + "</w>" if index == len(word) else letter
