@@ -64,6 +64,7 @@ def test_the_wire_is_plain_safetensors() -> None:
         (torch.zeros(4, 8, 8, dtype=torch.float16), "bad_output"),
         (torch.full((4, 8, 8), float("nan")), "nan_output"),
         (torch.full((4, 8, 8), float("inf")), "nan_output"),
+        (torch.full((4, 8, 8), -1.01 * codec.MAX_ABS), "bad_output"),
     ],
 )
 def test_wrong_latents_are_not_written(tensor: torch.Tensor, code: str) -> None:
