@@ -18,7 +18,9 @@ Building twice gives the same files, byte for byte.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,22 +207,35 @@ def tokenizer_of(words: Sequence[str]) -> Any:
 
 
 def _vocabulary(words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens with their ids, and merges in order: all bytes, alone and at a word's end, and the prefixes of `words`."""
+    """Tokens with their ids, and merges in order: all bytes, alone and at a word's end, and what makes `words` whole.
+
+    Byte-pair encoding, Sennrich et al. 2016, arXiv:1508.07909, to the end: what is met most often is merged, until
+    each word is one token. A text is merged in the same order, so its known words are one token each, too.
+    """
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
-    for word in words:
-        left = word[0]
-        for index, letter in enumerate(word[1:], 2):
-            right = letter + "</w>" if index == len(word) else letter
-            if (left, right) not in merges:
-                merges.append((left, right))
-                tokens.append(left + right)
-            left += right
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in dict.fromkeys(words)]
+    while pairs := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((left, right))
+        tokens.append(left + right)
+        spelled = [_merged(pieces, left, right) for pieces in spelled]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     return {token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def _merged(pieces: list[str], left: str, right: str) -> list[str]:
+    """`pieces` with each `left` and `right` beside each other as one."""
+    found: list[str] = []
+    for piece in pieces:
+        if found and (found[-1], piece) == (left, right):
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from workers.demo import scenes
 from workers.demo.sprites import OBJECTS, Sprites, fetch
 
-CHUNK = 256
+CHUNK = 64
 _STYLE: dict[str, Sprites] = {}
 
 
