@@ -40,6 +40,7 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() and given.part != "vae" else "no")
     count, device = given.pictures or PICTURES[given.part], accelerator.device
     torch.manual_seed(sum(given.part.encode()))
+    torch.set_flush_denormal(True)
     make: dict[str, Callable[[], loop.Part]] = {
         "vae": lambda: parts.Vae(given.work, count),
         "base": lambda: parts.Base(given.work, count, device),
