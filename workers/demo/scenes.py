@@ -39,7 +39,8 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "pentagon")
 PLACES = {"": (0.5, 0.5), "left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7)}
 """Centre of a thing, as a share of the side."""
 SIZES = {"": 0.66, "small": 0.4, "large": 0.9}
-"""Longer side of a thing, as a share of the picture's; one that is not in the middle is small."""
+ASIDE = 0.46
+"""Longer side of a thing, as a share of the picture's: in the middle, by its size, and elsewhere."""
 NATURAL = {
     "apple": "red", "lemon": "yellow", "fox": "orange", "frog": "green", "pig": "pink", "car": "red", "tree": "green",
     "cactus": "green", "star": "yellow", "moon": "yellow", "sun": "yellow", "basketball": "orange", "diamond": "blue",
@@ -161,7 +162,7 @@ def draw(scene: Scene, side: int, sprites: Sprites) -> Image.Image:
     dice = np.random.default_rng(scene.seed)
     picture = _ground([_jittered(colour, dice) for colour in scene.ground], side)
     for thing in scene.things:
-        share = 0.46 if thing.place else SIZES[thing.size]
+        share = ASIDE if thing.place else SIZES[thing.size]
         length = share * dice.uniform(0.93, 1.07)
         x, y = (centre + dice.uniform(-0.03, 0.03) for centre in PLACES[thing.place])
         if thing.name in SHAPES:

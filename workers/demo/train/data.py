@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from workers.demo import scenes
 from workers.demo.sprites import OBJECTS, Sprites, fetch
 
 CHUNK = 64
-_STYLE: dict[str, Sprites] = {}
 
 
 def pictures(
@@ -47,7 +46,7 @@ def words(captions: torch.Tensor) -> list[str]:
 
 
 def _chunk(index: int, work: Path, side: int, crop: int, style: str | None, name: str) -> tuple[np.ndarray, np.ndarray]:
-    sprites = _STYLE.setdefault("all", Sprites(work / "sets"))
+    sprites = _sprites(work / "sets")
     dice = np.random.default_rng((sum(name.encode()), index))
     images, captions = [], []
     for scene in _scenes(dice, style):
@@ -59,6 +58,12 @@ def _chunk(index: int, work: Path, side: int, crop: int, style: str | None, name
         text = scenes.captioned(scene, dice).encode()
         captions.append(np.frombuffer(text.ljust(128, b"\0"), np.uint8))
     return np.stack(images), np.stack(captions)
+
+
+@cache
+def _sprites(folder: Path) -> Sprites:
+    """The sets, read once per process."""
+    return Sprites(folder)
 
 
 def _scenes(dice: np.random.Generator, style: str | None) -> Iterator[scenes.Scene]:

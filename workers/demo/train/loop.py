@@ -70,7 +70,7 @@ def fit(part: Part, accelerator: Accelerator, work: Path, steps: int, planned: i
                 )
             torch.manual_seed(step)
             with accelerator.autocast():
-                loss = part.loss(np.random.default_rng((len(part.name), step)))
+                loss = part.loss(np.random.default_rng(step))
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
