@@ -6,7 +6,7 @@ space.
 
 ==========  ==========================================================================================================
 demo        64 px, latents of 4 channels, 4 px per cell: text to image, and what redraws images
-demo-style  the same with other attention weights: fine-tuned on a second style
+demo-style  the same with another denoiser: fine-tuned on a second style
 demo-x2     latent upscaler in the same space
 demo-x4     image upscaler
 ==========  ==========================================================================================================
@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workers.demo import tiny
 from workers.demo.scenes import COLOURS, SHAPES, STYLES
 from workers.demo.sprites import OBJECTS
 
@@ -138,9 +139,7 @@ def text_encoder() -> Any:
 
 def tokenizer() -> Any:
     """CLIP's tokenizer with a vocabulary of its own: `WORDS`, and bytes for all else."""
-    from workers.demo.tiny import tokenizer_of
-
-    return tokenizer_of(WORDS)
+    return tiny.tokenizer_of(WORDS)
 
 
 def unet() -> Any:
@@ -149,7 +148,7 @@ def unet() -> Any:
 
     return UNet2DConditionModel(
         sample_size=16,
-        # Prompts act on 8×8 and 4×4 cells; at 16×16 attention would double the cost of a step on a CPU.
+        # Prompts act on 8×8 and 4×4 cells; attention at 16×16 makes a step on a CPU half as long again.
         block_out_channels=(48, 96, 160),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -161,33 +160,8 @@ def unet() -> Any:
 
 
 def unet_x2() -> Any:
-    """The latent upscaler's denoiser. Source: unet/config.json of stabilityai/sd-x2-latent-upscaler, narrower.
-
-    8 channels in: noise and input; 5 out: the pipeline drops the last, a variance; the time condition is 128 for the
-    noise level + the pooled text.
-    """
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        in_channels=8,
-        out_channels=5,
-        block_out_channels=(32, 32, 64, 64),
-        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
-        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
-        mid_block_type=None,
-        layers_per_block=2,
-        act_fn="gelu",
-        norm_num_groups=None,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=16,
-        conv_in_kernel=3,
-        conv_out_kernel=1,
-        time_cond_proj_dim=128 + TEXT_WIDTH,
-        time_embedding_type="fourier",
-        timestep_post_act="gelu",
-        resnet_time_scale_shift="scale_shift",
-        only_cross_attention=False,
-    )
+    """The latent upscaler's denoiser."""
+    return tiny.unet_x2(TEXT_WIDTH, layers_per_block=2, attention_head_dim=16, conv_in_kernel=3)
 
 
 def unet_x4() -> Any:

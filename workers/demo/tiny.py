@@ -80,35 +80,42 @@ def _base(parts: dict[str, Any]) -> Any:
 
 
 def _upscale_latent(parts: dict[str, Any]) -> Any:
-    from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionLatentUpscalePipeline
 
-    # Source: unet/config.json of stabilityai/sd-x2-latent-upscaler, with narrower blocks (a K block needs 32 channels,
-    # and the widest must be twice the first). 8 channels in: noise and input; 5 out: the pipeline drops the last, a
-    # variance; the time condition is 128 for the noise level + the pooled text.
-    unet = UNet2DConditionModel(
+    unet = unet_x2(TEXT_WIDTH, layers_per_block=1, attention_head_dim=8, conv_in_kernel=1)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
+    )
+    return StableDiffusionLatentUpscalePipeline(**parts, unet=unet, scheduler=scheduler)
+
+
+def unet_x2(text_width: int, **own: Any) -> Any:
+    """A latent upscaler's denoiser; `own` are its other sizes. Source: unet/config.json of sd-x2-latent-upscaler.
+
+    The blocks are narrower: a K block needs 32 channels, and the widest must be twice the first. 8 channels in: noise
+    and input; 5 out: the pipeline drops the last, a variance; the time condition is 128 for the noise level + the
+    pooled text.
+    """
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
         in_channels=8,
         out_channels=5,
         block_out_channels=(32, 32, 64, 64),
         down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
         up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
         mid_block_type=None,
-        layers_per_block=1,
         act_fn="gelu",
         norm_num_groups=None,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=8,
-        conv_in_kernel=1,
+        cross_attention_dim=text_width,
         conv_out_kernel=1,
-        time_cond_proj_dim=128 + TEXT_WIDTH,
+        time_cond_proj_dim=128 + text_width,
         time_embedding_type="fourier",
         timestep_post_act="gelu",
         resnet_time_scale_shift="scale_shift",
         only_cross_attention=False,
+        **own,
     )
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="sample"
-    )
-    return StableDiffusionLatentUpscalePipeline(**parts, unet=unet, scheduler=scheduler)
 
 
 def _upscale(parts: dict[str, Any]) -> Any:
