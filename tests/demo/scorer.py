@@ -24,25 +24,26 @@ from workers.demo.sprites import OBJECTS, Sprites
 
 WEIGHTS = Path(__file__).with_name("scorer.safetensors")
 NAMES = [*OBJECTS, *scenes.SHAPES]
+STYLES = list(scenes.STYLES)
 _COLOURS = np.array(list(scenes.COLOURS.values()), float)
 RIM = 3
 """Pixels of the ground that are looked at, from each edge."""
 
 
 def network() -> nn.Module:
-    """Pictures [batch, 3, 64, 64] in -1…1 to one score per name."""
+    """Pictures [batch, 3, 64, 64] in -1…1 to one score per name, and then one per style."""
 
     def block(gives: int, takes: int) -> list[nn.Module]:
         return [nn.Conv2d(gives, takes, 3, padding=1), nn.BatchNorm2d(takes), nn.ReLU(), nn.MaxPool2d(2)]
 
     return nn.Sequential(
         *block(3, 24), *block(24, 48), *block(48, 96), *block(96, 128),
-        nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, len(NAMES)),
+        nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, len(NAMES) + len(STYLES)),
     )  # fmt: skip
 
 
 class Scorer:
-    """Names what is on pictures."""
+    """Names what is on pictures, and the style it is drawn in."""
 
     def __init__(self) -> None:
         self._network = network().eval()
@@ -54,6 +55,11 @@ class Scorer:
         rows = [NAMES.index(name) for name in among]
         scores = self._network(as_tensor(pictures))[:, rows]
         return [among[int(row)] for row in scores.argmax(1)]
+
+    @torch.no_grad()
+    def styles(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The style of the object on each picture."""
+        return [STYLES[int(row)] for row in self._network(as_tensor(pictures))[:, len(NAMES) :].argmax(1)]
 
 
 def as_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -91,13 +97,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     given = parser.parse_args()
     sprites, dice = Sprites(given.work / "sets"), np.random.default_rng(7)
-    images, names = [], []
+    images, names, styles = [], [], []
     while len(images) < given.count:
-        scene = scenes.random_scene(dice, list(OBJECTS))
+        scene = scenes.random_scene(dice, list(OBJECTS), STYLES[len(images) % 2])
         if len(scene.things) == 1:
             images.append(np.asarray(scenes.draw(scene, 64, sprites)).transpose(2, 0, 1))
             names.append(NAMES.index(scene.things[0].name))
-    drawn, wanted = torch.from_numpy(np.stack(images)), torch.tensor(names)
+            styles.append(STYLES.index(scene.style))
+    drawn, wanted, styled = torch.from_numpy(np.stack(images)), torch.tensor(names), torch.tensor(styles)
     torch.manual_seed(0)
     model: Any = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
@@ -108,7 +115,10 @@ def main() -> None:
         if step % 2:
             batch = functional.interpolate(functional.avg_pool2d(batch, 2), scale_factor=2, mode="bilinear")
         batch = batch + 0.1 * torch.rand(96, 1, 1, 1) * torch.randn_like(batch)
-        loss = functional.cross_entropy(model(batch), wanted[rows], label_smoothing=0.05)
+        found, right = model(batch), wanted[rows]
+        loss = functional.cross_entropy(found[:, : len(NAMES)], right, label_smoothing=0.05)
+        objects = right < len(OBJECTS)  # shapes have no style
+        loss += 0.3 * functional.cross_entropy(found[objects, len(NAMES) :], styled[rows][objects])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -38,12 +38,13 @@ def test_a_training_that_was_stopped_ends_where_an_unbroken_one_does(work: Path)
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
-@pytest.mark.parametrize("part", ["vae", "base", "style", "x2", "x4"])
+@pytest.mark.parametrize("part", ["vae", "decoder", "base", "style", "x2", "x4"])
 def test_each_part_trains_and_shows_itself(work: Path, part: str) -> None:
     # Given the parts before it, as the order of the parameters has it
     device = torch.device("cpu")
     made: loop.Part = {
         "vae": lambda: parts.Vae(work, 64),
+        "decoder": lambda: parts.Decoder(work, 64),
         "base": lambda: parts.Base(work, 64, device),
         "style": lambda: parts.Base(work, 64, device, "shaded"),
         "x2": lambda: parts.X2(work, 64, device),

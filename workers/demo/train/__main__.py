@@ -1,6 +1,6 @@
-"""Trains the demo family, part by part: `python -m workers.demo.train vae|base|style|x2|x4|ship [--work DIR]`.
+"""Trains the demo family, part by part: `python -m workers.demo.train vae|decoder|base|style|x2|x4|ship [--work DIR]`.
 
-Each part goes on from where it stopped, needs the parts before it (vae, then base, then the others), and leaves its
+Each part goes on from where it stopped, needs the parts before it (vae, decoder, base, then the others), and leaves its
 weights, a sample sheet and a loss plot in DIR/PART. `--show` makes these three of a state that is being trained; `ship`
 puts the weights into the package.
 It needs `pip install 'latent-farm[worker,train]'`; on two CPU cores
@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from workers.demo.train import loop, parts
 from workers.demo.train.ship import ship
 
-STEPS = {"vae": 6000, "base": 12000, "style": 2000, "x2": 6000, "x4": 6000}
+STEPS = {"vae": 6000, "decoder": 4000, "base": 12000, "style": 2000, "x2": 6000, "x4": 6000}
 """Steps of each part."""
-PICTURES = {"vae": 12000, "base": 40000, "style": 10000, "x2": 10000, "x4": 10000}
+PICTURES = {"vae": 12000, "decoder": 12000, "base": 40000, "style": 10000, "x2": 10000, "x4": 10000}
 """Scenes that each part is trained on."""
 
 
@@ -44,6 +44,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     make: dict[str, Callable[[], loop.Part]] = {
         "vae": lambda: parts.Vae(given.work, count),
+        "decoder": lambda: parts.Decoder(given.work, count),
         "base": lambda: parts.Base(given.work, count, device),
         "style": lambda: parts.Base(given.work, count, device, style="shaded"),
         "x2": lambda: parts.X2(given.work, count, device),

@@ -1,19 +1,20 @@
 """What does each part of the family learn, and from what?
 
-====== ============================== =============================================================================
-part   learns                         by
-====== ============================== =============================================================================
-vae    pictures ↔ latents             absolute and squared error and a faint KL term (Kingma and Welling 2013,
+======= ============================= =============================================================================
+part    learns                        by
+======= ============================= =============================================================================
+vae     pictures ↔ latents            absolute and squared error and a faint KL term (Kingma and Welling 2013,
                                       arXiv:1312.6114; latent diffusion, Rombach et al. 2022, arXiv:2112.10752, §3.1)
-base   prompt → latents               v-prediction (Salimans and Ho 2022, arXiv:2202.00512) with the prompt dropped now
+decoder latents → pictures            the same error, on larger pictures too; the encoder stays, and so the latents do
+base    prompt → latents              v-prediction (Salimans and Ho 2022, arXiv:2202.00512) with the prompt dropped now
                                       and then (classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598); the
                                       text encoder learns along
-style  the same in a second style     going on from base; only the denoiser learns
-x2     latents → twice the side       denoising with the preconditioning of Karras et al. 2022, arXiv:2206.00364, table
+style   the same in a second style    going on from base; only the denoiser learns
+x2      latents → twice the side      denoising with the preconditioning of Karras et al. 2022, arXiv:2206.00364, table
                                       1, σ_data = 1, as `StableDiffusionLatentUpscalePipeline` undoes it
-x4     image → four times the side    v-prediction beside the image, which is noised by a level that is told (cascaded
+x4      image → four times the side   v-prediction beside the image, which is noised by a level that is told (cascaded
                                       diffusion, Ho et al. 2021, arXiv:2106.15282), as `StableDiffusionUpscalePipeline`
-====== ============================== =============================================================================
+======= ============================= =============================================================================
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ def trained(work: Path, part: str, name: str, model: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def _far(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """How far pictures are from the wanted ones."""
+    return functional.mse_loss(made, wanted) + 0.2 * functional.l1_loss(made, wanted)
+
+
 class Vae:
     """The autoencoder. Pictures of 64 px, and pieces of larger ones, so that it also knows straight edges."""
 
@@ -123,7 +129,7 @@ class Vae:
         # A little noise, as what a denoiser gives is never quite right.
         made = vae.decode(found.mean + 0.05 * torch.randn_like(found.mean)).sample
         kl = 0.5 * (found.mean**2 + found.var - 1 - found.logvar).mean()
-        return functional.mse_loss(made, given) + 0.2 * functional.l1_loss(made, given) + 1e-4 * kl
+        return _far(made, given) + 1e-4 * kl
 
     def finish(self) -> None:
         """Folds each channel's mean and spread into the convolutions around the latents: they become 0 and 1.
@@ -157,8 +163,8 @@ class Vae:
 class Latents:
     """A trained VAE and what it makes of pictures."""
 
-    def __init__(self, work: Path, device: torch.device) -> None:
-        self.vae: Any = trained(work, "vae", "vae", family.vae()).to(device)
+    def __init__(self, work: Path, device: torch.device, part: str = "decoder") -> None:
+        self.vae: Any = trained(work, part, "vae", family.vae()).to(device)
         self._work, self._device = work, device
 
     def of(self, images: torch.Tensor) -> torch.Tensor:
@@ -179,6 +185,41 @@ class Latents:
             made = torch.cat([self.of(some).half().cpu() for some in images.split(128)])
             save_file({"latents": made}, path)
         return load_file(path)["latents"]
+
+    def again(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` as they come back from latents, bytes as well."""
+        made = torch.cat([self.decode(self.of(some)).cpu() for some in images.split(128)])
+        return ((made.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+class Decoder(Vae):
+    """The decoder goes on alone, also on pieces of the largest pictures that a chain makes, and on noisier latents.
+
+    Source of the idea: the fine-tuned decoders of Stable Diffusion, stabilityai/sd-vae-ft-mse.
+    """
+
+    name = "decoder"
+    learning_rate = 5e-4
+
+    def __init__(self, work: Path, count: int) -> None:
+        super().__init__(work, count)
+        self._images = torch.cat([self._images, data.pictures(work, "vae512", count // 2, 512, crop=64)["images"]])
+        self._latents = Latents(work, torch.device("cpu"), "vae").kept("decoder", self._images)
+        vae = trained(work, "vae", "vae", family.vae())
+        vae.decoder.requires_grad_(True)
+        vae.post_quant_conv.requires_grad_(True)
+        self.model = nn.ModuleDict({"vae": vae.train()})
+
+    def loss(self, dice: np.random.Generator) -> torch.Tensor:
+        vae: Any = self.model["vae"]
+        rows = torch.from_numpy(dice.integers(len(self._images), size=self.batch))
+        wanted = to_float(self._images[rows]).to(vae.device)
+        latents = self._latents[rows].float().to(vae.device)
+        latents = latents + 0.1 * torch.rand(self.batch, 1, 1, 1, device=vae.device) * torch.randn_like(latents)
+        return _far(vae.decode(latents / family.SCALING_FACTOR).sample, wanted)
+
+    def finish(self) -> None:
+        pass
 
 
 class Base:
@@ -323,7 +364,9 @@ class X4:
         near = data.pictures(work, "x4-256", count // 2, 256, crop=128)
         images = torch.cat([wide["images"], near["images"]])
         self._codec = Latents(work, device)
-        self._small = functional.interpolate(images.float(), scale_factor=0.25, mode="area").round().byte()
+        small = functional.interpolate(images.float(), scale_factor=0.25, mode="area").round().byte()
+        # What a chain gives it came out of the decoder, with the decoder's faults.
+        self._small = torch.stack([small, self._codec.again(small)])
         self._large = self._codec.kept("x4", images)
         self._words, self._device = Words(torch.cat([wide["captions"], near["captions"]])), device
         self._text: Any = trained(work, "base", "text_encoder", family.text_encoder()).to(device)
@@ -334,7 +377,7 @@ class X4:
     def loss(self, dice: np.random.Generator) -> torch.Tensor:
         rows = dice.integers(len(self._large), size=self.batch)
         picked = torch.from_numpy(rows)
-        images = to_float(self._small[picked]).to(self._device)
+        images = to_float(self._small[torch.from_numpy(dice.integers(2, size=self.batch)), picked]).to(self._device)
         large = self._large[picked].float().to(self._device)
         levels = torch.from_numpy((350 * dice.random(self.batch) ** 3).astype(np.int64)).to(self._device)
         images = self._low.add_noise(images, torch.randn_like(images), levels)
@@ -358,7 +401,7 @@ class X4:
         scheduler = DDIMScheduler(**family.BETAS, set_alpha_to_one=False, steps_offset=1)
         scheduler.set_timesteps(10)
         count = 8
-        images, large = to_float(self._small[:count]).to(self._device), self._large[:count].float().to(self._device)
+        images, large = to_float(self._small[0, :count]).to(self._device), self._large[:count].float().to(self._device)
         levels = torch.full((count,), 20, device=self._device)
         noised = self._low.add_noise(images, torch.randn_like(images), levels)
         states = self._text(self._words.of([""] * count).to(self._device))[0]

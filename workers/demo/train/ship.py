@@ -12,7 +12,7 @@ from workers.demo import family
 from workers.demo.train import data, parts
 
 FILES = {
-    "vae": "vae/vae",
+    "vae": "decoder/vae",
     "text_encoder": "base/text_encoder",
     "unet": "base/unet",
     "unet_style": "style/unet",
