@@ -174,10 +174,10 @@ def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> 
     """pydantic's findings in the farm's words; the input itself is not repeated."""
     found = []
     for item in error.errors(include_url=False, include_input=True)[:MAX_TOLD]:
-        name = str(item["loc"][0])[:100] if item["loc"] else ""
+        name = ".".join(map(str, item["loc"]))[:100]
         loc, msg, code = (prefix + name).rstrip(".") or "chain", item["msg"], "invalid_field"
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, [*cls.model_fields, *ALIASES], 1)
+            near = difflib.get_close_matches(name, [*cls.model_fields, *ALIASES], 1) if "." not in name else None
             msg, code = f"no such field{f'; did you mean {near[0]}?' if near else ''}", "unknown_field"
         elif item["type"] == "multiple_of" and name in {"width", "height"}:
             low = int(item["input"]) // 8 * 8

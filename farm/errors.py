@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "unused_image": "An image was given, but the first stage starts from noise.",
     "space_mismatch": "The latents of one stage mean nothing to the checkpoint of the next.",
     "medium_mismatch": "A stage does not take what the stage before it gives.",
+    "schedule_mismatch": "A stage stops within its schedule, and the next one does not go on right there.",
     "no_steps": "strength × num_inference_steps is less than one step.",
     "bad_image": "The input image cannot be used.",
     "bad_file": "The file cannot be read as what it should be.",

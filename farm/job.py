@@ -146,6 +146,11 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
         InvalidJob: an edge does not fit, a size is too large, a checkpoint is unknown; names the stage and the remedy.
     """
     checkpoints = [catalog.checkpoint(stage, f"stages.{index}") for index, stage in enumerate(chain.stages)]
+    for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
+        if wrong := list(stage.fits(checkpoint.family)):
+            found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
+            raise InvalidJob(errors=tuple(found))
+    _check_schedule(-1, None, chain.stages[0], Medium.IMAGE)
     medium, size, planned = _start(chain.stages[0], image), image, []
     for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
         following = chain.stages[index + 1] if index + 1 < len(chain.stages) else None
@@ -153,6 +158,7 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
             emits = _last(index, stage)
         else:
             emits = _edge(index, stage, checkpoint, following, checkpoints[index + 1])
+        _check_schedule(index, stage, following, emits)
         given, size = size, stage.output_size(size, checkpoint.native)
         _check_size(index, stage, given, size, settings)
         planned.append(PlannedStage(index, stage, checkpoint, catalog.space(checkpoint), medium, emits, given, size))
@@ -215,6 +221,28 @@ def _edge(index: int, giver: Stage, ours: Checkpoint, taker: Stage, theirs: Chec
     raise _wrong(
         where, f"{taker.kind} takes {_media(taker.takes)}, {giver.kind} gives {_media(giver.gives)}", "medium_mismatch"
     )
+
+
+def _check_schedule(index: int, giver: Stage | None, taker: Stage | None, medium: Medium) -> None:
+    """Refuses stages of which one stops in the middle of a schedule and the next does not go on right there."""
+    left, begun = getattr(giver, "denoising_end", None), getattr(taker, "denoising_start", None)
+    if left is None and begun is None:
+        return
+    ours, theirs = f"stages.{index}", f"stages.{index + 1}"
+    if left is not None and begun is None:
+        told = "the next stage must have it as denoising_start; put an img2img there, or leave denoising_end out"
+        raise _wrong(f"{ours}.denoising_end", told, "schedule_mismatch")
+    if left != begun:
+        before = f"denoising_end {left}" if left is not None else "no denoising_end"
+        msg = f"the stage before has {before}; both must be the same"
+        raise _wrong(f"{theirs}.denoising_start", msg, "schedule_mismatch")
+    if medium is not Medium.LATENTS:
+        msg = "needs latents, and these two checkpoints do not share a latent space"
+        raise _wrong(f"{theirs}.denoising_start", msg, "schedule_mismatch")
+    for name in ("num_inference_steps", "timesteps", "scheduler", "scheduler_options"):
+        if getattr(giver, name, None) != getattr(taker, name, None):
+            msg = f"the two halves of one schedule need the same {name}; set it as in stage {index}"
+            raise _wrong(f"{theirs}.{name}", msg, "schedule_mismatch")
 
 
 def _media(media: frozenset[Medium]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from farm.catalog import Catalog, Checkpoint
 from farm.errors import InvalidJob
 from farm.job import stage_of
-from farm.stage import Medium, kinds
+from farm.stage import Medium, Size, Source, kinds
 
 
 def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]) -> str:
@@ -39,24 +39,22 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
         source = _source(catalog, catalog.checkpoints[name], recipe["checkpoint"]["dtype"])
         lines += ["", f"# stage {index}: {recipe['kind']} with {name}"]
-        own = stage.script(given, Medium(recipe["emits"]), recipe["seed"], source)
-        if catalog.checkpoints[name].file is not None:
-            own = [line.replace(".from_pretrained(", ".from_single_file(") for line in own]
-        lines += own
+        lines += stage.script(given, Medium(recipe["emits"]), Size(*recipe["size"]), recipe["seed"], source)
         given = f"given_{index + 1}"
         lines.append(f"{given} = out")
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
 
 
-def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> str:
-    """The arguments of `from_pretrained`: the local folder where there is one, else the repository at its revision."""
+def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> Source:
+    """How to load `checkpoint`: from the local folder where there is one, else from the repository at its revision."""
     path = catalog.path(checkpoint)
     if checkpoint.file is not None:
-        return f"{str(path)!r}, config={checkpoint.config!r}, local_files_only=True, torch_dtype=torch.{dtype}"
+        arguments = f"{str(path)!r}, config={checkpoint.config!r}, local_files_only=True, torch_dtype=torch.{dtype}"
+        return Source(checkpoint.family, arguments, is_file=True)
     if path.exists() or checkpoint.repo is None:
         where = f"{str(path)!r}, local_files_only=True"
     else:
         revision = checkpoint.revision or catalog.lock(checkpoint).revision
         where = f"{checkpoint.repo!r}, revision={revision!r}"
     variant = f", variant={checkpoint.variant!r}" if checkpoint.variant else ""
-    return f"{where}{variant}, torch_dtype=torch.{dtype}, use_safetensors=True"
+    return Source(checkpoint.family, f"{where}{variant}, torch_dtype=torch.{dtype}, use_safetensors=True")

@@ -19,11 +19,12 @@ from functools import cache
 from importlib.metadata import entry_points
 from inspect import get_annotations, getmembers, isclass
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from farm.errors import FarmError, FieldError
+from farm.sampler import SAMPLERS, SCHEDULERS
 
 GROUP = "farm.stages"
 MAX_SEED = 2**53 - 1
@@ -39,26 +40,6 @@ ALIASES = {
 
 Prompt = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 """Up to 2,000 characters without control characters (but tab and newline) or lone surrogates."""
-
-Scheduler = Literal[
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
-]
-"""Schedulers by class name. Source: diffusers' `KarrasDiffusionSchedulers`; a test holds that they agree."""
-
-SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
 
 VaeTiling = Annotated[
     bool,
@@ -116,6 +97,15 @@ class Report(Protocol):
         """Denoising step `step` of `steps` is done; counts from 1."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint in a plain program: its family, and the Python source of the arguments that it is loaded with."""
+
+    family: str
+    arguments: str
+    is_file: bool = False
+
+
 class Stage(BaseModel):
     """One link of a chain, with its parameters."""
 
@@ -154,6 +144,12 @@ class Stage(BaseModel):
                 if name in given:
                     raise ValueError(f"{alias} and {name} are the same parameter; give one")
                 given[name] = given.pop(alias)
+        sampler = given.get("scheduler")
+        if sampler in SAMPLERS and sampler not in SCHEDULERS and "scheduler" in cls.model_fields:
+            options = given.get("scheduler_options", {})
+            if isinstance(options, Mapping):
+                given["scheduler"], told = SAMPLERS[sampler]
+                given["scheduler_options"] = {**told, **options}
         return given
 
     def input_size(self, natural: Size) -> Size:
@@ -182,6 +178,10 @@ class Stage(BaseModel):
         """Rules that one field alone cannot hold; yields what is wrong, with locations relative to the stage."""
         yield from ()
 
+    def fits(self, family: str) -> Iterator[FieldError]:  # noqa: ARG002
+        """What checkpoints of `family` do not know of this stage, as `check` yields it."""
+        yield from ()
+
     def load(self, checkpoint: Any, device: str) -> Any:
         """The pipeline for `checkpoint` (a `workers.pipelines.Files`) on `device`, warm.
 
@@ -198,10 +198,11 @@ class Stage(BaseModel):
         """
         raise NotImplementedError
 
-    def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:
+    def script(self, given: str | None, emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
         """The lines of a plain diffusers program that does what `run` does for one member, leaving it in `out`.
 
-        `given` names the variable that holds the input, `checkpoint` is Python source of the loading arguments.
+        `given` names the variable that holds the input, `size` is the output's, and `source` says how
+        the checkpoint is loaded.
         """
         raise NotImplementedError
 

@@ -534,7 +534,7 @@ def test_dry_run_checks_and_stores_nothing(run: Run, farm: Farm, tmp_path: Path)
         (["--count", "0"], "invalid_field", "count"),
         (["--priority", "101"], "invalid_field", "priority"),
         (["--width", "65"], "bad_size", "stages.0.width"),
-        (["--scheduler", "Euler"], "unknown_scheduler", "stages.0.scheduler"),
+        (["--scheduler", "Eulerish"], "unknown_scheduler", "stages.0.scheduler"),
         (["--set", "9.strength=0.4"], "unknown_field", "9.strength"),
         (["--set", 'steps="many"'], "invalid_field", "stages.0.num_inference_steps"),
         (["--set", "0.guidance_scale=NaN"], "invalid_field", "stages.0.guidance_scale"),

@@ -22,7 +22,7 @@ from farm.stage import Size
 from workers import codec
 
 SHAPE = (4, 3, 5)
-METADATA = {"space": "tiny", "factor": "8", "scaled": "true", "format": "latent-farm/1"}
+METADATA = {"space": "tiny", "factor": "8", "scaled": "true", "denoised": "1.0", "format": "latent-farm/1"}
 
 
 def latents(dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -16,6 +16,7 @@ from farm.catalog import LOCK, Catalog, Lock
 from farm.chain import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_STAGES, Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
 from farm.job import MAX_DEADLINE_S, InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
+from farm.sampler import SchedulerOptions
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, kinds
 
@@ -23,6 +24,8 @@ TEXT = {"kind": "text2img"}
 REDRAW = {"kind": "img2img", "strength": 0.5}
 X2 = {"kind": "upscale_latent"}
 X4 = {"kind": "upscale"}
+BASE = {"kind": "text2img", "checkpoint": "tiny-xl", "steps": 10, "denoising_end": 0.8}
+REFINE = {"kind": "img2img", "checkpoint": "tiny-xl-refiner", "steps": 10, "denoising_start": 0.8}
 HIRES = [TEXT, REDRAW, X2, X4]
 
 
@@ -120,6 +123,33 @@ def test_latents_for_a_checkpoint_of_another_space_are_refused_with_both_names(
         ([{**TEXT, "checkpoint": "tiny-x4"}], False, "wrong_checkpoint", "stages.0.checkpoint", "choose one of"),
         ([{**TEXT, "width": 72}, X2], False, "bad_size", "stages.1", "such as 64×64"),
         ([TEXT, {**REDRAW, "width": 64}], False, "bad_size", "stages.1.width", "only the first stage"),
+        ([{**TEXT, "checkpoint": "tiny-xl-refiner"}], False, "wrong_checkpoint", "stages.0.checkpoint", "text2img"),
+        ([{**TEXT, "denoising_end": 0.8}], False, "invalid_field", "stages.0.denoising_end", "family sdxl"),
+        ([BASE], False, "schedule_mismatch", "stages.0.denoising_end", "denoising_start"),
+        (
+            [BASE, {**REFINE, "denoising_start": 0.7}],
+            False,
+            "schedule_mismatch",
+            "stages.1.denoising_start",
+            "has denoising_end 0.8",
+        ),
+        ([BASE, {**REFINE, "steps": 9}], False, "schedule_mismatch", "stages.1.num_inference_steps", "as in stage 0"),
+        (
+            [BASE, {**REFINE, "scheduler": "Euler a"}],
+            False,
+            "schedule_mismatch",
+            "stages.1.scheduler",
+            "same scheduler",
+        ),
+        ([BASE, X4], False, "schedule_mismatch", "stages.0.denoising_end", "put an img2img there"),
+        ([REFINE], True, "schedule_mismatch", "stages.0.denoising_start", "no denoising_end"),
+        (
+            [{**BASE, "denoising_end": None}, REFINE],
+            False,
+            "schedule_mismatch",
+            "stages.1.denoising_start",
+            "no denoising_end",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
@@ -156,6 +186,32 @@ def test_what_does_not_fit_is_refused_with_the_field_and_the_remedy(
             "stages.0.scheduler",
             "EulerDiscreteScheduler",
         ),
+        (
+            {"stages": [{**TEXT, "scheduler_options": {"use_karras": True}, "scheduler": "Euler"}]},
+            "unknown_field",
+            "stages.0.scheduler_options.use_karras",
+            "no such field",
+        ),
+        (
+            {"stages": [{**TEXT, "scheduler_options": {"use_karras_sigmas": True}}]},
+            "invalid_field",
+            "stages.0.scheduler",
+            "name the scheduler",
+        ),
+        (
+            {"stages": [{**TEXT, "scheduler": "DDIM", "scheduler_options": {"solver_order": 2}}]},
+            "invalid_field",
+            "stages.0.scheduler_options.solver_order",
+            "DDIMScheduler has no solver_order",
+        ),
+        ({"stages": [{**TEXT, "timesteps": [900, 500]}]}, "invalid_field", "stages.0.timesteps", "DDPMScheduler"),
+        (
+            {"stages": [{**TEXT, "scheduler": "Euler", "timesteps": [500, 500]}]},
+            "invalid_field",
+            "stages.0.timesteps",
+            "falling",
+        ),
+        ({"stages": [{**TEXT, "timesteps": [1000]}]}, "invalid_field", "stages.0.timesteps.0", "less than"),
         ({"stages": [{**X2, "scheduler": "DDIMScheduler"}]}, "unknown_field", "stages.0.scheduler", "no such field"),
         ({"stages": [{**REDRAW, "strength": 0}]}, "invalid_field", "stages.0.strength", "greater than 0"),
         ({"stages": [{**REDRAW, "strength": 0.1, "steps": 5}]}, "no_steps", "stages.0.strength", "0.2"),
@@ -373,8 +429,14 @@ class TestRecipes:
                 "num_inference_steps": 4,
                 "guidance_scale": 7.5,
                 "scheduler": None,
+                "scheduler_options": SchedulerOptions().model_dump(),
+                "timesteps": None,
                 "eta": 0.0,
                 "clip_skip": None,
+                "guidance_rescale": 0.0,
+                "denoising_start": None,
+                "aesthetic_score": 6.0,
+                "negative_aesthetic_score": 2.5,
                 "vae_tiling": False,
             },
             "checkpoint": {

@@ -201,12 +201,12 @@ def test_each_run_has_a_scheduler_of_its_own(pipe: Callable[..., Any]) -> None:
     own = dict(loaded.own_scheduler.config)
     # When another scheduler, one with needs of its own, and the checkpoint's own follow each other
     for name, cls in (("EulerDiscreteScheduler", EulerDiscreteScheduler), ("PNDMScheduler", PNDMScheduler)):
-        pipelines.fresh_scheduler(loaded, name, [])
+        pipelines.fresh_scheduler(loaded, name, {}, [])
         assert type(loaded.scheduler) is cls
         assert loaded.scheduler.config.prediction_type == "v_prediction"
         assert loaded.scheduler.config.beta_end == own["beta_end"]
     assert loaded.scheduler.config.skip_prk_steps is True
-    pipelines.fresh_scheduler(loaded, None, [])
+    pipelines.fresh_scheduler(loaded, None, {}, [])
     # Then the last is the checkpoint's, unchanged and unused
     assert type(loaded.scheduler) is DDIMScheduler
     assert loaded.scheduler is not loaded.own_scheduler
@@ -216,7 +216,7 @@ def test_each_run_has_a_scheduler_of_its_own(pipe: Callable[..., Any]) -> None:
 
 def test_the_sde_scheduler_is_told_the_seeds(pipe: Callable[..., Any]) -> None:
     loaded = pipe(Text2Img())
-    pipelines.fresh_scheduler(loaded, "DPMSolverSDEScheduler", [pipelines.generator(seed) for seed in (3, 4)])
+    pipelines.fresh_scheduler(loaded, "DPMSolverSDEScheduler", {}, [pipelines.generator(seed) for seed in (3, 4)])
     assert loaded.scheduler.noise_sampler_seed == [3, 4]
 
 

@@ -1,8 +1,8 @@
 """How do latents and images become bytes between two stages, and which bytes are taken back?
 
 Latents travel as safetensors: one tensor named `latents`, [channels, height / factor, width / factor], the pipeline's
-dtype, times scaling_factor, with metadata that names its space. Images travel as PNG, RGB, 8 bits. Whatever comes back
-is checked for all of this, so that a stage never runs on bytes that mean something else.
+dtype, times scaling_factor, with metadata that names its space and how far they are denoised. Images travel as RGB PNG
+of 8 bits. Whatever comes back is checked for all of this, so that a stage never runs on bytes that mean something else.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 """Pipeline dtypes with safetensors' name and the bytes per element."""
 
 
-def encode_latents(latents: torch.Tensor, space: str, channels: int, factor: int, dtype: str) -> bytes:
-    """The bytes of one member's latents.
+def encode_latents(
+    latents: torch.Tensor, space: str, channels: int, factor: int, dtype: str, denoised: float = 1.0
+) -> bytes:
+    """The bytes of one member's latents, of whose schedule the share `denoised` was run.
 
     Raises:
         StageFailed: (`bad_output`, `nan_output`) the tensor is not what the space says.
@@ -47,19 +49,23 @@ def encode_latents(latents: torch.Tensor, space: str, channels: int, factor: int
         raise StageFailed(code="nan_output")
     if bool((latents.abs() > MAX_ABS).any()):
         raise StageFailed(f"latents go beyond ±{MAX_ABS:.0f}", code="bad_output")
-    metadata = {"space": space, "factor": str(factor), "scaled": "true", "format": FORMAT}
+    metadata = {
+        "space": space, "factor": str(factor), "scaled": "true", "denoised": repr(denoised), "format": FORMAT,
+    }  # fmt: skip
     return bytes(save({TENSOR: latents.cpu().contiguous()}, metadata=metadata))
 
 
-def decode_latents(data: bytes, space: str, shape: tuple[int, int, int], dtype: str) -> torch.Tensor:
+def decode_latents(
+    data: bytes, space: str, shape: tuple[int, int, int], dtype: str, denoised: float = 1.0
+) -> torch.Tensor:
     """The latents [channels, height, width] that `data` holds.
 
     Raises:
-        BadBlob: `data` is anything else than latents of this space, shape and dtype, all of them finite.
+        BadBlob: `data` is anything else than latents of this space, shape and dtype, so far denoised, all finite.
     """
     import torch
 
-    start = _checked_header(data, space, shape, dtype)
+    start = _checked_header(data, space, shape, dtype, denoised)
     # A copy: a tensor over immutable bytes would be undefined behaviour as soon as somebody writes to it.
     latents = torch.frombuffer(bytearray(data[start:]), dtype=getattr(torch, dtype)).reshape(shape)
     if not bool((latents.abs() <= MAX_ABS).all()):
@@ -67,7 +73,7 @@ def decode_latents(data: bytes, space: str, shape: tuple[int, int, int], dtype: 
     return latents
 
 
-def _checked_header(data: bytes, space: str, shape: tuple[int, int, int], dtype: str) -> int:
+def _checked_header(data: bytes, space: str, shape: tuple[int, int, int], dtype: str, denoised: float) -> int:
     """Where the tensor's bytes begin, once the header is found to be the one that belongs here.
 
     safetensors itself takes other names, repeated keys, zero dimensions and any dtype; so the header is read here.
@@ -86,10 +92,12 @@ def _checked_header(data: bytes, space: str, shape: tuple[int, int, int], dtype:
     if min(shape) < 1 or header[TENSOR] != {"dtype": name, "shape": list(shape), "data_offsets": [0, size]}:
         raise BadBlob(f"the latents are not {list(shape)} {dtype}")
     metadata = header["__metadata__"]
-    if not isinstance(metadata, dict) or set(metadata) != {"space", "factor", "scaled", "format"}:
+    if not isinstance(metadata, dict) or set(metadata) != {"space", "factor", "scaled", "denoised", "format"}:
         raise BadBlob("the latents' metadata is not what the farm writes")
     if (metadata["space"], metadata["scaled"], metadata["format"]) != (space, "true", FORMAT):
         raise BadBlob(f"the latents are not scaled latents of the space {space}")
+    if metadata["denoised"] != repr(denoised):
+        raise BadBlob(f"the latents are not those of a schedule run to {denoised:g}")
     if len(data) != 8 + length + size:
         raise BadBlob("the latents are cut off, or something follows them")
     return 8 + length

@@ -17,16 +17,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from farm import models
 from farm.catalog import Catalog, Checkpoint
-from farm.errors import Failure, FieldError, StageFailed
-from farm.stage import Batch, Medium, Report, Stage
+from farm.errors import Failure, StageFailed
+from farm.stage import Batch, Medium, Report, Source, Stage
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-"""Loading arguments of the pipelines that know a safety checker: the farm keeps none."""
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "StableDiffusionLatentUpscalePipeline": {},
+    "StableDiffusionUpscalePipeline": {"safety_checker": None, "feature_extractor": None, "watermarker": None},
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+    "StableDiffusionXLImg2ImgPipeline": {"add_watermarker": False},
+}
+"""Loading arguments by pipeline, all others have `UNCHECKED`: the farm checks and marks pictures itself."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Files:
     variant: str | None
     dtype: str
     space: str
+    family: str = "sd"
 
 
 def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
@@ -62,6 +68,7 @@ def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
         variant=checkpoint.variant,
         dtype=checkpoint.dtype,
         space=checkpoint.space,
+        family=checkpoint.family,
     )
 
 
@@ -82,8 +89,8 @@ def pick_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
-    """The diffusers pipeline `class_name` of `files` on `device`; `components` replace what the files would give.
+def load(class_name: str, files: Files, device: str) -> Any:
+    """The diffusers pipeline `class_name` of `files` on `device`, without safety checker and watermark.
 
     Raises:
         StageFailed: (`bad_checkpoint`) diffusers cannot read the files; (`gpu_oom`) they do not fit the device.
@@ -102,7 +109,8 @@ def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
     import diffusers
 
     pipeline_class = getattr(diffusers, class_name)
-    given: dict[str, Any] = {"torch_dtype": getattr(torch, files.dtype), "local_files_only": True, **components}
+    given: dict[str, Any] = {"torch_dtype": getattr(torch, files.dtype), "local_files_only": True}
+    given |= LEFT_OUT.get(class_name, UNCHECKED)
     with _device_errors(), warnings.catch_warnings():
         # Renamed to `dtype` in 0.42, which older versions do not know.
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
@@ -119,9 +127,10 @@ def load(class_name: str, files: Files, device: str, **components: Any) -> Any:
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     pipe.own_scheduler = pipe.scheduler
+    pipe.family = files.family
     pipe.largest = None
     encoder = pipe.text_encoder
-    if not hasattr(encoder, "text_model"):
+    if encoder is not None and not hasattr(encoder, "text_model"):
         # transformers 5.6 made CLIPTextModel flat, but diffusers' clip_skip asks for its inner model (diffusers#14124).
         # Set past torch's own __setattr__, which would make the encoder a part of itself.
         object.__setattr__(encoder, "text_model", encoder)
@@ -135,17 +144,17 @@ def generator(seed: int) -> Any:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def fresh_scheduler(pipe: Any, name: str | None, generators: Sequence[Any]) -> None:
+def fresh_scheduler(pipe: Any, name: str | None, options: Mapping[str, Any], generators: Sequence[Any]) -> None:
     """Gives `pipe` a new scheduler, of the class `name` or of the checkpoint's own, from the checkpoint's own settings.
 
-    Schedulers keep state through a run and from one to the next, so the loaded one is never run.
+    `options` are what it is told beside these. Schedulers keep state through a run and from one to the next, so the
+    loaded one is never run.
     """
     import diffusers
 
     cls = getattr(diffusers, name) if name else type(pipe.own_scheduler)
-    pipe.scheduler = cls.from_config(
-        pipe.own_scheduler.config, **_scheduler_settings(cls.__name__, [each.initial_seed() for each in generators])
-    )
+    own = _scheduler_settings(cls.__name__, [each.initial_seed() for each in generators])
+    pipe.scheduler = cls.from_config(pipe.own_scheduler.config, **own, **options)
 
 
 def _scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
@@ -159,55 +168,66 @@ def _scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
     return {}
 
 
-def check_eta(scheduler: str | None, eta: float) -> Iterator[FieldError]:
-    """An error where `eta` is set and `scheduler` would silently ignore it."""
-    if eta and scheduler not in (None, "DDIMScheduler"):
-        yield FieldError("eta", f"0 with {scheduler}; only DDIMScheduler knows eta")
-
-
 def script(
     stage: Stage,
     class_name: str,
-    checkpoint: str,
+    source: Source,
     emits: Medium,
     seed: int,
-    arguments: Mapping[str, str],
-    loading: Mapping[str, Any] = MappingProxyType({}),
+    named: Mapping[str, str],
+    arguments: Mapping[str, Any],
+    scheduler: tuple[str | None, Mapping[str, Any]],
 ) -> list[str]:
     """The lines of a plain program that loads `class_name` and calls it as `call` would for one member.
 
-    `arguments` holds Python source by argument name, `loading` further loading arguments, as `load` was given them.
+    `named` holds the variables that are arguments, `arguments` the values of the others.
     """
-    further = "".join(f", {name}={value!r}" for name, value in loading.items())
+    left_out = LEFT_OUT.get(class_name, UNCHECKED)
+    further = "".join(f", {name}={value!r}" for name, value in left_out.items())
+    how = "from_single_file" if source.is_file else "from_pretrained"
     lines = [
         f"from diffusers import {class_name}",
-        f"pipe = {class_name}.from_pretrained({checkpoint}{further})",
+        f"pipe = {class_name}.{how}({source.arguments}{further})",
         'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
     ]
-    name = getattr(stage, "scheduler", None)
+    name, options = scheduler
     if name:
-        own = "".join(f", {key}={value!r}" for key, value in _scheduler_settings(name, [seed]).items())
+        told = {**_scheduler_settings(name, [seed]), **options}
+        own = "".join(f", {key}={value!r}" for key, value in told.items())
         lines += [
             f"from diffusers import {name}",
             f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
         ]
     if getattr(stage, "vae_tiling", False):
         lines.append("pipe.vae.enable_tiling()")
-    if getattr(stage, "clip_skip", None):
+    if getattr(stage, "clip_skip", None) and source.family == "sd":
         lines += [
             'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
             '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
         ]
+    texts = _texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
     common = {
-        "prompt": repr(stage.prompt or ""),
-        "negative_prompt": repr(stage.negative_prompt or ""),
-        **arguments,
+        **{name: repr(values[0]) for name, values in texts.items()},
+        **named,
+        **{name: repr(value) for name, value in arguments.items()},
         "generator": f'torch.Generator("cpu").manual_seed({seed})',
         "output_type": repr("latent" if emits is Medium.LATENTS else "pil"),
     }
     lines.append("out = pipe(")
-    lines += [f"    {name}={source}," for name, source in common.items()]
+    lines += [f"    {name}={value}," for name, value in common.items()]
     return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
+
+
+def _texts(family: str, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, list[str]]:
+    """The texts as arguments of a call.
+
+    SDXL was trained with zeros where there is no text, and its pipelines put them there if none is given, but not for
+    an empty one. Source: `force_zeros_for_empty_prompt` of its model_index.json.
+    """
+    texts = {"prompt": list(prompts)}
+    if any(negatives) or not family.startswith("sdxl"):
+        texts["negative_prompt"] = list(negatives)
+    return texts
 
 
 @contextmanager
@@ -285,8 +305,7 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, *, tiling: bool = 
     try:
         with _device_errors(_too_large(pipe, batch, tiling)), _spared(pipe, batch.frugal, tiling):
             made = pipe(
-                prompt=list(batch.prompts),
-                negative_prompt=list(batch.negative_prompts),
+                **_texts(pipe.family, batch.prompts, batch.negative_prompts),
                 num_inference_steps=steps,
                 generator=list(batch.generators),
                 output_type="latent" if as_latents else "np",

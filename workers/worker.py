@@ -244,7 +244,8 @@ class Worker:
         source = work.recipes[-2]["checkpoint"]
         space = self.catalog.spaces[source["space"]]
         shape = (space.channels, size.height // space.factor, size.width // space.factor)
-        return codec.decode_latents(data, space.name, shape, source["dtype"])
+        denoised = work.recipes[-2]["parameters"].get("denoising_end") or 1.0
+        return codec.decode_latents(data, space.name, shape, source["dtype"], denoised)
 
     def _get(self, sha256: str, size: Size) -> bytes:
         # No honest hand-off is larger than raw float32 pixels with a header.
@@ -256,7 +257,8 @@ class Worker:
         found: dict[str, Any] = {"v": 1, "medium": batch.emits.value, "size": list(batch.size), "made": made}
         if batch.emits is Medium.LATENTS:
             space, checkpoint = self.catalog.spaces[work.recipe["checkpoint"]["space"]], work.recipe["checkpoint"]
-            data = codec.encode_latents(output, space.name, space.channels, space.factor, checkpoint["dtype"])
+            denoised = work.recipe["parameters"].get("denoising_end") or 1.0
+            data = codec.encode_latents(output, space.name, space.channels, space.factor, checkpoint["dtype"], denoised)
             content_type = "application/octet-stream"
             found["space"] = space.name
         else:

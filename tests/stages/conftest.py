@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from farm.catalog import Catalog
-from farm.stage import Batch, Medium, Size, Stage
+from farm.stage import Batch, Medium, Size, Source, Stage
 from workers import pipelines
 from workers.stages.img2img import Img2Img
 from workers.stages.text2img import Text2Img
@@ -120,6 +120,13 @@ def some_image(side: int = 64, seed: int = 5) -> Image.Image:
 EVERY: dict[str, tuple[Stage, Any, Medium]] = {
     "text2img to latents": (Text2Img(num_inference_steps=4), None, Medium.LATENTS),
     "text2img to image": (Text2Img(num_inference_steps=4), None, Medium.IMAGE),
+    "text2img of SDXL to image": (Text2Img(checkpoint="tiny-xl", num_inference_steps=4), None, Medium.IMAGE),
+    "img2img of SDXL": (Img2Img(checkpoint="tiny-xl", num_inference_steps=6), some_image(), Medium.LATENTS),
+    "img2img of SDXL's refiner": (
+        Img2Img(checkpoint="tiny-xl-refiner", num_inference_steps=6),
+        some_latents(),
+        Medium.IMAGE,
+    ),
     "img2img latents to latents": (Img2Img(num_inference_steps=6), some_latents(), Medium.LATENTS),
     "img2img image to image": (Img2Img(num_inference_steps=6), some_image(), Medium.IMAGE),
     "upscale_latent to latents": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.LATENTS),
@@ -135,7 +142,8 @@ def every(request: pytest.FixtureRequest) -> tuple[Stage, Any, Medium]:
     return found
 
 
-def checkpoint_source(catalog: Catalog, name: str) -> str:
-    """The loading arguments of a checkpoint, as Python source."""
+def checkpoint_source(catalog: Catalog, name: str) -> Source:
+    """How a plain program loads a checkpoint."""
     path: Path = catalog.path(catalog.checkpoints[name])
-    return f"{str(path)!r}, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True"
+    arguments = f"{str(path)!r}, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True"
+    return Source(catalog.checkpoints[name].family, arguments)

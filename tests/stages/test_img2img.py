@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from farm.stage import SCHEDULERS, Medium
+from farm.sampler import SCHEDULERS
+from farm.stage import Medium
 from tests.stages.conftest import call, same, some_image, some_latents
 from workers.stages.img2img import Img2Img
 from workers.stages.text2img import Text2Img

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from farm.errors import Failure, StageFailed
-from farm.stage import Medium, Size, Stage
+from farm.stage import Medium, Size, Source, Stage
 from tests.stages.conftest import Recorder, call, same
 from workers.stages.text2img import Text2Img
 
@@ -63,7 +63,7 @@ def test_tiles_change_pixels_so_they_are_part_of_the_recipe(pipe: Pipe) -> None:
     assert not same(whole, pieces)
     assert report.marks.count("tile") > 1
     assert same(whole, again)
-    assert "pipe.vae.enable_tiling()" in tiled.script(None, Medium.IMAGE, 1, "'x'")
+    assert "pipe.vae.enable_tiling()" in tiled.script(None, Medium.IMAGE, LARGE, 1, Source("sd", "'x'"))
 
 
 def test_a_lack_of_memory_names_the_size_and_what_would_fit(pipe: Pipe) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from farm.catalog import Catalog
 from farm.image import to_png
-from farm.stage import Medium, Stage
+from farm.stage import Medium, Size, Stage
 from tests.stages.conftest import DEFAULTS, call, checkpoint_source, same, side_of
 from workers import codec
 from workers.stages.img2img import Img2Img
@@ -40,6 +40,18 @@ CHAINS: list[list[Stage]] = [
         Img2Img(**WORDS, num_inference_steps=5, strength=0.7, scheduler="DPMSolverSDEScheduler", clip_skip=1),
         Upscale(**WORDS, num_inference_steps=2, noise_level=30, scheduler="PNDMScheduler"),
     ],
+    # SDXL's base hands noisy latents to its refiner, and its image to the base without a negative prompt
+    [
+        Text2Img(**WORDS, checkpoint="tiny-xl", num_inference_steps=10, denoising_end=0.7, guidance_rescale=0.5),
+        Img2Img(
+            **WORDS, checkpoint="tiny-xl-refiner", num_inference_steps=10, denoising_start=0.7, aesthetic_score=7.0
+        ),
+        Img2Img(
+            prompt="a castle", checkpoint="tiny-xl", scheduler="EulerDiscreteScheduler", timesteps=[999, 600, 300, 100]
+        ),
+    ],
+    # a sampler by A1111's name
+    [Text2Img.model_validate({**WORDS, "sampler_name": "DPM++ 2M SDE Karras", "steps": 5})],
 ]
 
 
@@ -78,10 +90,11 @@ def test_program_makes_the_same_pixels(catalog: Catalog, pipe: Callable[..., Any
     # Given the program of two chains
     lines = ["import torch"]
     for number, chain in enumerate(CHAINS):
-        given = None
+        given, size = None, Size(0, 0)
         for index, stage in enumerate(chain):
             source = checkpoint_source(catalog, stage.checkpoint or DEFAULTS[stage.kind])
-            lines += stage.script(given, _passes(chain, index), index + 7, source)
+            size = Size(*(side * stage.scale for side in size)) if index else stage.output_size(None, 64)
+            lines += stage.script(given, _passes(chain, index), size, index + 7, source)
             lines.append(f"stage_{index} = out")
             given = f"stage_{index}"
         lines.append(f'out.save("{number}.png")')

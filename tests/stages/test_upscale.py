@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from farm.stage import SCHEDULERS, Medium, Size
+from farm.sampler import SCHEDULERS
+from farm.stage import Medium, Size
 from tests.stages.conftest import call, same, some_image
 from workers.stages.upscale import Upscale
 

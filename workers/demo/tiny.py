@@ -4,13 +4,15 @@
 classes, a real tokenizer, seeded random weights, no download, a second of work. Its pictures are bounded, coloured and
 follow prompt and seed, but mean nothing. It is what tests work with; `tests/tiny.toml` is its catalog.
 
-==========  ==========================================================================================================
-tiny        64 px, latents of 4 channels, 8 px per cell
-tiny-style  the same VAE, so the same latent space, another UNet and text encoder
-tiny-other  another VAE: its latents mean nothing to the others
-tiny-x2     latent upscaler for the space of `tiny`
-tiny-x4     image upscaler with a VAE of its own, 4 px per cell
-==========  ==========================================================================================================
+=============== ======================================================================================================
+tiny            64 px, latents of 4 channels, 8 px per cell
+tiny-style      the same VAE, so the same latent space, another UNet and text encoder
+tiny-other      another VAE: its latents mean nothing to the others
+tiny-x2         latent upscaler for the space of `tiny`
+tiny-x4         image upscaler with a VAE of its own, 4 px per cell
+tiny-xl         of SDXL's kind: two text encoders, sizes as conditions, a VAE of its own
+tiny-xl-refiner of its refiner's kind: the second text encoder, a score as condition, the same VAE
+=============== ======================================================================================================
 
 Building twice gives the same files, byte for byte.
 """
@@ -24,9 +26,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-SEEDS = {"tiny": 1, "tiny-style": 2, "tiny-other": 3, "tiny-x2": 4, "tiny-x4": 5}
+SEEDS = {
+    "tiny": 1, "tiny-style": 2, "tiny-other": 3, "tiny-x2": 4, "tiny-x4": 5, "tiny-xl": 6, "tiny-xl-refiner": 7,
+}  # fmt: skip
 """Names of the family with the seed of their weights."""
-VAE_SEEDS = {"tiny": 11, "tiny-style": 11, "tiny-x2": 11, "tiny-other": 12, "tiny-x4": 13}
+VAE_SEEDS = {
+    "tiny": 11, "tiny-style": 11, "tiny-x2": 11, "tiny-other": 12, "tiny-x4": 13, "tiny-xl": 14, "tiny-xl-refiner": 14,
+}  # fmt: skip
 """One seed, one VAE, one latent space."""
 TEXT_WIDTH = 32
 TEXT_TOKENS = 77
@@ -52,30 +58,78 @@ def build(name: str, folder: Path) -> None:
         vae = _vae_x4() if name == "tiny-x4" else _vae()
         torch.manual_seed(seed)
         parts = {"vae": vae, "text_encoder": _text_encoder(), "tokenizer": tokenizer_of(WORDS)}
-        make = {"tiny-x2": _upscale_latent, "tiny-x4": _upscale}.get(name, _base)
+        makers = {"tiny-x2": _upscale_latent, "tiny-x4": _upscale, "tiny-xl": _xl, "tiny-xl-refiner": _xl_refiner}
+        make = makers.get(name, _base)
         make(parts).save_pretrained(folder, safe_serialization=True)
 
 
-def _base(parts: dict[str, Any]) -> Any:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def _unet(**own: Any) -> Any:
+    from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-    )
+    sizes = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "cross_attention_dim": TEXT_WIDTH,
+        "attention_head_dim": 4,
+    }
+    return UNet2DConditionModel(**(sizes | own))
+
+
+def _base(parts: dict[str, Any]) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
     return StableDiffusionPipeline(
         **parts,
-        unet=unet,
+        unet=_unet(),
         scheduler=_scheduler(DDIMScheduler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def _xl(parts: dict[str, Any]) -> Any:
+    """Source of what differs: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    sizes = 6  # original, crop and target
+    unet = _unet(
+        cross_attention_dim=2 * TEXT_WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=TEXT_WIDTH + 8 * sizes,
+    )
+    second = {"text_encoder_2": _text_encoder(projected=True), "tokenizer_2": parts["tokenizer"]}
+    return StableDiffusionXLPipeline(
+        **parts, **second, unet=unet, scheduler=_scheduler(EulerDiscreteScheduler), add_watermarker=False
+    )
+
+
+def _xl_refiner(parts: dict[str, Any]) -> Any:
+    """Source of what differs: unet/config.json of stabilityai/stable-diffusion-xl-refiner-1.0."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+    sizes = 5  # original, crop, and the score
+    unet = _unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=TEXT_WIDTH + 8 * sizes,
+    )
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=parts["vae"],
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=_text_encoder(projected=True),
+        tokenizer_2=parts["tokenizer"],
+        unet=unet,
+        scheduler=_scheduler(EulerDiscreteScheduler),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
     )
 
 
@@ -146,13 +200,14 @@ def _scheduler(cls: Any) -> Any:
     v-prediction keeps an untrained UNet's pictures bounded: what it predicts is the picture itself where noise is high
     and the noise where it is low, so no weak signal is ever divided by its small share.
     """
+    told: dict[str, Any] = {"clip_sample": False} if "DD" in cls.__name__ else {}
     return cls(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
-        clip_sample=False,
         steps_offset=1,
+        **told,
     )
 
 
@@ -185,11 +240,11 @@ def _vae_x4() -> Any:
     )
 
 
-def _text_encoder() -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _text_encoder(projected: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     vocab, _ = _vocabulary(WORDS)
-    return CLIPTextModel(
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(
         CLIPTextConfig(
             vocab_size=len(vocab),
             hidden_size=TEXT_WIDTH,

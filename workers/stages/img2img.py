@@ -9,18 +9,28 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.errors import FieldError
-from farm.stage import Batch, Medium, Report, Scheduler, Stage, VaeTiling
-from workers import pipelines
-
-PIPELINE = "StableDiffusionImg2ImgPipeline"
+from farm.stage import Medium, Size
+from workers.diffusion import SDXL, GuidanceRescale, Sampled, Timesteps
 
 
-class Img2Img(Stage):
+class Img2Img(Sampled):
     """Redraw the input toward `prompt`. Source: SDEdit, Meng et al. 2021, arXiv:2108.01073."""
 
     kind: Literal["img2img"] = "img2img"
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.LATENTS, Medium.IMAGE})
+    by_family: ClassVar = {
+        "sd": "StableDiffusionImg2ImgPipeline",
+        "sdxl": "StableDiffusionXLImg2ImgPipeline",
+        "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+    }
+    only: ClassVar = {
+        "denoising_start": SDXL, "guidance_rescale": SDXL,
+        "aesthetic_score": ("sdxl-refiner",), "negative_aesthetic_score": ("sdxl-refiner",),
+    }  # fmt: skip
 
+    num_inference_steps: int = Field(
+        25, ge=1, le=150, description="steps of the whole schedule, of which the share `strength` is run"
+    )
     strength: float = Field(0.6, gt=0, le=1, description="share of the schedule that is redone; 1 ignores the input")
     width: int | None = Field(
         None, ge=64, le=2048, multiple_of=8, description="pixels, first stage only; default: the input's"
@@ -28,54 +38,29 @@ class Img2Img(Stage):
     height: int | None = Field(
         None, ge=64, le=2048, multiple_of=8, description="pixels, first stage only; default: the input's"
     )
-    num_inference_steps: int = Field(
-        25, ge=1, le=150, description="steps of the whole schedule, of which the share `strength` is run"
+    timesteps: Timesteps = None
+    guidance_rescale: GuidanceRescale = 0.0
+    denoising_start: float | None = Field(
+        None, gt=0, lt=1, description="where in the schedule the stage before left off; strength has then no effect"
     )
-    guidance_scale: float = Field(
-        7.5, ge=0, le=30, description="how closely the prompt is followed; up to 1 the negative prompt has no effect"
-    )
-    scheduler: Scheduler | None = Field(None, description="default: the checkpoint's own")
-    eta: float = Field(0.0, ge=0, le=1, description="share of fresh noise in each step of DDIMScheduler")
-    clip_skip: int | None = Field(None, ge=1, le=3, description="last layers of the text encoder to leave out")
-    vae_tiling: VaeTiling = False
+    # Source of the two: diffusers' defaults; arXiv:2307.01952, §2.5 has the refiner.
+    aesthetic_score: float = Field(6.0, ge=0, le=10, description="how beautiful the picture shall be")
+    negative_aesthetic_score: float = Field(2.5, ge=0, le=10, description="how beautiful it shall not be")
 
     def check(self) -> Iterator[FieldError]:
-        """At least one step is run, and `eta` goes with the one scheduler that knows it."""
+        """At least one step is run."""
         # Source: diffusers' `get_timesteps`, `min(int(num_inference_steps * strength), num_inference_steps)`.
-        if int(self.num_inference_steps * self.strength) < 1:
-            least = math.ceil(1000 / self.num_inference_steps) / 1000
-            msg = f"{self.strength} of {self.num_inference_steps} steps is less than one step; at least {least}"
+        if self.denoising_start is None and int(self.steps * self.strength) < 1:
+            least = math.ceil(1000 / self.steps) / 1000
+            msg = f"{self.strength} of {self.steps} steps is less than one step; at least {least}"
             yield FieldError("strength", msg, "no_steps")
-        yield from pipelines.check_eta(self.scheduler, self.eta)
+        yield from super().check()
 
-    def load(self, checkpoint: pipelines.Files, device: str) -> Any:
-        """A `StableDiffusionImg2ImgPipeline` without safety checker."""
-        return pipelines.load(PIPELINE, checkpoint, device, **pipelines.UNCHECKED)
-
-    def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
-        """Latents [4, height/8, width/8] or images of `batch.size`, one per input; given latents stay latents."""
-        pipelines.fresh_scheduler(pipe, self.scheduler, batch.generators)
-        return pipelines.call(
-            pipe,
-            batch,
-            report,
-            self.num_inference_steps,
-            tiling=self.vae_tiling,
-            image=pipelines.stacked(batch.given),
-            strength=self.strength,
-            guidance_scale=self.guidance_scale,
-            eta=self.eta,
-            clip_skip=self.clip_skip,
-        )
-
-    def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:
-        """A plain `StableDiffusionImg2ImgPipeline` program that redraws the variable `given`."""
-        arguments = {
-            "image": str(given),
-            "strength": str(self.strength),
-            "num_inference_steps": str(self.num_inference_steps),
-            "guidance_scale": str(self.guidance_scale),
-            "eta": str(self.eta),
-            "clip_skip": str(self.clip_skip),
-        }
-        return pipelines.script(self, PIPELINE, checkpoint, emits, seed, arguments, pipelines.UNCHECKED)
+    def arguments(self, family: str, size: Size) -> dict[str, Any]:
+        """With `strength`, or where the stage before left off."""
+        found = super().arguments(family, size) | self.set_of("timesteps", "guidance_rescale", "denoising_start")
+        if self.denoising_start is None:
+            found["strength"] = self.strength
+        if family == "sdxl-refiner":
+            found |= {name: getattr(self, name) for name in ("aesthetic_score", "negative_aesthetic_score")}
+        return found

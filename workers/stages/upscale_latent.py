@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from farm.stage import Batch, Medium, Report, Stage, VaeTiling
-from workers import pipelines
-
-PIPELINE = "StableDiffusionLatentUpscalePipeline"
+from farm.stage import Medium
+from workers.diffusion import Diffusion
 
 
-class UpscaleLatent(Stage):
+class UpscaleLatent(Diffusion):
     """Double the sides without leaving the latent space.
 
     Source: sd-x2-latent-upscaler (Katherine Crowson, Stability AI, 2022), a k-diffusion model after Karras et al. 2022,
@@ -26,6 +24,7 @@ class UpscaleLatent(Stage):
     # The UNet halves the doubled latents (side / 8 × 2) three times and cannot pad where that leaves a rest.
     # Source: unet/config.json of sd-x2-latent-upscaler, diffusers' `KUpBlock2D`; other UNets are told the size.
     multiple: ClassVar[int] = 32
+    by_family: ClassVar = {"sd": "StableDiffusionLatentUpscalePipeline"}
 
     # Source: the example in diffusers' docs of this pipeline (its default of 75 is inherited from the x4 pipeline).
     num_inference_steps: int = Field(20, ge=1, le=150, description="denoising steps")
@@ -36,30 +35,3 @@ class UpscaleLatent(Stage):
         le=30,
         description="0 ignores the prompt, up to 1 also the negative prompt; more follows it closely at twice the cost",
     )
-    vae_tiling: VaeTiling = False
-
-    def load(self, checkpoint: pipelines.Files, device: str) -> Any:
-        """A `StableDiffusionLatentUpscalePipeline`."""
-        return pipelines.load(PIPELINE, checkpoint, device)
-
-    def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
-        """Latents [4, height/8, width/8] or images of `batch.size`, twice the given sides, one per input."""
-        pipelines.fresh_scheduler(pipe, None, batch.generators)
-        return pipelines.call(
-            pipe,
-            batch,
-            report,
-            self.num_inference_steps,
-            tiling=self.vae_tiling,
-            image=pipelines.stacked(batch.given),
-            guidance_scale=self.guidance_scale,
-        )
-
-    def script(self, given: str | None, emits: Medium, seed: int, checkpoint: str) -> list[str]:
-        """A plain `StableDiffusionLatentUpscalePipeline` program that doubles the variable `given`."""
-        arguments = {
-            "image": str(given),
-            "num_inference_steps": str(self.num_inference_steps),
-            "guidance_scale": str(self.guidance_scale),
-        }
-        return pipelines.script(self, PIPELINE, checkpoint, emits, seed, arguments)

@@ -1,0 +1,144 @@
+"""Which schedulers may a stage name, by which names do people know them, and which options does each one take?
+
+The tables are those of diffusers' classes; a test holds that they agree with the installed version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.errors import FieldError
+
+Scheduler = Literal[
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+]
+"""Schedulers by class name. Source: diffusers' `KarrasDiffusionSchedulers`, and those of few-step checkpoints (LCM, Luo
+et al. 2023, arXiv:2310.04378; TCD, Zheng et al. 2024, arXiv:2402.19159)."""
+
+SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+
+_KARRAS, _SDE = {"use_karras_sigmas": True}, {"algorithm_type": "sde-dpmsolver++"}
+_PLAIN = {
+    "DDIM": "DDIMScheduler",
+    "DPM++ 2M": "DPMSolverMultistepScheduler",
+    "DPM++ SDE": "DPMSolverSDEScheduler",
+    "DPM2": "KDPM2DiscreteScheduler",
+    "DPM2 a": "KDPM2AncestralDiscreteScheduler",
+    "Euler": "EulerDiscreteScheduler",
+    "Euler a": "EulerAncestralDiscreteScheduler",
+    "Heun": "HeunDiscreteScheduler",
+    "LCM": "LCMScheduler",
+    "LMS": "LMSDiscreteScheduler",
+    "PLMS": "PNDMScheduler",
+    "UniPC": "UniPCMultistepScheduler",
+}
+_WITH_KARRAS = ("DPM++ 2M", "DPM++ SDE", "DPM2", "DPM2 a", "LMS")
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (scheduler, {}) for name, scheduler in _PLAIN.items()},
+    **{f"{name} Karras": (_PLAIN[name], _KARRAS) for name in _WITH_KARRAS},
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", _SDE),
+    "DPM++ 2M SDE Karras": ("DPMSolverMultistepScheduler", {**_SDE, **_KARRAS}),
+}
+"""A1111's sampler names. Source: the table in diffusers' "Schedulers" overview; "DPM++ SDE" is k-diffusion's own, which
+diffusers has as DPMSolverSDEScheduler."""
+
+_SIGMAS = (
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+KNOWN_BY: dict[str, tuple[str, ...]] = {
+    "use_karras_sigmas": _SIGMAS,
+    "use_exponential_sigmas": _SIGMAS,
+    "use_beta_sigmas": _SIGMAS,
+    "timestep_spacing": tuple(name for name in SCHEDULERS if name != "DPMSolverSinglestepScheduler"),
+    "algorithm_type": ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"),
+    "solver_order": (
+        "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+        "UniPCMultistepScheduler",
+    ),
+    "final_sigmas_type": (
+        "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerDiscreteScheduler",
+        "UniPCMultistepScheduler",
+    ),
+    "rescale_betas_zero_snr": (
+        "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler", "LCMScheduler", "TCDScheduler", "UniPCMultistepScheduler",
+    ),
+}  # fmt: skip
+"""Which scheduler knows an option."""
+TAKE_TIMESTEPS = (
+    "DDPMScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler",
+)  # fmt: skip
+"""Schedulers that can be told each of their timesteps."""
+
+
+class SchedulerOptions(BaseModel):
+    """What a scheduler is told beside the checkpoint's own settings."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    use_karras_sigmas: bool = Field(False, description="noise levels after Karras et al. 2022, arXiv:2206.00364, eq. 5")
+    use_exponential_sigmas: bool = Field(False, description="noise levels evenly spaced in their logarithm")
+    use_beta_sigmas: bool = Field(False, description="noise levels after a beta distribution, arXiv:2407.12173")
+    timestep_spacing: Literal["leading", "linspace", "trailing"] | None = Field(
+        None, description="which timesteps are picked, arXiv:2305.08891, table 2; default: the checkpoint's"
+    )
+    algorithm_type: Literal["dpmsolver++", "sde-dpmsolver++"] | None = Field(
+        None, description="whether each step adds noise anew"
+    )
+    solver_order: int | None = Field(None, ge=1, le=3, description="2 with a prompt, 3 without is diffusers' advice")
+    final_sigmas_type: Literal["zero", "sigma_min"] | None = Field(None, description="noise level of the last step")
+    rescale_betas_zero_snr: bool = Field(False, description="begin in pure noise, arXiv:2305.08891, §3.1")
+
+    def given(self) -> dict[str, Any]:
+        """The options that were set, by name."""
+        return self.model_dump(exclude_defaults=True)
+
+
+def check(
+    scheduler: str | None, options: SchedulerOptions, eta: float, timesteps: Sequence[int] | None
+) -> Iterator[FieldError]:
+    """What `scheduler` would refuse, or silently ignore."""
+    if eta and scheduler not in (None, "DDIMScheduler", "TCDScheduler"):
+        yield FieldError("eta", f"0 with {scheduler}; only DDIMScheduler and TCDScheduler know eta")
+    given = options.given()
+    if scheduler is None and given:
+        yield FieldError("scheduler", "name the scheduler that scheduler_options are for")
+    if sum(bool(given.get(name)) for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")) > 1:
+        yield FieldError(
+            "scheduler_options", "at most one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas"
+        )
+    for name in given if scheduler else ():
+        if scheduler not in KNOWN_BY[name]:
+            yield FieldError(
+                f"scheduler_options.{name}", f"{scheduler} has no {name}; {', '.join(KNOWN_BY[name])} have"
+            )
+    if timesteps is None:
+        return
+    if scheduler not in TAKE_TIMESTEPS:
+        yield FieldError("timesteps", f"only with a scheduler that takes them: {', '.join(TAKE_TIMESTEPS)}")
+    if any(later >= sooner for sooner, later in pairwise(timesteps)):
+        yield FieldError("timesteps", "falling, such as 999, 700, 300")
+    if given:
+        yield FieldError("timesteps", "not together with scheduler_options, which pick timesteps of their own")
