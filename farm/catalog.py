@@ -65,7 +65,7 @@ class Checkpoint(_Entry):
     variant: Literal["fp16"] | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     space: str = Field(description="latent space it works in")
-    family: Literal["sd", "sdxl", "sdxl-refiner"] = Field(
+    family: Literal["sd", "sd-depth", "sdxl", "sdxl-refiner"] = Field(
         "sd", description="which pipelines it is made for: sd is Stable Diffusion 1.x and 2.x"
     )
     native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")

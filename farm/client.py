@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import NAMESPACE_OID, uuid5
 
 from farm.broker import Broker
 from farm.catalog import Catalog
 from farm.chain import Chain, override, parse_chain, read_chain_file
-from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
+from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, read_input, read_recipe, to_png
 from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan, recipe_key, stage_of
@@ -22,10 +22,15 @@ from farm.ledger import CHUNK, Ledger
 from farm.records import JobRecord, Quarantined, StageEntry, Submission, Submitted
 from farm.scripts import within
 from farm.settings import Settings
-from farm.stage import Size, kinds
+from farm.stage import STORED, Size, kinds
 from farm.store import Store
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 ImageSource = str | Path | bytes
+BYTES = "bytes:"
+"""How the client names images that were given as bytes, until they are stored."""
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
@@ -39,6 +44,7 @@ class Farm:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings.load()
+        self._bytes: dict[str, bytes] = {}
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -97,12 +103,13 @@ class Farm:
         Raises:
             InvalidJob: names each wrong field and what would be right.
         """
+        folder = Path()
         if isinstance(chain, Mapping):
             data = dict(chain)
         elif not isinstance(chain, str | Path):
             raise InvalidJob(errors=(FieldError("chain", "a preset's name, a chain file's path, or a mapping"),))
         elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
-            data = read_chain_file(Path(chain))
+            data, folder = read_chain_file(Path(chain)), Path(chain).parent
         elif chain not in self.catalog.presets and os.path.exists(chain):
             raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
         else:
@@ -118,7 +125,33 @@ class Farm:
         data |= {name: value for name, value in given.items() if value is not None}
         if parameters and isinstance(data.get("stages"), list):
             data["stages"] = override(data["stages"], parameters)
-        return parse_chain(data)
+        parsed = parse_chain({**data, "stages": self._named(data.get("stages"))})
+        stages = [
+            stage.with_uploads({loc: self._located(value, folder) for loc, (value, _) in found.items()})
+            if (found := stage.uploads())
+            else stage
+            for stage in parsed.stages
+        ]
+        return parsed.model_copy(update={"stages": tuple(stages)})
+
+    def _named(self, value: Any) -> Any:
+        """`value` with each file's bytes in it as a name, under which they are kept, and each path as text."""
+        if isinstance(value, bytes):
+            name = BYTES + hashlib.sha256(value).hexdigest()
+            self._bytes[name] = value
+            return name
+        if isinstance(value, Mapping):
+            return {key: self._named(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._named(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    def _located(self, value: str, folder: Path) -> str:
+        """A file's path, in the chain file's `folder` or the current one, as an absolute one."""
+        if value.startswith((STORED, BYTES)):
+            return value
+        beside = folder / Path(value).expanduser()
+        return str((beside if beside.exists() else Path(value).expanduser()).absolute())
 
     def jobs_of(
         self,
@@ -145,6 +178,7 @@ class Farm:
         # Drawn from the key, so that a run sent again after a lost reply is the same run.
         run = str(uuid5(NAMESPACE_OID, repr(key))) if count > 1 else ""
         data, found = self.prepare(chain, image)
+        chain, uploads = self._fitted(chain, Size(found.width, found.height) if found else None)
         jobs = [
             make_job(
                 chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane,
@@ -153,15 +187,46 @@ class Farm:
             for index in range(count)
         ]  # fmt: skip
         if upload:
-            self._upload(data)
+            self._upload([*uploads, *filter(None, [data])])
         return jobs
 
-    def _upload(self, image: bytes | None) -> None:
-        """Stores the input image of a job that is about to be submitted, if there is one."""
-        if image is not None:
+    def _upload(self, images: Sequence[bytes]) -> None:
+        """Stores the input images of a job that is about to be submitted."""
+        if images:
             with within(PATIENCE_S):
                 self.ledger.ping()  # where no job can be written, no image is left behind
+        for image in images:
             self.inbox.put_blob(image, "image/png")
+
+    def _fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
+        """`chain` with the images that its stages name as they will see them, and those that the store lacks."""
+        if not any(stage.uploads() for stage in chain.stages):
+            return chain, []
+        stages, fresh = [], []
+        for item in plan(chain, self.catalog, self.settings, image):
+            named = {}
+            for loc, (value, mark) in item.stage.uploads().items():
+                picture = self._picture(value, f"stages.{item.index}.{loc}")
+                size = (item.given or item.size) if mark.fitted else Size(*picture.size)
+                data = to_png(fit(picture, size, chain.fit))
+                named[loc] = STORED + hashlib.sha256(data).hexdigest()
+                if named[loc] != value:
+                    fresh.append(data)
+            stages.append(item.stage.with_uploads(named))
+        return chain.model_copy(update={"stages": tuple(stages)}), fresh
+
+    def _picture(self, value: str, loc: str) -> Image:
+        """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
+        try:
+            if value.startswith(STORED):
+                return read_input(
+                    self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4), self.settings
+                )
+            return read_input(self._bytes.get(value) or Path(value), self.settings)
+        except BadBlob:
+            raise InvalidJob(errors=(FieldError(loc, "no such image is stored", "bad_image"),)) from None
+        except InvalidJob as error:
+            raise InvalidJob(errors=tuple(FieldError(loc, each.msg, each.code) for each in error.errors)) from None
 
     def prepare(self, chain: Chain, source: ImageSource | None) -> tuple[bytes | None, InputImage | None]:
         """The input image as `chain` would have it: its PNG and its description; nothing is stored.
@@ -343,14 +408,19 @@ class Farm:
         try:
             recipes = read_recipe(data)["recipes"]
             written = {"reuse": False, "exact": recipes[0]["exact"], "stages": [stage_of(recipe) for recipe in recipes]}
-            width, height = (int(side) // kinds()[recipes[0]["kind"]].scale for side in recipes[0]["size"])
+            width, height = (
+                kinds()[recipes[0]["kind"]].model_validate(written["stages"][0]).given_size(Size(*recipes[0]["size"]))
+            )
             given = recipes[0]["given"] and InputImage(sha256=recipes[0]["given"]["image"], width=width, height=height)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
             raise InvalidJob("the recipe in this picture cannot be read", code="bad_file") from None
         chain = parse_chain(written)
+        for value, _ in (named for stage in chain.stages for named in stage.uploads().values()):
+            if not self.inbox.exists(value.removeprefix(STORED)):
+                raise NotFound("an image that a stage of this picture names is no longer stored")
         missing = self._input_again(given, image) if given else None
         job = make_job(chain, self.catalog, self.settings, image=given)
-        self._upload(missing)
+        self._upload([*filter(None, [missing])])
         return self.submit([job])[0], job.keys[-1] == recipe_key(recipes[-1])
 
     def _input_again(self, image: InputImage, source: ImageSource | None) -> bytes | None:

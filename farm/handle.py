@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farm.errors import InvalidJob, StageFailed
-from farm.program import program
+from farm.job import stage_of
+from farm.program import file_of, program
 from farm.records import ENDED, JobRecord
-from farm.stage import Size
+from farm.stage import STORED, Size, kinds
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,10 +142,16 @@ class JobHandle:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         self.farm.broker.ring(self.farm.ledger.retry(self.id))
 
-    def input_image(self) -> bytes | None:
-        """The PNG of the image that the job began from, as fitted at submit; None for a chain that began from noise."""
-        image = json.loads(self.record.spec)["image"]
-        return self.farm.store.get_blob(image["sha256"], self.farm.settings.max_area * 4) if image else None
+    def input_images(self) -> dict[str, bytes]:
+        """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""
+        spec, found = json.loads(self.record.spec), {}
+        if spec["image"]:
+            found["input.png"] = spec["image"]["sha256"]
+        for recipe in spec["recipes"]:
+            stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
+            found |= {file_of(value): value.removeprefix(STORED) for value, _ in stage.uploads().values()}
+        limit = self.farm.settings.max_area * 4
+        return {name: self.farm.store.get_blob(sha256, limit) for name, sha256 in found.items()}
 
     def script(self) -> str:
         """A plain diffusers program that makes the same pixels."""

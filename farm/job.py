@@ -27,10 +27,11 @@ from farm.chain import Chain
 from farm.errors import FieldError, InvalidJob
 from farm.records import LANES, Lane
 from farm.settings import Settings
-from farm.stage import MAX_SEED, Medium, Size, Stage, kinds
+from farm.stage import MAX_SEED, STORED, Medium, Size, Stage, kinds
 
 MAX_DEADLINE_S = 31536000
 """Longest deadline of a job: a year."""
+_STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
 _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 
 
@@ -317,6 +318,12 @@ def make_job(
         raise _wrong("deadline_s", f"more than 0 and at most {MAX_DEADLINE_S} seconds (a year)", "invalid_field")
     key = f"{new_id() if idempotency_key is None else idempotency_key}#{index}"
     planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
+    for item in planned:
+        for loc, (value, _) in item.stage.uploads().items():
+            if not _STORED.fullmatch(value):
+                raise _wrong(
+                    f"stages.{item.index}.{loc}", "sha256:HEX of a stored image; upload the file first", "bad_image"
+                )
     # Drawn from the key, so that a submit sent again is the same job.
     seed = (
         int.from_bytes(hashlib.sha256(key.rpartition("#")[0].encode()).digest()[:4])

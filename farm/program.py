@@ -13,7 +13,7 @@ from typing import Any
 from farm.catalog import Catalog, Checkpoint
 from farm.errors import InvalidJob
 from farm.job import stage_of
-from farm.stage import Medium, Size, Source, kinds
+from farm.stage import STORED, Medium, Size, Source, kinds
 
 
 def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]) -> str:
@@ -23,7 +23,7 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         InvalidJob: (`unknown_kind`, `unknown_checkpoint`) a stage or checkpoint of the job is not known here.
     """
     lines = ["import torch", "from PIL import Image", "", "torch.set_num_threads(1)"]
-    given = None
+    given = ""
     if spec["image"] is not None:
         given = "given"
         lines.append(f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}")
@@ -39,10 +39,19 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
         source = _source(catalog, catalog.checkpoints[name], recipe["checkpoint"]["dtype"])
         lines += ["", f"# stage {index}: {recipe['kind']} with {name}"]
-        lines += stage.script(given, Medium(recipe["emits"]), Size(*recipe["size"]), recipe["seed"], source)
+        named = {"given": given} if given else {}
+        for loc, (value, _) in stage.uploads().items():
+            named[loc] = f"{loc.replace('.', '_')}_{index}"
+            lines += [f"# {uri(value.removeprefix(STORED))}", f"{named[loc]} = Image.open({file_of(value)!r})"]
+        lines += stage.script(named, Medium(recipe["emits"]), Size(*recipe["size"]), recipe["seed"], source)
         given = f"given_{index + 1}"
         lines.append(f"{given} = out")
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
+
+
+def file_of(value: str) -> str:
+    """The name of the file in which a program expects an image that a stage names."""
+    return f"{value.removeprefix(STORED)[:12]}.png"
 
 
 def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> Source:

@@ -19,7 +19,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from inspect import get_annotations, getmembers, isclass
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -48,6 +48,22 @@ VaeTiling = Annotated[
     ),
 ]
 """Of the measures against a lack of memory the one that changes pixels; so a submit chooses it, never a worker."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Marks a field that holds an image of its own: a mask, a map, a reference.
+
+    Its value is a file's path where a person writes it, and `sha256:HEX` from the submit on: an RGB PNG in the store.
+    """
+
+    fitted: bool = True
+    """Whether the submit fits it to the size of what the stage is given, by the chain's own rule."""
+
+
+Picture = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+"""What an `Upload` field holds."""
+STORED = "sha256:"
 
 
 class Medium(StrEnum):
@@ -83,6 +99,8 @@ class Batch:
     negative_prompts: Sequence[str]
     given: Sequence[Any]
     generators: Sequence[Any]
+    uploads: Sequence[Mapping[str, Any]] = ()
+    """Per member the stage's own images, PIL RGB, by location: `mask`, `controls.0.image`."""
     frugal: bool = False
     """The device's memory did not suffice before: spare it, where that leaves every pixel as it is."""
 
@@ -174,6 +192,25 @@ class Stage(BaseModel):
             return Size(native * self.scale, native * self.scale)
         return Size(given.width * self.scale, given.height * self.scale)
 
+    def given_size(self, size: Size) -> Size:
+        """The size of what it was given, if `size` is that of what it emits."""
+        return Size(size.width // self.scale, size.height // self.scale)
+
+    def uploads(self) -> dict[str, tuple[str, Upload]]:
+        """The images of its own that it names, by location, with how they are marked."""
+        return dict(_uploads(self, ""))
+
+    def with_uploads(self, named: Mapping[str, str]) -> Self:
+        """The same stage with other images named, by location."""
+        data = self.model_dump(exclude_unset=True)
+        for loc, value in named.items():
+            *path, last = (int(word) if word.isdigit() else word for word in loc.split("."))
+            place: Any = data
+            for word in path:
+                place = place[word]
+            place[last] = value
+        return type(self).model_validate(data)
+
     def check(self) -> Iterator[FieldError]:
         """Rules that one field alone cannot hold; yields what is wrong, with locations relative to the stage."""
         yield from ()
@@ -198,13 +235,24 @@ class Stage(BaseModel):
         """
         raise NotImplementedError
 
-    def script(self, given: str | None, emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
+    def script(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
         """The lines of a plain diffusers program that does what `run` does for one member, leaving it in `out`.
 
-        `given` names the variable that holds the input, `size` is the output's, and `source` says how
-        the checkpoint is loaded.
+        `named` has the variables that hold the input (`given`) and the stage's own images (by location), `size` is
+        the output's, and `source` says how the checkpoint is loaded.
         """
         raise NotImplementedError
+
+
+def _uploads(model: BaseModel, prefix: str) -> Iterator[tuple[str, tuple[str, Upload]]]:
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        marks = [mark for mark in field.metadata if isinstance(mark, Upload)]
+        if marks and value is not None:
+            yield prefix + name, (value, marks[0])
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, BaseModel):
+                yield from _uploads(item, f"{prefix}{name}.{index}.")
 
 
 def _classes(module: ModuleType) -> Iterator[type[Stage]]:

@@ -130,6 +130,20 @@ def decode_image(data: bytes, size: Size) -> Image.Image:
         raise BadBlob("the image's bytes cannot be read") from None
 
 
+def image_size(data: bytes, max_area: int) -> Size:
+    """The size that a PNG says it has.
+
+    Raises:
+        BadBlob: it is none, or has more than `max_area` pixels.
+    """
+    if len(data) < 24 or not data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"):
+        raise BadBlob("the image is not a PNG")
+    size = Size(*struct.unpack(">II", data[16:24]))
+    if not 0 < size.width * size.height <= max_area:
+        raise BadBlob(f"the image is {size}, more than {max_area} pixels")
+    return size
+
+
 def is_black(image: Image.Image) -> bool:
     """Whether every pixel is 0: a picture worth a tag, though black can be what was asked for."""
     return image.getbbox() is None

@@ -6,6 +6,7 @@ pipeline it is for each family of checkpoints, which of its fields go into the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
@@ -71,23 +72,22 @@ class Diffusion(Stage):
 
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
         """Latents [channels, height / factor, width / factor] or images of `batch.size`, one per member."""
+        return self.called(pipe, batch, report, **({"image": pipelines.stacked(batch.given)} if self.takes else {}))
+
+    def called(self, pipe: Any, batch: Batch, report: Report, **images: Any) -> list[Any]:
+        """What one call of `pipe` gives, which is handed `images`."""
         name, options = self._scheduler()
         pipelines.fresh_scheduler(pipe, name, options, batch.generators)
-        given = {"image": pipelines.stacked(batch.given)} if self.takes else {}
-        return pipelines.call(
-            pipe,
-            batch,
-            report,
-            self.steps,
-            tiling=self.vae_tiling,
-            **given,
-            **self.arguments(pipe.family, batch.size),
-        )
+        arguments = self.arguments(pipe.family, batch.size)
+        return pipelines.call(pipe, batch, report, self.steps, tiling=self.vae_tiling, **images, **arguments)
 
-    def script(self, given: str | None, emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
+    def script(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
         """The lines of a plain program that leaves in `out` what `run` gives for one member."""
+        return self.lines({"image": named["given"]} if self.takes else {}, emits, size, seed, source)
+
+    def lines(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
+        """The lines that load the pipeline and call it; `named` are arguments that are variables."""
         arguments = {"num_inference_steps": self.steps, **self.arguments(source.family, size)}
-        named = {"image": given} if given and self.takes else {}
         return pipelines.script(
             self, self.by_family[source.family], source, emits, seed, named, arguments, self._scheduler()
         )
@@ -117,3 +117,31 @@ class Sampled(Diffusion):
 
     def _scheduler(self) -> tuple[str | None, dict[str, Any]]:
         return self.scheduler, self.scheduler_options.given()
+
+
+class Redrawn(Sampled):
+    """A stage that runs a share of the schedule on what it is given."""
+
+    num_inference_steps: int = Field(
+        25, ge=1, le=150, description="steps of the whole schedule, of which the share `strength` is run"
+    )
+    strength: float = Field(0.6, gt=0, le=1, description="share of the schedule that is redone; 1 ignores the input")
+    width: int | None = Field(
+        None, ge=64, le=2048, multiple_of=8, description="pixels, first stage only; default: the input's"
+    )
+    height: int | None = Field(
+        None, ge=64, le=2048, multiple_of=8, description="pixels, first stage only; default: the input's"
+    )
+
+    def check(self) -> Iterator[FieldError]:
+        """At least one step is run."""
+        # Source: diffusers' `get_timesteps`, `min(int(num_inference_steps * strength), num_inference_steps)`.
+        if getattr(self, "denoising_start", None) is None and int(self.steps * self.strength) < 1:
+            least = math.ceil(1000 / self.steps) / 1000
+            msg = f"{self.strength} of {self.steps} steps is less than one step; at least {least}"
+            yield FieldError("strength", msg, "no_steps")
+        yield from super().check()
+
+    def arguments(self, family: str, size: Size) -> dict[str, Any]:
+        """With `strength`."""
+        return {"strength": self.strength, **super().arguments(family, size)}

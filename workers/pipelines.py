@@ -26,10 +26,12 @@ from farm.stage import Batch, Medium, Report, Source, Stage
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LEFT_OUT: dict[str, dict[str, Any]] = {
+    "StableDiffusionDepth2ImgPipeline": {},
     "StableDiffusionLatentUpscalePipeline": {},
     "StableDiffusionUpscalePipeline": {"safety_checker": None, "feature_extractor": None, "watermarker": None},
     "StableDiffusionXLPipeline": {"add_watermarker": False},
     "StableDiffusionXLImg2ImgPipeline": {"add_watermarker": False},
+    "StableDiffusionXLInpaintPipeline": {"add_watermarker": False},
 }
 """Loading arguments by pipeline, all others have `UNCHECKED`: the farm checks and marks pictures itself."""
 
@@ -289,12 +291,14 @@ def stacked(given: Sequence[Any]) -> Any:
     return torch.stack(list(given)) if isinstance(given[0], torch.Tensor) else list(given)
 
 
-def call(pipe: Any, batch: Batch, report: Report, steps: int, *, tiling: bool = False, **arguments: Any) -> list[Any]:
+def call(
+    pipe: Any, batch: Batch, report: Report, steps: int, *, tiling: bool = False, as_pil: bool = False, **arguments: Any
+) -> list[Any]:
     """One call of `pipe` for all members of `batch`: latents [channels, height, width] on the CPU, or PIL RGB images.
 
-    `steps` is `num_inference_steps`, `tiling` the stage's `vae_tiling`. Whatever `report` raises passes through and
-    leaves the pipe as it was: the next call gives what it would have given. (diffusers' own `_interrupt` would go on
-    and decode a half-denoised picture.)
+    `steps` is `num_inference_steps`, `tiling` the stage's `vae_tiling`, `as_pil` for what only gives PIL images.
+    Whatever `report` raises passes through and leaves the pipe as it was: the next call gives what it would have
+    given. (diffusers' own `_interrupt` would go on and decode a half-denoised picture.)
 
     Raises:
         StageFailed: `nan_output`, `bad_output`, `gpu_oom`.
@@ -308,7 +312,7 @@ def call(pipe: Any, batch: Batch, report: Report, steps: int, *, tiling: bool = 
                 **_texts(pipe.family, batch.prompts, batch.negative_prompts),
                 num_inference_steps=steps,
                 generator=list(batch.generators),
-                output_type="latent" if as_latents else "np",
+                output_type="latent" if as_latents else "pil" if as_pil else "np",
                 **_callback(pipe, report, steps),
                 **arguments,
             ).images
@@ -390,6 +394,10 @@ def _images(batch: Batch, made: Any) -> list[Any]:
     """One PIL RGB image per member, rounded exactly as diffusers' `numpy_to_pil` does."""
     from PIL import Image
 
+    if isinstance(made, list):
+        if any(image.size != batch.size for image in made) or len(made) != len(batch.prompts):
+            raise StageFailed(f"images of {[image.size for image in made]}, not {batch.size}", code="bad_output")
+        return made
     wanted = (batch.size.height, batch.size.width, 3)
     if made.shape != (len(batch.prompts), *wanted):
         raise StageFailed(f"images of the shape {made.shape}, not {wanted} per job", code="bad_output")

@@ -43,7 +43,7 @@ from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.records import Claim, Commit
 from farm.settings import Settings
-from farm.stage import Batch, Medium, Size, Stage, kinds
+from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
 from farm.store import Store
 from workers import codec, pipelines
 from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
@@ -215,6 +215,7 @@ class Worker:
             negative_prompts=[work.stage.negative_prompt or "" for work in works],
             given=[self._fetch(work) for work in works],
             generators=[self._generator(work) for work in works],
+            uploads=[self._uploads(work) for work in works],
             frugal=any(work.claim.oom for work in works),
         )
         outputs = first.stage.run(self._pipes[first.claim.queue], batch, lease)
@@ -232,7 +233,7 @@ class Worker:
         Raises:
             BadBlob: it is gone or corrupt.
         """
-        size = Size(*(side // work.stage.scale for side in work.recipe["size"]))
+        size = work.stage.given_size(Size(*work.recipe["size"]))
         if len(work.recipes) == 1:
             image = work.recipe["given"]
             return codec.decode_image(self._get(image["image"], size), size) if image else None
@@ -246,6 +247,21 @@ class Worker:
         shape = (space.channels, size.height // space.factor, size.width // space.factor)
         denoised = work.recipes[-2]["parameters"].get("denoising_end") or 1.0
         return codec.decode_latents(data, space.name, shape, source["dtype"], denoised)
+
+    def _uploads(self, work: Work) -> dict[str, Any]:
+        """The images that a stage names, RGB, by location.
+
+        Raises:
+            BadBlob: one is gone or corrupt.
+        """
+        size, found = work.stage.given_size(Size(*work.recipe["size"])), {}
+        for loc, (value, mark) in work.stage.uploads().items():
+            limit = size if mark.fitted else Size(self.settings.max_side, self.settings.max_side)
+            data = self._get(value.removeprefix(STORED), limit)
+            found[loc] = codec.decode_image(
+                data, size if mark.fitted else codec.image_size(data, self.settings.max_area)
+            )
+        return found
 
     def _get(self, sha256: str, size: Size) -> bytes:
         # No honest hand-off is larger than raw float32 pixels with a header.

@@ -140,14 +140,14 @@ def rerun(
 def script(
     job: Annotated[str, typer.Argument(help="Id of a job, or its last 4 or more characters.")],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for program.py, and the input image if there is one.")
+        Path | None, typer.Option("-o", "--out", help="Folder for program.py, and the input images if there are any.")
     ] = None,
 ) -> Outcome:
     """Print the plain diffusers program that makes the same pixels as a job.
 
     \b
     farm script 3f9a > apple.py
-    farm script 3f9a -o again/     # also writes the input image, as it was fitted at submit
+    farm script 3f9a -o again/     # also writes the input images, as they were fitted at submit
     """
     _check_out(out)
     with open_farm() as farm:
@@ -157,10 +157,9 @@ def script(
             return Outcome({"script": program}, [program.rstrip("\n")])
         (out / "program.py").write_text(program, "utf-8")
         paths = [str(out / "program.py")]
-        data = handle.input_image()
-        if data is not None:
-            (out / "input.png").write_bytes(data)
-            paths.append(str(out / "input.png"))
+        for name, data in handle.input_images().items():
+            (out / name).write_bytes(data)
+            paths.append(str(out / name))
     return Outcome({"script": program, "paths": paths}, paths)
 
 

@@ -156,7 +156,7 @@ def test_a_chain_from_an_image_is_made_again_from_its_picture_and_by_the_printed
     with pytest.raises(InvalidJob, match="not the image"):
         rig.farm.rerun(path, image=path)
     # When the printed program runs beside the input that `farm script -o` writes
-    (tmp_path / "input.png").write_bytes(job.input_image() or b"")
+    (tmp_path / "input.png").write_bytes(job.input_images()["input.png"])
     subprocess.run([sys.executable, "-c", job.script()], cwd=tmp_path, check=True, timeout=240)
     # Then
     assert pixels_sha256((tmp_path / "out.png").read_bytes()) == pixels(job)

@@ -8,18 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from farm.catalog import Catalog
 from farm.stage import Batch, Medium, Size, Source, Stage
 from workers import pipelines
+from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
+from workers.stages.inpaint import Border, Inpaint
 from workers.stages.text2img import Text2Img
 from workers.stages.upscale import Upscale
 from workers.stages.upscale_latent import UpscaleLatent
 
 SMALL = Size(64, 64)
-DEFAULTS = {"text2img": "tiny", "img2img": "tiny", "upscale_latent": "tiny-x2", "upscale": "tiny-x4"}
+DEFAULTS = {
+    "text2img": "tiny", "img2img": "tiny", "inpaint": "tiny", "depth2img": "tiny-depth",
+    "upscale_latent": "tiny-x2", "upscale": "tiny-x4",
+}  # fmt: skip
 
 
 class Stopped(Exception):
@@ -87,9 +92,22 @@ def call(
         negative_prompts=list(negatives) * (len(seeds) // len(negatives)),
         given=list(given) * (len(seeds) // len(given)),
         generators=[pipelines.generator(seed) for seed in seeds],
+        uploads=[own_images(stage, side_of(given[0]) or size or Size(64, 64))] * len(seeds),
         frugal=frugal,
     )
     return stage.run(pipe, batch, report or Recorder())
+
+
+def own_images(stage: Stage, size: Size) -> dict[str, Image.Image]:
+    """An image for each that the stage names: a white disc on black for a mask, coloured blocks for all else."""
+    return {loc: some_mask(size) if loc == "mask" else some_image().resize(size) for loc in stage.uploads()}
+
+
+def some_mask(size: Size) -> Image.Image:
+    """A white disc on black, RGB."""
+    mask = Image.new("RGB", size)
+    ImageDraw.Draw(mask).ellipse((size.width // 4, size.height // 4, size.width // 2, size.height // 2), fill="white")
+    return mask
 
 
 def side_of(given: Any) -> Size | None:
@@ -129,6 +147,25 @@ EVERY: dict[str, tuple[Stage, Any, Medium]] = {
     ),
     "img2img latents to latents": (Img2Img(num_inference_steps=6), some_latents(), Medium.LATENTS),
     "img2img image to image": (Img2Img(num_inference_steps=6), some_image(), Medium.IMAGE),
+    "inpaint": (Inpaint(mask="m", num_inference_steps=4), some_image(), Medium.IMAGE),
+    "inpaint with 9 channels": (
+        Inpaint(mask="m", checkpoint="tiny-inpaint", num_inference_steps=4),
+        some_image(),
+        Medium.IMAGE,
+    ),
+    "inpaint of SDXL": (Inpaint(mask="m", checkpoint="tiny-xl", num_inference_steps=4), some_image(), Medium.IMAGE),
+    "inpaint beyond the edges": (
+        Inpaint(border=Border(left=16, bottom=8), blur_factor=2.0, num_inference_steps=4),
+        some_image(),
+        Medium.IMAGE,
+    ),
+    "inpaint of a region": (
+        Inpaint(mask="m", padding_mask_crop=8, num_inference_steps=4),
+        some_image(),
+        Medium.IMAGE,
+    ),
+    "depth2img": (Depth2Img(num_inference_steps=6), some_image(), Medium.LATENTS),
+    "depth2img with a map": (Depth2Img(depth="d", num_inference_steps=6), some_image(), Medium.IMAGE),
     "upscale_latent to latents": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.LATENTS),
     "upscale_latent to image": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.IMAGE),
     "upscale": (Upscale(num_inference_steps=4), some_image(32), Medium.IMAGE),

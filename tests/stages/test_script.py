@@ -15,9 +15,11 @@ from PIL import Image
 from farm.catalog import Catalog
 from farm.image import to_png
 from farm.stage import Medium, Size, Stage
-from tests.stages.conftest import DEFAULTS, call, checkpoint_source, same, side_of
+from tests.stages.conftest import DEFAULTS, call, checkpoint_source, own_images, same, side_of
 from workers import codec
+from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
+from workers.stages.inpaint import Border, Inpaint
 from workers.stages.text2img import Text2Img
 from workers.stages.upscale import Upscale
 from workers.stages.upscale_latent import UpscaleLatent
@@ -49,6 +51,15 @@ CHAINS: list[list[Stage]] = [
         Img2Img(
             prompt="a castle", checkpoint="tiny-xl", scheduler="EulerDiscreteScheduler", timesteps=[999, 600, 300, 100]
         ),
+    ],
+    # text2img → inpaint in three ways → depth2img, estimated and given
+    [
+        Text2Img(**WORDS),
+        Inpaint(**WORDS, mask="m", blur_factor=3.0, num_inference_steps=5),
+        Inpaint(**WORDS, mask="m", checkpoint="tiny-inpaint", border=Border(right=8, top=16), num_inference_steps=5),
+        Inpaint(**WORDS, mask="m", padding_mask_crop=4, strength=0.8, num_inference_steps=5),
+        Depth2Img(**WORDS, num_inference_steps=5),
+        Depth2Img(**WORDS, depth="d", num_inference_steps=5, strength=0.9, scheduler="EulerDiscreteScheduler"),
     ],
     # a sampler by A1111's name
     [Text2Img.model_validate({**WORDS, "sampler_name": "DPM++ 2M SDE Karras", "steps": 5})],
@@ -88,13 +99,19 @@ def _farm(chain: list[Stage], pipe: Callable[..., Any]) -> Image.Image:
 
 def test_program_makes_the_same_pixels(catalog: Catalog, pipe: Callable[..., Any], tmp_path: Path) -> None:
     # Given the program of two chains
-    lines = ["import torch"]
+    lines = ["import torch", "from PIL import Image"]
     for number, chain in enumerate(CHAINS):
         given, size = None, Size(0, 0)
         for index, stage in enumerate(chain):
             source = checkpoint_source(catalog, stage.checkpoint or DEFAULTS[stage.kind])
-            size = Size(*(side * stage.scale for side in size)) if index else stage.output_size(None, 64)
-            lines += stage.script(given, _passes(chain, index), size, index + 7, source)
+            before = size if index else stage.output_size(None, 64)
+            size = stage.output_size(size if index else None, 64)
+            named = {"given": given} if given else {}
+            for loc, image in own_images(stage, before).items():
+                named[loc] = f"{loc}_{number}_{index}"
+                image.save(tmp_path / f"{named[loc]}.png")
+                lines.append(f'{named[loc]} = Image.open("{named[loc]}.png")')
+            lines += stage.script(named, _passes(chain, index), size, index + 7, source)
             lines.append(f"stage_{index} = out")
             given = f"stage_{index}"
         lines.append(f'out.save("{number}.png")')

@@ -9,6 +9,8 @@ tiny            64 px, latents of 4 channels, 8 px per cell
 tiny-style      the same VAE, so the same latent space, another UNet and text encoder
 tiny-other      another VAE: its latents mean nothing to the others
 tiny-x2         latent upscaler for the space of `tiny`
+tiny-inpaint    of the inpainting kind: its UNet also sees the mask and the rest of the picture
+tiny-depth      of the depth kind: its UNet also sees a depth map, and it has an estimator of depth
 tiny-x4         image upscaler with a VAE of its own, 4 px per cell
 tiny-xl         of SDXL's kind: two text encoders, sizes as conditions, a VAE of its own
 tiny-xl-refiner of its refiner's kind: the second text encoder, a score as condition, the same VAE
@@ -28,10 +30,12 @@ from typing import Any
 
 SEEDS = {
     "tiny": 1, "tiny-style": 2, "tiny-other": 3, "tiny-x2": 4, "tiny-x4": 5, "tiny-xl": 6, "tiny-xl-refiner": 7,
+    "tiny-inpaint": 8, "tiny-depth": 9,
 }  # fmt: skip
 """Names of the family with the seed of their weights."""
 VAE_SEEDS = {
     "tiny": 11, "tiny-style": 11, "tiny-x2": 11, "tiny-other": 12, "tiny-x4": 13, "tiny-xl": 14, "tiny-xl-refiner": 14,
+    "tiny-inpaint": 11, "tiny-depth": 11,
 }  # fmt: skip
 """One seed, one VAE, one latent space."""
 TEXT_WIDTH = 32
@@ -58,7 +62,10 @@ def build(name: str, folder: Path) -> None:
         vae = _vae_x4() if name == "tiny-x4" else _vae()
         torch.manual_seed(seed)
         parts = {"vae": vae, "text_encoder": _text_encoder(), "tokenizer": tokenizer_of(WORDS)}
-        makers = {"tiny-x2": _upscale_latent, "tiny-x4": _upscale, "tiny-xl": _xl, "tiny-xl-refiner": _xl_refiner}
+        makers = {
+            "tiny-x2": _upscale_latent, "tiny-x4": _upscale, "tiny-xl": _xl, "tiny-xl-refiner": _xl_refiner,
+            "tiny-inpaint": _inpaint, "tiny-depth": _depth,
+        }  # fmt: skip
         make = makers.get(name, _base)
         make(parts).save_pretrained(folder, safe_serialization=True)
 
@@ -77,6 +84,46 @@ def _unet(**own: Any) -> Any:
         "attention_head_dim": 4,
     }
     return UNet2DConditionModel(**(sizes | own))
+
+
+def _inpaint(parts: dict[str, Any]) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
+
+    return StableDiffusionInpaintPipeline(
+        **parts,
+        unet=_unet(in_channels=9),
+        scheduler=_scheduler(DDIMScheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _depth(parts: dict[str, Any]) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionDepth2ImgPipeline
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    estimator = DPTForDepthEstimation(
+        DPTConfig(
+            image_size=32,
+            patch_size=8,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            backbone_out_indices=(0, 1, 2, 3),
+            neck_hidden_sizes=[8, 8, 16, 16],
+            fusion_hidden_size=8,
+            is_hybrid=False,
+        )
+    )
+    return StableDiffusionDepth2ImgPipeline(
+        **parts,
+        unet=_unet(in_channels=5),
+        scheduler=_scheduler(DDIMScheduler),
+        depth_estimator=estimator,
+        feature_extractor=DPTImageProcessor(size={"height": 32, "width": 32}),
+    )
 
 
 def _base(parts: dict[str, Any]) -> Any:
