@@ -14,14 +14,14 @@ import tomllib
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from farm.errors import FieldError, InvalidJob
 from farm.settings import Settings
-from farm.stage import Stage
+from farm.stage import AdapterType, Stage
 
 LOCK = "farm.lock.json"
 NAME = r"^[a-z0-9][a-z0-9.-]{0,62}$"
@@ -49,36 +49,71 @@ class Space(_Entry):
         return self
 
 
-class Checkpoint(_Entry):
-    """Named base weights. Exactly one of `repo`, `folder`, `file` and `build` says where they come from."""
+Family = Literal["sd", "sd-depth", "sdxl", "sdxl-refiner"]
+
+
+class Weights(_Entry):
+    """Files of weights. Exactly one of `repo`, `folder`, `file` and `build` says where they come from."""
 
     name: str = Field(pattern=NAME)
-    kinds: list[str] = Field(min_length=1, description="stage kinds that load it")
     repo: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="repository on the hub")
     revision: str | None = Field(
         None, pattern=r"^[0-9a-f]{40}$", description="pinned commit; else the first pull records one"
     )
     folder: str | None = Field(None, description="local folder in the hub's layout")
-    file: str | None = Field(None, description="single safetensors file; needs `config`")
-    config: str | None = Field(None, description="local folder with the configuration of a single file")
+    file: str | None = Field(None, description="single safetensors file")
     build: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*$", description="module that builds it locally")
     variant: Literal["fp16"] | None = None
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    space: str = Field(description="latent space it works in")
-    family: Literal["sd", "sd-depth", "sdxl", "sdxl-refiner"] = Field(
-        "sd", description="which pipelines it is made for: sd is Stable Diffusion 1.x and 2.x"
-    )
-    native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")
+    family: Family = Field("sd", description="which pipelines it is made for: sd is Stable Diffusion 1.x and 2.x")
     licence: str = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _one_source(self) -> Checkpoint:
+    def _one_source(self) -> Self:
         if sum(source is not None for source in (self.repo, self.folder, self.file, self.build)) != 1:
             raise ValueError("exactly one of repo, folder, file and build says where the files come from")
+        return self
+
+
+class Checkpoint(Weights):
+    """Named base weights."""
+
+    kinds: list[str] = Field(min_length=1, description="stage kinds that load it")
+    config: str | None = Field(None, description="local folder with the configuration of a single file")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    space: str = Field(description="latent space it works in")
+    native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")
+
+    @model_validator(mode="after")
+    def _configured(self) -> Self:
         if (self.file is None) != (self.config is None):
             raise ValueError(
                 "file and config go together: a single file without a local config would go to the network"
             )
+        return self
+
+
+class Adapter(Weights):
+    """Named weights that go on top of a checkpoint's: LoRA, textual inversion, IP-Adapter or ControlNet."""
+
+    type: AdapterType
+    weights: str | None = Field(
+        None, pattern=r"^[\w./-]+\.safetensors$", description="the file in a repo or folder that holds them"
+    )
+    token: str | None = Field(None, min_length=1, max_length=64, description="the word of a textual inversion")
+    image_encoder: str | None = Field(
+        None, description="folder of an IP-Adapter's image encoder, in the repo or folder"
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.type == "controlnet" and self.file is not None:
+            raise ValueError("a controlnet is a folder: its config.json says what it is")
+        if self.type != "controlnet" and self.file is None and self.weights is None:
+            raise ValueError(f"weights names the file that holds the {self.type}")
+        if (self.type == "textual_inversion") != (self.token is not None):
+            raise ValueError("token is the word of a textual_inversion, and each has one")
+        if (self.type == "ip_adapter") != (self.image_encoder is not None):
+            raise ValueError("image_encoder is the folder of an ip_adapter's encoder, and each has one")
         return self
 
 
@@ -109,6 +144,7 @@ class Catalog(_Entry):
     models_dir: Path
     spaces: dict[str, Space]
     checkpoints: dict[str, Checkpoint]
+    adapters: dict[str, Adapter]
     presets: dict[str, Preset]
     defaults: dict[str, str]
 
@@ -125,7 +161,7 @@ class Catalog(_Entry):
                 if table not in tables or not isinstance(entries, dict):
                     raise InvalidJob(f"{settings.catalog}: {table} is not one of {', '.join(tables)}", code="bad_file")
                 tables[table] = {**tables[table], **entries}
-        for table in ("spaces", "checkpoints", "presets"):
+        for table in ("spaces", "checkpoints", "adapters", "presets"):
             tables[table] = {
                 name: {"name": name, **entry} if isinstance(entry, dict) else entry
                 for name, entry in tables[table].items()
@@ -141,6 +177,9 @@ class Catalog(_Entry):
                 raise InvalidJob(
                     f"{settings.catalog}: checkpoints.{entry.name}.space: no [spaces.{entry.space}]", code="bad_file"
                 )
+        for name in catalog.adapters:
+            if name in catalog.checkpoints:
+                raise InvalidJob(f"{settings.catalog}: adapters.{name}: a checkpoint has this name", code="bad_file")
         return catalog
 
     def checkpoint(self, stage: Stage, loc: str) -> Checkpoint:
@@ -167,6 +206,23 @@ class Catalog(_Entry):
             )
         return self.checkpoints[name]
 
+    def adapter(self, name: str, type_: AdapterType, family: str, loc: str) -> Adapter:
+        """The adapter `name`, which goes on checkpoints of `family`.
+
+        Raises:
+            InvalidJob: (`unknown_adapter`, `wrong_adapter`) names the field at `loc` and what it may hold.
+        """
+        fitting = sorted(each.name for each in self.adapters.values() if (each.type, each.family) == (type_, family))
+        choose = f"choose one of {', '.join(fitting)}" if fitting else f"the catalog has no {type_} for {family}"
+        if name not in self.adapters:
+            msg = f"{name!r} is not in the catalog; {choose}"
+            raise InvalidJob(errors=(FieldError(loc, msg, "unknown_adapter"),))
+        if name not in fitting:
+            found = self.adapters[name]
+            msg = f"{name} is a {found.type} for {found.family}, not a {type_} for {family}; {choose}"
+            raise InvalidJob(errors=(FieldError(loc, msg, "wrong_adapter"),))
+        return self.adapters[name]
+
     def space(self, checkpoint: Checkpoint) -> Space:
         """The latent space of `checkpoint`."""
         return self.spaces[checkpoint.space]
@@ -184,7 +240,7 @@ class Catalog(_Entry):
             )
         return self.presets[name]
 
-    def path(self, checkpoint: Checkpoint) -> Path:
+    def path(self, checkpoint: Weights) -> Path:
         """Where the files of `checkpoint` lie: a folder in the hub's layout, or one safetensors file."""
         if checkpoint.file is not None:
             return Path(checkpoint.file).expanduser()
@@ -192,11 +248,11 @@ class Catalog(_Entry):
             return Path(checkpoint.folder).expanduser()
         return self.models_dir / checkpoint.name
 
-    def lock_path(self, checkpoint: Checkpoint) -> Path:
+    def lock_path(self, checkpoint: Weights) -> Path:
         """Where the lock of `checkpoint` lies: always in the models folder, whoever owns the files."""
         return self.models_dir / f"{checkpoint.name}.{LOCK}"
 
-    def lock(self, checkpoint: Checkpoint) -> Lock:
+    def lock(self, checkpoint: Weights) -> Lock:
         """What the pull of `checkpoint` recorded.
 
         Raises:
@@ -209,7 +265,7 @@ class Catalog(_Entry):
         except (OSError, ValidationError):
             reason = f"has an unreadable lock at {self.lock_path(checkpoint)}"
         raise InvalidJob(
-            f"the checkpoint {checkpoint.name} {reason}",
+            f"the {'adapter' if isinstance(checkpoint, Adapter) else 'checkpoint'} {checkpoint.name} {reason}",
             code="not_pulled",
             hint=f"run `farm models pull {checkpoint.name}`",
         )

@@ -207,7 +207,8 @@ class Farm:
             named = {}
             for loc, (value, mark) in item.stage.uploads().items():
                 picture = self._picture(value, f"stages.{item.index}.{loc}")
-                size = (item.given or item.size) if mark.fitted else Size(*picture.size)
+                sizes = {"given": item.given or item.size, "emitted": item.size, None: Size(*picture.size)}
+                size = sizes[mark.fitted]
                 data = to_png(fit(picture, size, chain.fit))
                 named[loc] = STORED + hashlib.sha256(data).hexdigest()
                 if named[loc] != value:

@@ -29,6 +29,8 @@ CODES: dict[str, str] = {
     "unknown_preset": "There is no chain preset of this name.",
     "unknown_scheduler": "This scheduler is not one that the stage runs with.",
     "wrong_checkpoint": "The checkpoint is not made for this stage kind.",
+    "unknown_adapter": "The catalog has no adapter of this name.",
+    "wrong_adapter": "The adapter is of another type, or made for another family of checkpoints.",
     "not_pulled": "The checkpoint has not been pulled, so its hashes are not known.",
     "bad_length": "A chain has between one and eight stages.",
     "bad_size": "A width or height is not possible here.",

@@ -151,6 +151,8 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
         if wrong := list(stage.fits(checkpoint.family)):
             found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
+        for loc, (name, mark) in stage.adapters().items():
+            catalog.adapter(name, mark.type, checkpoint.family, f"stages.{index}.{loc}")
     _check_schedule(-1, None, chain.stages[0], Medium.IMAGE)
     medium, size, planned = _start(chain.stages[0], image), image, []
     for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
@@ -185,7 +187,7 @@ def _start(first: Stage, image: Size | None) -> Medium | None:
                 "unused_image",
             )
         return None
-    if Medium.IMAGE not in first.takes:
+    if Medium.IMAGE not in first.accepts():
         raise _wrong(
             "stages.0", f"{first.kind} takes latents; put a stage that gives latents before it", "medium_mismatch"
         )
@@ -207,10 +209,11 @@ def _edge(index: int, giver: Stage, ours: Checkpoint, taker: Stage, theirs: Chec
     where = f"stages.{index + 1}"
     if not taker.takes:
         raise _wrong(where, f"{taker.kind} starts from noise; it can only be the first stage", "medium_mismatch")
-    latents = Medium.LATENTS in giver.gives and Medium.LATENTS in taker.takes
+    takes = taker.accepts()
+    latents = Medium.LATENTS in giver.gives and Medium.LATENTS in takes
     if latents and ours.space == theirs.space:
         return Medium.LATENTS
-    if Medium.IMAGE in giver.gives and Medium.IMAGE in taker.takes:
+    if Medium.IMAGE in giver.gives and Medium.IMAGE in takes:
         return Medium.IMAGE
     if latents:
         raise _wrong(
@@ -220,7 +223,7 @@ def _edge(index: int, giver: Stage, ours: Checkpoint, taker: Stage, theirs: Chec
             "space_mismatch",
         )
     raise _wrong(
-        where, f"{taker.kind} takes {_media(taker.takes)}, {giver.kind} gives {_media(giver.gives)}", "medium_mismatch"
+        where, f"{taker.kind} takes {_media(takes)}, {giver.kind} gives {_media(giver.gives)}", "medium_mismatch"
     )
 
 
@@ -357,6 +360,16 @@ def weights_of(catalog: Catalog, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def adapters_of(catalog: Catalog, stage: Stage) -> dict[str, str]:
+    """What a recipe says of its adapters: the hash of each one's files, by name.
+
+    Raises:
+        InvalidJob: (`not_pulled`) the files' hashes are not recorded yet.
+    """
+    names = {name for name, _ in stage.adapters().values()}
+    return {name: catalog.lock(catalog.adapters[name]).manifest for name in sorted(names)}
+
+
 def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, seed: int, given: Any) -> dict[str, Any]:
     """All that decides the output of one stage; no job id, time or attempt."""
     stage = item.stage
@@ -370,6 +383,7 @@ def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, seed: int, given
             "negative_prompt": chain.negative_prompt if stage.negative_prompt is None else stage.negative_prompt,
         },
         "checkpoint": weights_of(catalog, item.checkpoint),
+        "adapters": adapters_of(catalog, stage),
         "seed": stage_seed(seed, item.index) if stage.seed is None else stage.seed,
         "size": list(item.size),
         "emits": item.emits.value,

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from farm.catalog import Catalog, Checkpoint, Lock
+from farm.catalog import Adapter, Catalog, Lock, Weights
 from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
 
 UNSAFE = (
@@ -68,7 +68,7 @@ def pull(catalog: Catalog, name: str, source: Path | None = None, *, force: bool
     return lock
 
 
-def record(catalog: Catalog, checkpoint: Checkpoint, revision: str | None = None, *, force: bool = False) -> Lock:
+def record(catalog: Catalog, checkpoint: Weights, revision: str | None = None, *, force: bool = False) -> Lock:
     """The lock of the files that lie in place now, written beside them.
 
     Raises:
@@ -96,16 +96,16 @@ def verify(catalog: Catalog, name: str) -> list[str]:
     return _differences(lock, found) + ([] if pinned else [f"the catalog pins the revision {checkpoint.revision}"])
 
 
-def _find(catalog: Catalog, name: str) -> Checkpoint:
+def _find(catalog: Catalog, name: str) -> Weights:
     """The catalog's entry."""
-    if name not in catalog.checkpoints:
-        known = ", ".join(sorted(catalog.checkpoints))
-        message = f"{name!r} is not in the catalog; choose one of {known}"
+    entries: dict[str, Weights] = {**catalog.checkpoints, **catalog.adapters}
+    if name not in entries:
+        message = f"{name!r} is not in the catalog; choose one of {', '.join(sorted(entries))}"
         raise InvalidJob(errors=(FieldError("checkpoint", message, "unknown_checkpoint"),))
-    return catalog.checkpoints[name]
+    return entries[name]
 
 
-def _lock_of(catalog: Catalog, checkpoint: Checkpoint) -> Lock | None:
+def _lock_of(catalog: Catalog, checkpoint: Weights) -> Lock | None:
     """The lock, where there is a readable one."""
     try:
         return catalog.lock(checkpoint)
@@ -116,7 +116,7 @@ def _lock_of(catalog: Catalog, checkpoint: Checkpoint) -> Lock | None:
 # where the files come from
 
 
-def _build(checkpoint: Checkpoint, fresh: Path) -> None:
+def _build(checkpoint: Weights, fresh: Path) -> None:
     """Builds the checkpoint into the folder `fresh`, in a process of its own: the builder imports torch."""
     # -P: what is built is what is installed, not what happens to lie in the current folder.
     command = [sys.executable, "-P", "-m", str(checkpoint.build), checkpoint.name, str(fresh)]
@@ -127,7 +127,7 @@ def _build(checkpoint: Checkpoint, fresh: Path) -> None:
         raise _bad(checkpoint, f"building it failed: {lines[-1]}", "is latent-farm[worker] installed?")
 
 
-def _fetch(checkpoint: Checkpoint, revision: str | None, source: Path | None, fresh: Path) -> str:
+def _fetch(checkpoint: Weights, revision: str | None, source: Path | None, fresh: Path) -> str:
     """The commit (40 hex digits) whose files now lie in the folder `fresh`."""
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -136,14 +136,17 @@ def _fetch(checkpoint: Checkpoint, revision: str | None, source: Path | None, fr
     repo, offline = str(checkpoint.repo), source is not None
     with _hub(checkpoint, source):
         index = snapshot_download(
-            repo, revision=revision, cache_dir=source, local_files_only=offline, allow_patterns=["model_index.json"]
+            repo, revision=revision, cache_dir=source, local_files_only=offline, allow_patterns=[_index(checkpoint)]
         )
         snapshot = Path(index)
         if offline:
             names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
         else:
             names = HfApi().list_repo_files(repo, revision=snapshot.name)
-        wanted = _wanted(checkpoint, _components(checkpoint, snapshot), names)
+        if isinstance(checkpoint, Adapter):
+            wanted = _wanted_of_adapter(checkpoint, set(names))
+        else:
+            wanted = _wanted(checkpoint, _components(checkpoint, snapshot), names)
         if not offline:
             snapshot_download(repo, revision=snapshot.name, allow_patterns=wanted)
     cache = snapshot.parent.parent.resolve()
@@ -161,7 +164,7 @@ def _fetch(checkpoint: Checkpoint, revision: str | None, source: Path | None, fr
 
 
 @contextmanager
-def _hub(checkpoint: Checkpoint, source: Path | None) -> Iterator[None]:
+def _hub(checkpoint: Weights, source: Path | None) -> Iterator[None]:
     """The hub's errors as the farm's own."""
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -180,7 +183,28 @@ def _hub(checkpoint: Checkpoint, source: Path | None) -> Iterator[None]:
         ) from error
 
 
-def _components(checkpoint: Checkpoint, snapshot: Path) -> list[str]:
+def _index(checkpoint: Weights) -> str:
+    """A small file that a repository of this kind has: with it, its commit is found."""
+    if isinstance(checkpoint, Adapter):
+        return "config.json" if checkpoint.type == "controlnet" else str(checkpoint.weights)
+    return "model_index.json"
+
+
+def _wanted_of_adapter(adapter: Adapter, names: set[str]) -> list[str]:
+    """The files that loading an adapter takes."""
+    if adapter.type == "controlnet":
+        variant = f".{adapter.variant}" if adapter.variant else ""
+        wanted = {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}
+    else:
+        wanted = {str(adapter.weights)}
+    if adapter.image_encoder is not None:
+        wanted |= {f"{adapter.image_encoder}/{name}" for name in ("config.json", "model.safetensors")}
+    if missing := sorted(wanted - names):
+        raise _bad(adapter, f"{adapter.repo} has no {missing[0]}")
+    return sorted(wanted)
+
+
+def _components(checkpoint: Weights, snapshot: Path) -> list[str]:
     """The folders that the pipeline's index names, but for the safety checker, which the farm's stages do not load."""
     try:
         index = json.loads((snapshot / "model_index.json").read_text("utf-8"))
@@ -190,7 +214,7 @@ def _components(checkpoint: Checkpoint, snapshot: Path) -> list[str]:
         raise _bad(checkpoint, f"{checkpoint.repo} has no readable model_index.json") from None
 
 
-def _wanted(checkpoint: Checkpoint, components: list[str], names: Iterable[str]) -> list[str]:
+def _wanted(checkpoint: Weights, components: list[str], names: Iterable[str]) -> list[str]:
     """The files that loading takes: configurations, vocabularies, and per component one set of safetensors."""
     variant, shard = checkpoint.variant, r"(-\d{5}-of-\d{5})?"
     plain = re.compile(rf"{WEIGHTS}{shard}\.safetensors(\.index\.json)?")
@@ -216,7 +240,7 @@ def _wanted(checkpoint: Checkpoint, components: list[str], names: Iterable[str])
 # what the files are
 
 
-def _hashes(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
+def _hashes(checkpoint: Weights, path: Path) -> dict[str, str]:
     """SHA-256 (hex) of each file of a checkpoint by its path relative to the folder."""
     if not path.exists():
         raise _bad(checkpoint, f"there is nothing at {path}")
@@ -224,10 +248,10 @@ def _hashes(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
         found = _listed(checkpoint, path, path)
     else:
         # The configuration decides about pixels as the weights do, and the lock names files relative to the weights.
-        config = Path(str(checkpoint.config)).expanduser()
+        config = Path(str(getattr(checkpoint, "config", None) or path)).expanduser()
         if path.suffix != ".safetensors" or not config.resolve().is_relative_to(path.parent.resolve()):
             raise _bad(checkpoint, "`file` must be a .safetensors, and `config` a folder beside it")
-        found = [path, *_listed(checkpoint, config, path.parent)]
+        found = [path] if config == path else [path, *_listed(checkpoint, config, path.parent)]
     root = path if checkpoint.file is None else path.parent
     files: dict[str, str] = {}
     for file in found:
@@ -239,7 +263,7 @@ def _hashes(checkpoint: Checkpoint, path: Path) -> dict[str, str]:
     return dict(sorted(files.items()))
 
 
-def _listed(checkpoint: Checkpoint, folder: Path, root: Path) -> list[Path]:
+def _listed(checkpoint: Weights, folder: Path, root: Path) -> list[Path]:
     """The files in `folder`; refuses what may run code and links that lead out of `root`."""
     found = []
     for path in sorted(folder.rglob("*")):
@@ -256,7 +280,7 @@ def _listed(checkpoint: Checkpoint, folder: Path, root: Path) -> list[Path]:
     return found
 
 
-def _check_shards(checkpoint: Checkpoint, index: Path) -> None:
+def _check_shards(checkpoint: Weights, index: Path) -> None:
     """Refuses an index of shards that are not all there."""
     try:
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
@@ -267,7 +291,7 @@ def _check_shards(checkpoint: Checkpoint, index: Path) -> None:
         raise _bad(checkpoint, f"{missing[0]}, a part of {index.name}, is missing")
 
 
-def _agreed(catalog: Catalog, checkpoint: Checkpoint, found: Lock, force: bool) -> Lock:
+def _agreed(catalog: Catalog, checkpoint: Weights, found: Lock, force: bool) -> Lock:
     """`found`, if neither the catalog nor an existing lock says otherwise."""
     if checkpoint.revision is not None and found.revision != checkpoint.revision:
         raise _bad(checkpoint, f"the catalog pins the revision {checkpoint.revision}, found was {found.revision}")
@@ -295,7 +319,7 @@ def _differences(lock: Lock, found: Lock) -> list[str]:
     return lines
 
 
-def _write(catalog: Catalog, checkpoint: Checkpoint, lock: Lock) -> None:
+def _write(catalog: Catalog, checkpoint: Weights, lock: Lock) -> None:
     """Writes the lock at once or not at all."""
     path = catalog.lock_path(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,6 +328,10 @@ def _write(catalog: Catalog, checkpoint: Checkpoint, lock: Lock) -> None:
     fresh.replace(path)
 
 
-def _bad(checkpoint: Checkpoint, reason: str, hint: str = "") -> FarmError:
+def _bad(checkpoint: Weights, reason: str, hint: str = "") -> FarmError:
     """The refusal of a checkpoint's files."""
-    return FarmError(f"the checkpoint {checkpoint.name}: {reason}", code="bad_checkpoint", hint=hint)
+    return FarmError(
+        f"the {'adapter' if isinstance(checkpoint, Adapter) else 'checkpoint'} {checkpoint.name}: {reason}",
+        code="bad_checkpoint",
+        hint=hint,
+    )

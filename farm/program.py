@@ -8,6 +8,7 @@ farm.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from farm.catalog import Catalog, Checkpoint
@@ -43,10 +44,29 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         for loc, (value, _) in stage.uploads().items():
             named[loc] = f"{loc.replace('.', '_')}_{index}"
             lines += [f"# {uri(value.removeprefix(STORED))}", f"{named[loc]} = Image.open({file_of(value)!r})"]
+        extra = {each: adapter_source(catalog, each) for each, _ in stage.adapters().values()}
+        source = replace(source, adapters=extra)
         lines += stage.script(named, Medium(recipe["emits"]), Size(*recipe["size"]), recipe["seed"], source)
         given = f"given_{index + 1}"
         lines.append(f"{given} = out")
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
+
+
+def adapter_source(catalog: Catalog, name: str) -> str:
+    """The arguments that load the adapter `name` from its local files."""
+    if name not in catalog.adapters:
+        raise InvalidJob(f"the catalog here has no adapter {name}", code="unknown_adapter")
+    adapter = catalog.adapters[name]
+    path = catalog.path(adapter)
+    if adapter.type == "controlnet":
+        variant = f", variant={adapter.variant!r}" if adapter.variant else ""
+        return f"{str(path)!r}{variant}, use_safetensors=True, local_files_only=True"
+    folder, weights = (path, str(adapter.weights)) if adapter.weights else (path.parent, path.name)
+    found = f"{str(folder)!r}, weight_name={weights!r}"
+    if adapter.type == "ip_adapter":
+        return f"{found}, subfolder='', image_encoder_folder={adapter.image_encoder!r}, local_files_only=True"
+    token = f", token={adapter.token!r}" if adapter.token else ""
+    return f"{found}{token}, use_safetensors=True, local_files_only=True"
 
 
 def file_of(value: str) -> str:

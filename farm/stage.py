@@ -13,13 +13,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import entry_points
 from inspect import get_annotations, getmembers, isclass
 from types import ModuleType
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -57,8 +57,18 @@ class Upload:
     Its value is a file's path where a person writes it, and `sha256:HEX` from the submit on: an RGB PNG in the store.
     """
 
-    fitted: bool = True
-    """Whether the submit fits it to the size of what the stage is given, by the chain's own rule."""
+    fitted: Literal["given", "emitted"] | None = "given"
+    """The submit fits it, by the chain's own rule, to the size of what the stage is given or emits."""
+
+
+AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """Marks a field that names an adapter of the catalog."""
+
+    type: AdapterType
 
 
 Picture = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -101,6 +111,8 @@ class Batch:
     generators: Sequence[Any]
     uploads: Sequence[Mapping[str, Any]] = ()
     """Per member the stage's own images, PIL RGB, by location: `mask`, `controls.0.image`."""
+    adapters: Mapping[str, Any] = field(default_factory=dict)
+    """The files (`workers.adapters.Files`) of the adapters that the stage names, by name."""
     frugal: bool = False
     """The device's memory did not suffice before: spare it, where that leaves every pixel as it is."""
 
@@ -122,6 +134,8 @@ class Source:
     family: str
     arguments: str
     is_file: bool = False
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Python source of the arguments that each adapter is loaded with, by name."""
 
 
 class Stage(BaseModel):
@@ -198,7 +212,15 @@ class Stage(BaseModel):
 
     def uploads(self) -> dict[str, tuple[str, Upload]]:
         """The images of its own that it names, by location, with how they are marked."""
-        return dict(_uploads(self, ""))
+        return dict(_marked(self, Upload))
+
+    def adapters(self) -> dict[str, tuple[str, Named]]:
+        """The adapters that it names, by location, with how they are marked."""
+        return dict(_marked(self, Named))
+
+    def accepts(self) -> frozenset[Medium]:
+        """Those of `takes` that it can be given with its fields as they are."""
+        return self.takes
 
     def with_uploads(self, named: Mapping[str, str]) -> Self:
         """The same stage with other images named, by location."""
@@ -244,15 +266,21 @@ class Stage(BaseModel):
         raise NotImplementedError
 
 
-def _uploads(model: BaseModel, prefix: str) -> Iterator[tuple[str, tuple[str, Upload]]]:
-    for name, field in type(model).model_fields.items():
+Mark = TypeVar("Mark", Upload, Named)
+
+
+def _marked(model: BaseModel, kind: type[Mark], prefix: str = "") -> Iterator[tuple[str, tuple[str, Mark]]]:
+    """The values of fields that are marked as `kind`, also in models within lists, by location."""
+    for name, told in type(model).model_fields.items():
         value = getattr(model, name)
-        marks = [mark for mark in field.metadata if isinstance(mark, Upload)]
-        if marks and value is not None:
+        marks = [mark for mark in told.metadata if isinstance(mark, kind)]
+        if marks and isinstance(value, str):
             yield prefix + name, (value, marks[0])
         for index, item in enumerate(value if isinstance(value, list) else ()):
-            if isinstance(item, BaseModel):
-                yield from _uploads(item, f"{prefix}{name}.{index}.")
+            if marks:
+                yield f"{prefix}{name}.{index}", (item, marks[0])
+            elif isinstance(item, BaseModel):
+                yield from _marked(item, kind, f"{prefix}{name}.{index}.")
 
 
 def _classes(module: ModuleType) -> Iterator[type[Stage]]:

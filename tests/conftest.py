@@ -147,4 +147,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     for name in tiny.SEEDS:
         tiny.build(name, folder / name)
         models.record(catalog, catalog.checkpoints[name])
+    for name in tiny.ADAPTERS:
+        tiny.build(name, folder / name)
+        models.record(catalog, catalog.adapters[name])
     return catalog

@@ -32,6 +32,9 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "StableDiffusionXLPipeline": {"add_watermarker": False},
     "StableDiffusionXLImg2ImgPipeline": {"add_watermarker": False},
     "StableDiffusionXLInpaintPipeline": {"add_watermarker": False},
+    "StableDiffusionXLControlNetPipeline": {"add_watermarker": False},
+    "StableDiffusionXLControlNetImg2ImgPipeline": {"add_watermarker": False},
+    "StableDiffusionXLControlNetInpaintPipeline": {"add_watermarker": False},
 }
 """Loading arguments by pipeline, all others have `UNCHECKED`: the farm checks and marks pictures itself."""
 
@@ -131,12 +134,26 @@ def load(class_name: str, files: Files, device: str) -> Any:
     pipe.own_scheduler = pipe.scheduler
     pipe.family = files.family
     pipe.largest = None
-    encoder = pipe.text_encoder
-    if encoder is not None and not hasattr(encoder, "text_model"):
-        # transformers 5.6 made CLIPTextModel flat, but diffusers' clip_skip asks for its inner model (diffusers#14124).
-        # Set past torch's own __setattr__, which would make the encoder a part of itself.
-        object.__setattr__(encoder, "text_model", encoder)
     return pipe
+
+
+@contextmanager
+def _inner_model(pipe: Any, clip_skip: int | None) -> Iterator[None]:
+    """Lets diffusers' clip_skip find the text encoder's inner model, which transformers 5.6 made flat.
+
+    Source: diffusers#14124. Only for one call: an encoder with an inner model passes for one of the old form, also
+    where LoRAs are loaded.
+    """
+    encoder = getattr(pipe, "text_encoder", None)
+    if clip_skip is None or encoder is None or hasattr(encoder, "text_model"):
+        yield
+        return
+    # Set past torch's own __setattr__, which would make the encoder a part of itself.
+    object.__setattr__(encoder, "text_model", encoder)
+    try:
+        yield
+    finally:
+        object.__delattr__(encoder, "text_model")
 
 
 def generator(seed: int) -> Any:
@@ -170,26 +187,43 @@ def _scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
     return {}
 
 
+@dataclass(frozen=True)
+class Program:
+    """What the plain program of a stage is made of, as Python source.
+
+    `inputs` are arguments of the call that are no plain values, `before` lines ahead of the loading, `loading` further
+    arguments of it, `adapted` lines after it.
+    """
+
+    class_name: str
+    inputs: Mapping[str, str]
+    before: Sequence[str] = ()
+    loading: str = ""
+    adapted: Sequence[str] = ()
+
+
 def script(
     stage: Stage,
-    class_name: str,
+    program: Program,
     source: Source,
     emits: Medium,
     seed: int,
-    named: Mapping[str, str],
     arguments: Mapping[str, Any],
     scheduler: tuple[str | None, Mapping[str, Any]],
 ) -> list[str]:
-    """The lines of a plain program that loads `class_name` and calls it as `call` would for one member.
+    """The lines of a plain program that loads a pipeline and calls it as `call` would for one member.
 
-    `named` holds the variables that are arguments, `arguments` the values of the others.
+    `arguments` holds the values of arguments beside the program's `inputs`.
     """
+    class_name = program.class_name
     left_out = LEFT_OUT.get(class_name, UNCHECKED)
-    further = "".join(f", {name}={value!r}" for name, value in left_out.items())
+    further = program.loading + "".join(f", {name}={value!r}" for name, value in left_out.items())
     how = "from_single_file" if source.is_file else "from_pretrained"
     lines = [
+        *program.before,
         f"from diffusers import {class_name}",
         f"pipe = {class_name}.{how}({source.arguments}{further})",
+        *program.adapted,
         'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
     ]
     name, options = scheduler
@@ -210,7 +244,7 @@ def script(
     texts = _texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
     common = {
         **{name: repr(values[0]) for name, values in texts.items()},
-        **named,
+        **program.inputs,
         **{name: repr(value) for name, value in arguments.items()},
         "generator": f'torch.Generator("cpu").manual_seed({seed})',
         "output_type": repr("latent" if emits is Medium.LATENTS else "pil"),
@@ -307,7 +341,11 @@ def call(
     report.phase("encode")
     hooks = _hooks(pipe, report, "tile" if tiling else "decode")
     try:
-        with _device_errors(_too_large(pipe, batch, tiling)), _spared(pipe, batch.frugal, tiling):
+        with (
+            _device_errors(_too_large(pipe, batch, tiling)),
+            _spared(pipe, batch.frugal, tiling),
+            _inner_model(pipe, arguments.get("clip_skip")),
+        ):
             made = pipe(
                 **_texts(pipe.family, batch.prompts, batch.negative_prompts),
                 num_inference_steps=steps,

@@ -45,7 +45,7 @@ from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
 from farm.store import Store
-from workers import codec, pipelines
+from workers import adapters, codec, pipelines
 from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
 from workers.result import Result, publish, upload
 from workers.spool import Full, Spool
@@ -105,6 +105,7 @@ class Worker:
         self.heard = time.monotonic()
         self._pipes: dict[str, Any] = {}
         self._loaded: dict[str, dict[str, Any]] = {}
+        self._checked: dict[tuple[str, str], adapters.Files] = {}
         self._lock = threading.Lock()
 
     def load(self) -> None:
@@ -204,6 +205,28 @@ class Worker:
             hint=f"run `farm models pull {checkpoint.name} --force` where they differ",
         )
 
+    def _adapters(self, work: Work) -> dict[str, adapters.Files]:
+        """The checked files of the adapters that a stage names, by name.
+
+        Raises:
+            StageFailed: (`bad_checkpoint`) they are not those that the job was submitted for; another worker may
+                have them.
+        """
+        found = {}
+        for name, manifest in work.recipe["adapters"].items():
+            if (name, manifest) not in self._checked:
+                entry = self.catalog.adapters.get(name)
+                if entry is None or self.catalog.lock(entry).manifest != manifest:
+                    raise StageFailed(
+                        f"worker {self.name} does not have the adapter {name} that the job was submitted for",
+                        failure=Failure.CRASH,
+                        code="bad_checkpoint",
+                        hint=f"run `farm models pull {name}` where it is missing",
+                    )
+                self._checked[name, manifest] = adapters.files_of(self.catalog, entry)
+            found[name] = self._checked[name, manifest]
+        return found
+
     def _make(self, works: Sequence[Work], lease: Lease) -> list[Result]:
         """Fetches, runs and encodes: the results of one pipeline call."""
         first = works[0]
@@ -216,6 +239,7 @@ class Worker:
             given=[self._fetch(work) for work in works],
             generators=[self._generator(work) for work in works],
             uploads=[self._uploads(work) for work in works],
+            adapters=self._adapters(first),
             frugal=any(work.claim.oom for work in works),
         )
         outputs = first.stage.run(self._pipes[first.claim.queue], batch, lease)
@@ -254,13 +278,12 @@ class Worker:
         Raises:
             BadBlob: one is gone or corrupt.
         """
-        size, found = work.stage.given_size(Size(*work.recipe["size"])), {}
+        emitted, found = Size(*work.recipe["size"]), {}
+        sizes = {"given": work.stage.given_size(emitted), "emitted": emitted, None: None}
         for loc, (value, mark) in work.stage.uploads().items():
-            limit = size if mark.fitted else Size(self.settings.max_side, self.settings.max_side)
-            data = self._get(value.removeprefix(STORED), limit)
-            found[loc] = codec.decode_image(
-                data, size if mark.fitted else codec.image_size(data, self.settings.max_area)
-            )
+            size = sizes[mark.fitted]
+            data = self._get(value.removeprefix(STORED), size or Size(self.settings.max_side, self.settings.max_side))
+            found[loc] = codec.decode_image(data, size or codec.image_size(data, self.settings.max_area))
         return found
 
     def _get(self, sha256: str, size: Size) -> bytes:

@@ -11,8 +11,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from farm.catalog import Catalog
+from farm.program import adapter_source
 from farm.stage import Batch, Medium, Size, Source, Stage
 from workers import pipelines
+from workers.adapters import files_of
+from workers.diffusion import Control, IPAdapter, Lora
 from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
 from workers.stages.inpaint import Border, Inpaint
@@ -50,9 +53,14 @@ class Recorder:
             raise Stopped
 
 
-@pytest.fixture(scope="session")
+CATALOG: list[Catalog] = []
+"""Where `call` finds adapters."""
+
+
+@pytest.fixture(scope="session", autouse=True)
 def catalog(family: Catalog) -> Catalog:
     """The farm's catalog with the tiny family built and recorded."""
+    CATALOG[:] = [family]
     return family
 
 
@@ -92,6 +100,7 @@ def call(
         negative_prompts=list(negatives) * (len(seeds) // len(negatives)),
         given=list(given) * (len(seeds) // len(given)),
         generators=[pipelines.generator(seed) for seed in seeds],
+        adapters={name: files_of(CATALOG[0], CATALOG[0].adapters[name]) for name, _ in stage.adapters().values()},
         uploads=[own_images(stage, side_of(given[0]) or size or Size(64, 64))] * len(seeds),
         frugal=frugal,
     )
@@ -166,6 +175,40 @@ EVERY: dict[str, tuple[Stage, Any, Medium]] = {
     ),
     "depth2img": (Depth2Img(num_inference_steps=6), some_image(), Medium.LATENTS),
     "depth2img with a map": (Depth2Img(depth="d", num_inference_steps=6), some_image(), Medium.IMAGE),
+    "text2img with adapters": (
+        Text2Img(
+            loras=[Lora(name="tiny-lora", weight=0.7), Lora(name="tiny-lora-2")],
+            embeddings=["tiny-word"],
+            ip_adapters=[IPAdapter(name="tiny-ip", image="r")],
+            controls=[Control(name="tiny-canny", image="c")],
+            num_inference_steps=4,
+        ),
+        None,
+        Medium.IMAGE,
+    ),
+    "img2img with two controls": (
+        Img2Img(
+            controls=[Control(name="tiny-canny", process="canny"), Control(name="tiny-pose", image="c", scale=0.5)],
+            num_inference_steps=6,
+        ),
+        some_image(),
+        Medium.LATENTS,
+    ),
+    "inpaint with a control": (
+        Inpaint(mask="m", controls=[Control(name="tiny-pose", process="inpaint")], num_inference_steps=4),
+        some_image(),
+        Medium.IMAGE,
+    ),
+    "text2img of SDXL with adapters": (
+        Text2Img(
+            checkpoint="tiny-xl",
+            loras=[Lora(name="tiny-xl-lora")],
+            controls=[Control(name="tiny-xl-canny", image="c")],
+            num_inference_steps=4,
+        ),
+        None,
+        Medium.LATENTS,
+    ),
     "upscale_latent to latents": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.LATENTS),
     "upscale_latent to image": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.IMAGE),
     "upscale": (Upscale(num_inference_steps=4), some_image(32), Medium.IMAGE),
@@ -183,4 +226,5 @@ def checkpoint_source(catalog: Catalog, name: str) -> Source:
     """How a plain program loads a checkpoint."""
     path: Path = catalog.path(catalog.checkpoints[name])
     arguments = f"{str(path)!r}, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True"
-    return Source(catalog.checkpoints[name].family, arguments)
+    adapters = {each: adapter_source(catalog, each) for each in catalog.adapters}
+    return Source(catalog.checkpoints[name].family, arguments, adapters=adapters)

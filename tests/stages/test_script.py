@@ -17,6 +17,7 @@ from farm.image import to_png
 from farm.stage import Medium, Size, Stage
 from tests.stages.conftest import DEFAULTS, call, checkpoint_source, own_images, same, side_of
 from workers import codec
+from workers.diffusion import Control, IPAdapter, Lora
 from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
 from workers.stages.inpaint import Border, Inpaint
@@ -61,6 +62,41 @@ CHAINS: list[list[Stage]] = [
         Depth2Img(**WORDS, num_inference_steps=5),
         Depth2Img(**WORDS, depth="d", num_inference_steps=5, strength=0.9, scheduler="EulerDiscreteScheduler"),
     ],
+    # all that goes on top of a checkpoint
+    [
+        Text2Img(
+            **WORDS,
+            loras=[Lora(name="tiny-lora", weight=0.7), Lora(name="tiny-lora-2")],
+            embeddings=["tiny-word"],
+            ip_adapters=[IPAdapter(name="tiny-ip", image="r")],
+            controls=[Control(name="tiny-canny", image="c")],
+            num_inference_steps=5,
+        ),
+        Img2Img(
+            **WORDS,
+            num_inference_steps=5,
+            controls=[
+                Control(name="tiny-canny", process="canny", low_threshold=50),
+                Control(name="tiny-pose", image="c", scale=0.5, start=0.2, end=0.9),
+            ],
+        ),
+        Inpaint(
+            **WORDS,
+            mask="m",
+            controls=[Control(name="tiny-pose", process="inpaint")],
+            num_inference_steps=5,
+        ),
+        Depth2Img(**WORDS, loras=[Lora(name="tiny-lora-3")], num_inference_steps=5),
+    ],
+    [
+        Text2Img(
+            **WORDS,
+            checkpoint="tiny-xl",
+            loras=[Lora(name="tiny-xl-lora", weight=-0.5)],
+            controls=[Control(name="tiny-xl-canny", image="c")],
+            num_inference_steps=5,
+        ),
+    ],
     # a sampler by A1111's name
     [Text2Img.model_validate({**WORDS, "sampler_name": "DPM++ 2M SDE Karras", "steps": 5})],
 ]
@@ -68,7 +104,7 @@ CHAINS: list[list[Stage]] = [
 
 def _passes(chain: list[Stage], index: int) -> Medium:
     """What stage `index` emits: latents where the next one takes them and works in the same space."""
-    if index + 1 == len(chain) or Medium.LATENTS not in chain[index + 1].takes:
+    if index + 1 == len(chain) or Medium.LATENTS not in chain[index + 1].accepts():
         return Medium.IMAGE
     other = "tiny-other" in (chain[index].checkpoint, chain[index + 1].checkpoint)
     return Medium.IMAGE if other else Medium.LATENTS
@@ -108,7 +144,8 @@ def test_program_makes_the_same_pixels(catalog: Catalog, pipe: Callable[..., Any
             size = stage.output_size(size if index else None, 64)
             named = {"given": given} if given else {}
             for loc, image in own_images(stage, before).items():
-                named[loc] = f"{loc}_{number}_{index}"
+                # the control's own image is named by its place
+                named[loc] = f"{loc.replace('.', '_')}_{number}_{index}"
                 image.save(tmp_path / f"{named[loc]}.png")
                 lines.append(f'{named[loc]} = Image.open("{named[loc]}.png")')
             lines += stage.script(named, _passes(chain, index), size, index + 7, source)

@@ -38,6 +38,11 @@ VAE_SEEDS = {
     "tiny-inpaint": 11, "tiny-depth": 11,
 }  # fmt: skip
 """One seed, one VAE, one latent space."""
+ADAPTERS = {
+    "tiny-lora": 21, "tiny-lora-2": 22, "tiny-lora-3": 23, "tiny-xl-lora": 24, "tiny-canny": 25, "tiny-pose": 26,
+    "tiny-xl-canny": 27, "tiny-ip": 28, "tiny-word": 29,
+}  # fmt: skip
+"""Names of adapters with the seed of their weights."""
 TEXT_WIDTH = 32
 TEXT_TOKENS = 77
 WORDS = """
@@ -56,6 +61,9 @@ def build(name: str, folder: Path) -> None:
     """
     import torch
 
+    if name in ADAPTERS:
+        _adapter(name, folder)
+        return
     seed, vae_seed = SEEDS[name], VAE_SEEDS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(vae_seed)
@@ -126,6 +134,75 @@ def _depth(parts: dict[str, Any]) -> Any:
     )
 
 
+def _adapter(name: str, folder: Path) -> None:
+    """LoRAs, ControlNets, an image prompt and a word for `tiny` and `tiny-xl`, random as these, and strong."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(ADAPTERS[name])
+        make = {"tiny-ip": _ip_adapter, "tiny-word": _word, "tiny-canny": _control, "tiny-pose": _control}
+        make["tiny-xl-canny"] = lambda folder: _control(folder, xl=True)
+        make.get(name, lambda folder: _lora(folder, xl="xl" in name))(folder)
+
+
+def _lora(folder: Path, xl: bool) -> None:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    parts: dict[str, Any] = {"unet": _unet_xl() if xl else _unet(), "text_encoder": _text_encoder()}
+    for part, targets in (("unet", ["to_q", "to_k", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
+        parts[part].add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
+        parts[part] = {key: 4 * value for key, value in get_peft_model_state_dict(parts[part]).items()}
+    layers = {f"{part}_lora_layers": tensors for part, tensors in parts.items()}
+    (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).save_lora_weights(folder, **layers)
+
+
+def _control(folder: Path, xl: bool = False) -> None:
+    from diffusers import ControlNetModel
+
+    net = ControlNetModel.from_unet(_unet_xl() if xl else _unet(), conditioning_embedding_out_channels=(8, 8, 8, 8))
+    # A ControlNet begins with zeros where it meets the checkpoint; these would do nothing.
+    for name, parameter in net.named_parameters():
+        if name.startswith(("controlnet_", "controlnet_cond_embedding.conv_out")) and name.endswith("weight"):
+            parameter.data.normal_(std=0.3)
+    net.save_pretrained(folder)
+
+
+def _ip_adapter(folder: Path) -> None:
+    """Source of the names: ip-adapter_sd15.safetensors of h94/IP-Adapter; the odd numbers are the cross attentions."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    tokens = 4
+    tensors = {
+        "image_proj.proj.weight": torch.randn(tokens * TEXT_WIDTH, TEXT_WIDTH),
+        "image_proj.proj.bias": torch.randn(tokens * TEXT_WIDTH),
+        "image_proj.norm.weight": torch.ones(TEXT_WIDTH),
+        "image_proj.norm.bias": torch.zeros(TEXT_WIDTH),
+    }
+    layers = [name for name in _unet().attn_processors if "attn2" in name]
+    for index, name in enumerate(layers):
+        width = {"down_blocks": 16, "up_blocks": 16, "mid_block": 32}[name.partition(".")[0]]
+        for part in ("k", "v"):
+            tensors[f"ip_adapter.{2 * index + 1}.to_{part}_ip.weight"] = torch.randn(width, TEXT_WIDTH)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "ip-adapter.safetensors")
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, projection_dim=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+
+
+def _word(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"<gleam>": torch.randn(2, TEXT_WIDTH)}, folder / "learned_embeds.safetensors")
+
+
 def _base(parts: dict[str, Any]) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -139,20 +216,23 @@ def _base(parts: dict[str, Any]) -> Any:
     )
 
 
-def _xl(parts: dict[str, Any]) -> Any:
+def _unet_xl() -> Any:
     """Source of what differs: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
-
     sizes = 6  # original, crop and target
-    unet = _unet(
+    return _unet(
         cross_attention_dim=2 * TEXT_WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=TEXT_WIDTH + 8 * sizes,
     )
+
+
+def _xl(parts: dict[str, Any]) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
     second = {"text_encoder_2": _text_encoder(projected=True), "tokenizer_2": parts["tokenizer"]}
     return StableDiffusionXLPipeline(
-        **parts, **second, unet=unet, scheduler=_scheduler(EulerDiscreteScheduler), add_watermarker=False
+        **parts, **second, unet=_unet_xl(), scheduler=_scheduler(EulerDiscreteScheduler), add_watermarker=False
     )
 
 

@@ -40,12 +40,12 @@ class Depth2Img(Redrawn):
     def script(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
         """A plain program that redraws the variable `given`."""
         if "depth" not in named:
-            return self.lines({"image": named["given"]}, emits, size, seed, source)
+            return self.lines({"image": named["given"]}, named, emits, size, seed, source)
         return [
             "import numpy as np",
             f'depth = torch.from_numpy(np.asarray({named["depth"]}.convert("L"))[None].copy())',
             *self.lines(
                 {"image": named["given"], "depth_map": "depth.to(pipe.device, pipe.unet.dtype)"},
-                emits, size, seed, source,
+                named, emits, size, seed, source,
             ),
         ]  # fmt: skip

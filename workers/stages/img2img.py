@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.stage import Medium, Size
-from workers.diffusion import SDXL, GuidanceRescale, Redrawn, Timesteps
+from workers.diffusion import SDXL, GuidanceRescale, Guided, Redrawn, Timesteps
 
 
-class Img2Img(Redrawn):
+class Img2Img(Guided, Redrawn):
     """Redraw the input toward `prompt`. Source: SDEdit, Meng et al. 2021, arXiv:2108.01073."""
 
     kind: Literal["img2img"] = "img2img"
@@ -20,6 +20,9 @@ class Img2Img(Redrawn):
         "sdxl": "StableDiffusionXLImg2ImgPipeline",
         "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
     }
+    controlled: ClassVar = {
+        "sd": "StableDiffusionControlNetImg2ImgPipeline", "sdxl": "StableDiffusionXLControlNetImg2ImgPipeline",
+    }  # fmt: skip
     only: ClassVar = {
         "denoising_start": SDXL, "guidance_rescale": SDXL,
         "aesthetic_score": ("sdxl-refiner",), "negative_aesthetic_score": ("sdxl-refiner",),

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import FieldError
 from farm.stage import Batch, Medium, Picture, Report, Size, Source, Upload
-from workers.diffusion import SDXL, GuidanceRescale, Redrawn, Timesteps
+from workers.diffusion import SDXL, GuidanceRescale, Guided, Redrawn, Timesteps
 
 Edge = Annotated[int, Field(ge=0, le=2048, multiple_of=8)]
 
@@ -29,7 +29,7 @@ class Border(BaseModel):
         return any((self.left, self.top, self.right, self.bottom))
 
 
-class Inpaint(Redrawn):
+class Inpaint(Guided, Redrawn):
     """Draw the masked part of an image anew; what is not masked keeps every pixel.
 
     Source: Latent Diffusion, Rombach et al. 2022, arXiv:2112.10752, §4.5 (checkpoints with 9 channels: noise, mask and
@@ -40,6 +40,9 @@ class Inpaint(Redrawn):
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
     gives: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
     by_family: ClassVar = {"sd": "StableDiffusionInpaintPipeline", "sdxl": "StableDiffusionXLInpaintPipeline"}
+    controlled: ClassVar = {
+        "sd": "StableDiffusionControlNetInpaintPipeline", "sdxl": "StableDiffusionXLControlNetInpaintPipeline",
+    }  # fmt: skip
     only: ClassVar = {"guidance_rescale": SDXL}
 
     mask: Annotated[Picture | None, Upload()] = Field(
@@ -133,7 +136,7 @@ class Inpaint(Redrawn):
                 "from PIL import ImageFilter",
                 f"mask = mask.filter(ImageFilter.GaussianBlur({self.blur_factor}))",
             ]
-        lines += self.lines({"image": "image", "mask_image": "mask"}, emits, size, seed, source)
+        lines += self.lines({"image": "image", "mask_image": "mask"}, named, emits, size, seed, source)
         if self.padding_mask_crop is None:
             lines.append("out = pipe.image_processor.apply_overlay(mask, image, out)")
         return lines

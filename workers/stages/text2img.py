@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.stage import Medium, Size
-from workers.diffusion import GuidanceRescale, Sampled, Timesteps
+from workers.diffusion import GuidanceRescale, Guided, Timesteps
 
 
-class Text2Img(Sampled):
+class Text2Img(Guided):
     """Draw `prompt`, starting from noise.
 
     Source: Latent Diffusion, Rombach et al. 2022, arXiv:2112.10752; SDXL, Podell et al. 2023, arXiv:2307.01952.
@@ -19,6 +19,10 @@ class Text2Img(Sampled):
     kind: Literal["text2img"] = "text2img"
     takes: ClassVar[frozenset[Medium]] = frozenset()
     by_family: ClassVar = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+    controlled: ClassVar = {
+        "sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline",
+    }  # fmt: skip
+    control_argument: ClassVar = "image"
     only: ClassVar = {"denoising_end": ("sdxl",)}
 
     num_inference_steps: int = Field(

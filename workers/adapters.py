@@ -1,0 +1,262 @@
+"""How are LoRAs, embeddings, image prompts and ControlNets put on a loaded pipeline, and taken off again?
+
+Weights are read here, as safetensors, and handed to diffusers as tensors: its own loaders would also take pickles.
+LoRAs stay attached between calls, switched off; embeddings and image prompts are taken off as soon as a call comes
+without them, for an attached embedding changes what its word means. Base weights are never changed or loaded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from farm import models
+from farm.catalog import Adapter, Catalog
+from farm.errors import StageFailed
+
+KEPT = 8
+"""LoRAs that stay attached to a pipeline; the one unused for the longest time is taken off for another."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """An adapter whose files were checked."""
+
+    name: str
+    path: Path
+    weights: Path
+    token: str | None
+    image_encoder: Path | None
+    variant: str | None
+
+
+def files_of(catalog: Catalog, adapter: Adapter) -> Files:
+    """The files of `adapter`, each one read and found to be as its pull recorded.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) a file is missing, changed, unrecorded, unsafe, or leads out of the folder.
+    """
+    try:
+        problems = models.verify(catalog, adapter.name)
+    except OSError as error:
+        problems = [f"its files cannot be read ({type(error).__name__})"]
+    if problems:
+        raise _bad(adapter.name, problems[0])
+    path = catalog.path(adapter)
+    encoder = path / adapter.image_encoder if adapter.image_encoder else None
+    weights = path / adapter.weights if adapter.weights else path
+    return Files(adapter.name, path, weights, adapter.token, encoder, adapter.variant)
+
+
+def _bad(name: str, reason: str) -> StageFailed:
+    return StageFailed(
+        f"the adapter {name}: {reason}", code="bad_checkpoint", hint=f"run `farm models pull {name}` again"
+    )
+
+
+@contextmanager
+def _loading(files: Files) -> Iterator[None]:
+    """What diffusers raises on weights that do not fit, as the farm's word for it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if "out of memory" in str(error):
+            raise
+        raise _bad(files.name, f"it does not fit the checkpoint ({type(error).__name__})") from error
+
+
+def _tensors(files: Files) -> dict[str, Any]:
+    """The tensors in a safetensors file, by name, on the CPU."""
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = load_file(files.weights)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ LoRA
+
+
+def set_loras(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
+    """Exactly the LoRAs `wanted` are active on `pipe` afterwards, each with its weight; loads those that are not there.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) one does not fit the checkpoint; it is taken off again.
+    """
+    attached: dict[str, Files] = pipe.__dict__.setdefault("own_loras", {})
+    for files, _ in wanted:
+        if attached.get(files.name) == files:
+            attached[files.name] = attached.pop(files.name)
+            continue
+        if files.name in attached:
+            _take_off(pipe, files.name)
+        with _loading(files):
+            try:
+                _put_on(pipe, files)
+            except BaseException:
+                pipe.delete_adapters([files.name])
+                raise
+        attached[files.name] = files
+    for name in list(attached)[: max(0, len(attached) - KEPT)]:
+        _take_off(pipe, name)
+    if wanted:
+        pipe.enable_lora()
+        pipe.set_adapters([files.name for files, _ in wanted], [weight for _, weight in wanted])
+    elif attached:
+        pipe.disable_lora()
+
+
+def _take_off(pipe: Any, name: str) -> None:
+    pipe.delete_adapters([name])
+    del pipe.own_loras[name]
+
+
+def _put_on(pipe: Any, files: Files) -> None:
+    tensors = _tensors(files)
+    before = {part: _lora_tensors(pipe, part) for part in _PARTS}
+    pipe.load_lora_weights(tensors, adapter_name=files.name)
+    added = sum(_lora_tensors(pipe, part) - before[part] for part in _PARTS)
+    # What does not fit is left out with a mere warning.
+    expected = sum(not name.endswith(".alpha") and "dora_scale" not in name for name in tensors)
+    if added != expected:
+        raise ValueError(f"{expected - added} of {expected} tensors have no place in the checkpoint")
+
+
+_PARTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+def _lora_tensors(pipe: Any, part: str) -> int:
+    model = getattr(pipe, part, None)
+    return 0 if model is None else sum(".lora_" in name for name, _ in model.named_parameters())
+
+
+# ------------------------------------------------------------------------------------------------ textual inversion
+
+
+def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
+    """Exactly the embeddings `wanted` are known to the text encoders of `pipe` afterwards.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) one does not fit the checkpoint.
+    """
+    attached: dict[str, Files] = pipe.__dict__.setdefault("own_embeddings", {})
+    if list(attached.values()) == list(wanted):
+        return
+    encoders = [
+        (pipe.tokenizer, pipe.text_encoder, "clip_l"),
+        (getattr(pipe, "tokenizer_2", None), getattr(pipe, "text_encoder_2", None), "clip_g"),
+    ]
+    encoders = [each for each in encoders if each[1] is not None]
+    if attached:
+        for tokenizer, encoder, _ in encoders:
+            pipe.unload_textual_inversion(tokenizer=tokenizer, text_encoder=encoder)
+        attached.clear()
+    for files in wanted:
+        with _loading(files):
+            tensors = _tensors(files)
+            for tokenizer, encoder, name in encoders:
+                vectors = tensors[name] if name in tensors else next(iter(tensors.values()))
+                pipe.load_textual_inversion(vectors, token=files.token, tokenizer=tokenizer, text_encoder=encoder)
+        attached[files.name] = files
+
+
+# ------------------------------------------------------------------------------------------------ IP-Adapter
+
+
+def set_ip_adapters(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
+    """Exactly the image prompts `wanted` are on `pipe` afterwards, each with its scale.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) one does not fit the checkpoint.
+    """
+    attached: list[Files] = pipe.__dict__.get("own_ip_adapters", [])
+    if [files for files, _ in wanted] != attached:
+        if attached:
+            pipe.unload_ip_adapter()
+        pipe.own_ip_adapters = []
+        for files in [wanted[0][0]] if wanted else []:
+            with _loading(files):
+                _load_encoder(pipe, files)
+        if wanted:
+            # One load for all: diffusers' puts each call's adapters in place of the former.
+            with _loading(wanted[0][0]):
+                states = [_split(_tensors(files)) for files, _ in wanted]
+                nothing = [""] * len(states)
+                pipe.load_ip_adapter(states, subfolder=nothing, weight_name=nothing, image_encoder_folder=None)
+            pipe.own_ip_adapters = [files for files, _ in wanted]
+    if wanted:
+        pipe.set_ip_adapter_scale([scale for _, scale in wanted])
+
+
+def _load_encoder(pipe: Any, files: Files) -> None:
+    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+    encoder = CLIPVisionModelWithProjection.from_pretrained(
+        files.image_encoder, local_files_only=True, use_safetensors=True, dtype=pipe.unet.dtype
+    )
+    side = encoder.config.image_size
+    pipe.register_modules(
+        image_encoder=encoder.eval().to(pipe.device),
+        feature_extractor=CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
+    )
+
+
+def _split(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """An IP-Adapter's tensors by their first word."""
+    return {
+        part: {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
+        for part in ("image_proj", "ip_adapter")
+    }
+
+
+def image_embeds(pipe: Any, images: Sequence[Sequence[Any]], guided: bool) -> list[Any]:
+    """What `ip_adapter_image_embeds` takes: per adapter [2 × batch, 1, …] with guidance, else [batch, 1, …].
+
+    `images` holds per adapter one PIL image per member. Source: `prepare_ip_adapter_image_embeds` of diffusers, which
+    knows only one image for all members.
+    """
+    import torch
+    from diffusers.models.embeddings import ImageProjection
+
+    found = []
+    for row, layer in zip(images, pipe.unet.encoder_hid_proj.image_projection_layers, strict=True):
+        hidden = not isinstance(layer, ImageProjection)
+        pairs = [pipe.encode_image(image, pipe.device, 1, hidden) for image in row]
+        wanted, unwanted = (torch.stack([pair[side] for pair in pairs]) for side in (0, 1))
+        found.append(torch.cat([unwanted, wanted]) if guided else wanted)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ ControlNet
+
+
+def controlled(pipe: Any, class_name: str, wanted: Sequence[Files]) -> Any:
+    """A pipeline of `class_name` that shares all models with `pipe` and has the ControlNets `wanted` beside them.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) one cannot be read.
+    """
+    import diffusers
+    from diffusers import ControlNetModel
+
+    loaded: dict[Files, Any] = pipe.__dict__.setdefault("own_controls", {})
+    for files in wanted:
+        if files not in loaded:
+            with _loading(files):
+                loaded[files] = ControlNetModel.from_pretrained(
+                    files.path, local_files_only=True, use_safetensors=True, variant=files.variant,
+                    torch_dtype=pipe.unet.dtype,
+                ).to(pipe.device)  # fmt: skip
+    nets = [loaded[files] for files in wanted]
+    parts = {**pipe.components, "scheduler": pipe.own_scheduler}
+    extra = {"requires_safety_checker": False} if "safety_checker" in parts else {"add_watermarker": False}
+    made = getattr(diffusers, class_name)(**parts, controlnet=nets if len(nets) > 1 else nets[0], **extra)
+    made.set_progress_bar_config(disable=True)
+    made.own_scheduler, made.family, made.largest = pipe.own_scheduler, pipe.family, pipe.largest
+    return made
