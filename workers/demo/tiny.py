@@ -152,7 +152,7 @@ def _lora(folder: Path, xl: bool) -> None:
     parts: dict[str, Any] = {"unet": _unet_xl() if xl else _unet(), "text_encoder": _text_encoder()}
     for part, targets in (("unet", ["to_q", "to_k", "to_v"]), ("text_encoder", ["q_proj", "v_proj"])):
         parts[part].add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False))
-        parts[part] = {key: 4 * value for key, value in get_peft_model_state_dict(parts[part]).items()}
+        parts[part] = get_peft_model_state_dict(parts[part])
     layers = {f"{part}_lora_layers": tensors for part, tensors in parts.items()}
     (StableDiffusionXLPipeline if xl else StableDiffusionPipeline).save_lora_weights(folder, **layers)
 
