@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from importlib.metadata import entry_points
@@ -115,6 +115,11 @@ class Batch:
     """The files (`workers.adapters.Files`) of the adapters that the stage names, by name."""
     frugal: bool = False
     """The device's memory did not suffice before: spare it, where that leaves every pixel as it is."""
+
+    def alone(self, row: int) -> Batch:
+        """The member `row` in a call of its own."""
+        members = ("prompts", "negative_prompts", "given", "generators", "uploads")
+        return replace(self, **{name: getattr(self, name)[row : row + 1] for name in members})
 
 
 class Report(Protocol):

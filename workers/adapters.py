@@ -7,6 +7,7 @@ without them, for an attached embedding changes what its word means. Base weight
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,21 +147,30 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
     attached: dict[str, Files] = pipe.__dict__.setdefault("own_embeddings", {})
     if list(attached.values()) == list(wanted):
         return
-    encoders = [
-        (pipe.tokenizer, pipe.text_encoder, "clip_l"),
-        (getattr(pipe, "tokenizer_2", None), getattr(pipe, "text_encoder_2", None), "clip_g"),
-    ]
-    encoders = [each for each in encoders if each[1] is not None]
-    if attached:
-        for tokenizer, encoder, _ in encoders:
-            pipe.unload_textual_inversion(tokenizer=tokenizer, text_encoder=encoder)
-        attached.clear()
+    parts = [("tokenizer", "text_encoder", "clip_l"), ("tokenizer_2", "text_encoder_2", "clip_g")]
+    parts = [each for each in parts if getattr(pipe, each[1], None) is not None]
+    if not hasattr(pipe, "own_words"):
+        # diffusers' unloading would leave a tokenizer that no longer pads and cuts as it did.
+        pipe.own_words = {
+            part: (getattr(pipe, words), getattr(pipe, part).get_input_embeddings()) for words, part, _ in parts
+        }
+    attached.clear()
+    for words, part, _ in parts:
+        tokenizer, vectors = pipe.own_words[part]
+        encoder = getattr(pipe, part)
+        encoder.set_input_embeddings(vectors)
+        encoder.config.vocab_size = vectors.num_embeddings
+        setattr(pipe, words, copy.deepcopy(tokenizer) if wanted else tokenizer)
+        if wanted:  # they grow where they are
+            encoder.set_input_embeddings(copy.deepcopy(vectors))
     for files in wanted:
         with _loading(files):
             tensors = _tensors(files)
-            for tokenizer, encoder, name in encoders:
-                vectors = tensors[name] if name in tensors else next(iter(tensors.values()))
-                pipe.load_textual_inversion(vectors, token=files.token, tokenizer=tokenizer, text_encoder=encoder)
+            for words, part, name in parts:
+                found = tensors[name] if name in tensors else next(iter(tensors.values()))
+                pipe.load_textual_inversion(
+                    found, token=files.token, tokenizer=getattr(pipe, words), text_encoder=getattr(pipe, part)
+                )
         attached[files.name] = files
 
 

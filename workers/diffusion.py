@@ -18,8 +18,9 @@ from farm import sampler
 from farm.errors import FieldError
 from farm.sampler import Scheduler, SchedulerOptions
 from farm.stage import Batch, Medium, Named, Picture, Report, Size, Source, Stage, Upload, VaeTiling
-from workers import adapters, pipelines
+from workers import adapters, pipelines, weighting
 from workers.pipelines import Program
+from workers.weighting import Weighting
 
 SDXL = ("sdxl", "sdxl-refiner")
 Timesteps = Annotated[
@@ -149,8 +150,14 @@ class Adapted(Sampled):
         [], max_length=8, description="textual inversions; each gives its word a meaning, arXiv:2208.01618"
     )
 
+    weighting: Weighting = Field(
+        "none", description="syntax of weights in prompts: none takes them as they are, compel, or a1111's (word:1.3)"
+    )
+
     def check(self) -> Iterator[FieldError]:
         """None is named twice."""
+        if self.weighting != "none" and self.clip_skip is not None:
+            yield FieldError("clip_skip", "not together with weighting")
         for field, names in (("loras", [lora.name for lora in self.loras]), ("embeddings", self.embeddings)):
             if len({*names}) < len(names):
                 yield FieldError(field, "each name once")
@@ -160,7 +167,19 @@ class Adapted(Sampled):
         """With LoRAs and embeddings attached."""
         adapters.set_loras(pipe, [(batch.adapters[lora.name], lora.weight) for lora in self.loras])
         adapters.set_embeddings(pipe, [batch.adapters[name] for name in self.embeddings])
+        if self.weighting != "none":
+            inputs |= weighting.embeds(pipe, self.weighting, batch.prompts, batch.negative_prompts)
         return super().prepared(pipe, batch, inputs)
+
+    def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
+        """As ever, but for prompts with weights: they may be of any length, and a batch pads them to the longest."""
+        if self.weighting == "none" or len(batch.prompts) == 1:
+            return super().called(pipe, batch, report, **inputs)
+        made = []
+        for row in range(len(batch.prompts)):
+            own = {name: value[row : row + 1] for name, value in inputs.items()}
+            made += super().called(pipe, batch.alone(row), report, **own)
+        return made
 
     def programmed(self, program: Program, named: Mapping[str, str], source: Source) -> Program:
         """With LoRAs and embeddings attached."""
@@ -171,7 +190,12 @@ class Adapted(Sampled):
             names, weights = [each.name for each in self.loras], [each.weight for each in self.loras]
             lines.append(f"pipe.set_adapters({names}, {weights})")
         lines += [f"pipe.load_textual_inversion({source.adapters[name]})" for name in self.embeddings]
-        return super().programmed(replace(program, adapted=[*program.adapted, *lines]), named, source)
+        inputs = dict(program.inputs)
+        if self.weighting != "none":
+            lines += weighting.program(source.family, self.weighting, self.prompt or "", self.negative_prompt or "")
+            inputs["**texts"] = ""
+        program = replace(program, adapted=[*program.adapted, *lines], inputs=inputs)
+        return super().programmed(program, named, source)
 
 
 class Redrawn(Adapted):

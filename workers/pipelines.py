@@ -241,7 +241,8 @@ def script(
             'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
             '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
         ]
-    texts = _texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
+    weighted = "**texts" in program.inputs
+    texts = {} if weighted else _texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
     common = {
         **{name: repr(values[0]) for name, values in texts.items()},
         **program.inputs,
@@ -250,7 +251,7 @@ def script(
         "output_type": repr("latent" if emits is Medium.LATENTS else "pil"),
     }
     lines.append("out = pipe(")
-    lines += [f"    {name}={value}," for name, value in common.items()]
+    lines += [f"    {name}={value}," if value else f"    {name}," for name, value in common.items()]
     return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
 
 
@@ -347,7 +348,7 @@ def call(
             _inner_model(pipe, arguments.get("clip_skip")),
         ):
             made = pipe(
-                **_texts(pipe.family, batch.prompts, batch.negative_prompts),
+                **({} if "prompt_embeds" in arguments else _texts(pipe.family, batch.prompts, batch.negative_prompts)),
                 num_inference_steps=steps,
                 generator=list(batch.generators),
                 output_type="latent" if as_latents else "pil" if as_pil else "np",

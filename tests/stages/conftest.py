@@ -186,6 +186,11 @@ EVERY: dict[str, tuple[Stage, Any, Medium]] = {
         None,
         Medium.IMAGE,
     ),
+    "text2img with weights": (
+        Text2Img(weighting="a1111", prompt="a (red:1.4) castle", num_inference_steps=4),
+        None,
+        Medium.IMAGE,
+    ),
     "img2img with two controls": (
         Img2Img(
             controls=[Control(name="tiny-canny", process="canny"), Control(name="tiny-pose", image="c", scale=0.5)],

@@ -81,10 +81,11 @@ def test_the_lora_unused_for_the_longest_time_makes_room(
     assert set(pipe.own_loras) == {LORAS[0], LORAS[1]}
 
 
-def test_a_word_has_its_meaning_only_while_it_is_asked_for(fresh: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("how", [{}, {"weighting": "a1111"}], ids=str)
+def test_a_word_has_its_meaning_only_while_it_is_asked_for(fresh: Callable[[], Any], how: dict[str, Any]) -> None:
     # Given a prompt with the word
     pipe, words = fresh(), {"prompts": ["a <gleam> castle"]}
-    plain, taught = Text2Img(**QUICK), Text2Img(**QUICK, embeddings=["tiny-word"])
+    plain, taught = Text2Img(**QUICK, **how), Text2Img(**QUICK, **how, embeddings=["tiny-word"])
     before = draw(plain, pipe, **words)
     # When it is taught, and then no more
     within = draw(taught, pipe, **words)

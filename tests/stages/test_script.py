@@ -97,6 +97,18 @@ CHAINS: list[list[Stage]] = [
             num_inference_steps=5,
         ),
     ],
+    # weights, in both syntaxes, with more words than the encoder takes
+    [
+        Text2Img(prompt="a (red:1.4) castle, [dark] " + "house " * 100, weighting="a1111", num_inference_steps=5),
+        Img2Img(
+            prompt="a (red castle)1.3 and sea++",
+            negative_prompt="a <gleam>",
+            weighting="compel",
+            embeddings=["tiny-word"],
+            num_inference_steps=5,
+        ),
+        Img2Img(prompt="(bright:0.5) sky", checkpoint="tiny-xl", weighting="a1111", num_inference_steps=5),
+    ],
     # a sampler by A1111's name
     [Text2Img.model_validate({**WORDS, "sampler_name": "DPM++ 2M SDE Karras", "steps": 5})],
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -96,13 +95,7 @@ class Inpaint(Guided, Redrawn):
         # The pipeline crops one picture at a time, and lays what it drew over the rest itself.
         made = []
         for row, (image, mask) in enumerate(drawn):
-            alone = dataclasses.replace(
-                batch,
-                prompts=[batch.prompts[row]],
-                negative_prompts=[batch.negative_prompts[row]],
-                generators=[batch.generators[row]],
-            )
-            made += self.called(pipe, alone, report, image=image, mask_image=mask, as_pil=True)
+            made += self.called(pipe, batch.alone(row), report, image=image, mask_image=mask, as_pil=True)
         return made
 
     def _drawn(self, image: Any, mask: Any) -> tuple[Any, Any]:
