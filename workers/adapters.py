@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from farm import models
@@ -160,7 +161,7 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
         encoder = getattr(pipe, part)
         encoder.set_input_embeddings(vectors)
         encoder.config.vocab_size = vectors.num_embeddings
-        setattr(pipe, words, copy.deepcopy(tokenizer) if wanted else tokenizer)
+        setattr(pipe, words, _copied(tokenizer) if wanted else tokenizer)
         if wanted:  # they grow where they are
             encoder.set_input_embeddings(copy.deepcopy(vectors))
     for files in wanted:
@@ -172,6 +173,13 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
                     found, token=files.token, tokenizer=getattr(pipe, words), text_encoder=getattr(pipe, part)
                 )
         attached[files.name] = files
+
+
+def _copied(tokenizer: Any) -> Any:
+    """Another tokenizer of the same files: `copy` would give one that decodes otherwise."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return type(tokenizer).from_pretrained(folder, local_files_only=True)
 
 
 # ------------------------------------------------------------------------------------------------ IP-Adapter
