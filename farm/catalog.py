@@ -93,7 +93,7 @@ class Checkpoint(Weights):
 
 
 class Adapter(Weights):
-    """Named weights that go on top of a checkpoint's: LoRA, textual inversion, IP-Adapter or ControlNet."""
+    """Named weights that go on top of a checkpoint's: LoRA, textual inversion, IP-Adapter, ControlNet, or a VAE."""
 
     type: AdapterType
     weights: str | None = Field(
@@ -106,9 +106,10 @@ class Adapter(Weights):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.type == "controlnet" and self.file is not None:
-            raise ValueError("a controlnet is a folder: its config.json says what it is")
-        if self.type != "controlnet" and self.file is None and self.weights is None:
+        folder = self.type in ("controlnet", "vae")
+        if folder and self.file is not None:
+            raise ValueError(f"a {self.type} is a folder: its config.json says what it is")
+        if not folder and self.file is None and self.weights is None:
             raise ValueError(f"weights names the file that holds the {self.type}")
         if (self.type == "textual_inversion") != (self.token is not None):
             raise ValueError("token is the word of a textual_inversion, and each has one")

@@ -186,13 +186,13 @@ def _hub(checkpoint: Weights, source: Path | None) -> Iterator[None]:
 def _index(checkpoint: Weights) -> str:
     """A small file that a repository of this kind has: with it, its commit is found."""
     if isinstance(checkpoint, Adapter):
-        return "config.json" if checkpoint.type == "controlnet" else str(checkpoint.weights)
+        return "config.json" if checkpoint.type in ("controlnet", "vae") else str(checkpoint.weights)
     return "model_index.json"
 
 
 def _wanted_of_adapter(adapter: Adapter, names: set[str]) -> list[str]:
     """The files that loading an adapter takes."""
-    if adapter.type == "controlnet":
+    if adapter.type in ("controlnet", "vae"):
         variant = f".{adapter.variant}" if adapter.variant else ""
         wanted = {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}
     else:

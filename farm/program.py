@@ -58,7 +58,7 @@ def adapter_source(catalog: Catalog, name: str) -> str:
         raise InvalidJob(f"the catalog here has no adapter {name}", code="unknown_adapter")
     adapter = catalog.adapters[name]
     path = catalog.path(adapter)
-    if adapter.type == "controlnet":
+    if adapter.type in ("controlnet", "vae"):
         variant = f", variant={adapter.variant!r}" if adapter.variant else ""
         return f"{str(path)!r}{variant}, use_safetensors=True, local_files_only=True"
     folder, weights = (path, str(adapter.weights)) if adapter.weights else (path.parent, path.name)

@@ -198,7 +198,7 @@ def test_a_generator_is_its_seed() -> None:
 def test_each_run_has_a_scheduler_of_its_own(pipe: Callable[..., Any]) -> None:
     # Given a pipeline whose checkpoint has DDIM, v-prediction and betas of its own
     loaded = pipe(Text2Img())
-    own = dict(loaded.own_scheduler.config)
+    own = dict(loaded.own.scheduler.config)
     # When another scheduler, one with needs of its own, and the checkpoint's own follow each other
     for name, cls in (("EulerDiscreteScheduler", EulerDiscreteScheduler), ("PNDMScheduler", PNDMScheduler)):
         pipelines.fresh_scheduler(loaded, name, {}, [])
@@ -209,9 +209,9 @@ def test_each_run_has_a_scheduler_of_its_own(pipe: Callable[..., Any]) -> None:
     pipelines.fresh_scheduler(loaded, None, {}, [])
     # Then the last is the checkpoint's, unchanged and unused
     assert type(loaded.scheduler) is DDIMScheduler
-    assert loaded.scheduler is not loaded.own_scheduler
+    assert loaded.scheduler is not loaded.own.scheduler
     assert dict(loaded.scheduler.config) == own
-    assert loaded.own_scheduler.num_inference_steps is None
+    assert loaded.own.scheduler.num_inference_steps is None
 
 
 def test_the_sde_scheduler_is_told_the_seeds(pipe: Callable[..., Any]) -> None:

@@ -89,7 +89,7 @@ def set_loras(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
     Raises:
         StageFailed: (`bad_checkpoint`) one does not fit the checkpoint; it is taken off again.
     """
-    attached: dict[str, Files] = pipe.__dict__.setdefault("own_loras", {})
+    attached: dict[str, Files] = pipe.own.loras
     for files, _ in wanted:
         if attached.get(files.name) == files:
             attached[files.name] = attached.pop(files.name)
@@ -114,7 +114,7 @@ def set_loras(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
 
 def _take_off(pipe: Any, name: str) -> None:
     pipe.delete_adapters([name])
-    del pipe.own_loras[name]
+    del pipe.own.loras[name]
 
 
 def _put_on(pipe: Any, files: Files) -> None:
@@ -145,19 +145,18 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
     Raises:
         StageFailed: (`bad_checkpoint`) one does not fit the checkpoint.
     """
-    attached: dict[str, Files] = pipe.__dict__.setdefault("own_embeddings", {})
-    if list(attached.values()) == list(wanted):
+    if pipe.own.embeddings == [*wanted]:
         return
     parts = [("tokenizer", "text_encoder", "clip_l"), ("tokenizer_2", "text_encoder_2", "clip_g")]
     parts = [each for each in parts if getattr(pipe, each[1], None) is not None]
-    if not hasattr(pipe, "own_words"):
+    if not pipe.own.words:
         # diffusers' unloading would leave a tokenizer that no longer pads and cuts as it did.
-        pipe.own_words = {
+        pipe.own.words = {
             part: (getattr(pipe, words), getattr(pipe, part).get_input_embeddings()) for words, part, _ in parts
         }
-    attached.clear()
+    pipe.own.embeddings = []
     for words, part, _ in parts:
-        tokenizer, vectors = pipe.own_words[part]
+        tokenizer, vectors = pipe.own.words[part]
         encoder = getattr(pipe, part)
         encoder.set_input_embeddings(vectors)
         encoder.config.vocab_size = vectors.num_embeddings
@@ -172,7 +171,7 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
                 pipe.load_textual_inversion(
                     found, token=files.token, tokenizer=getattr(pipe, words), text_encoder=getattr(pipe, part)
                 )
-        attached[files.name] = files
+        pipe.own.embeddings.append(files)
 
 
 def _copied(tokenizer: Any) -> Any:
@@ -191,11 +190,10 @@ def set_ip_adapters(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
     Raises:
         StageFailed: (`bad_checkpoint`) one does not fit the checkpoint.
     """
-    attached: list[Files] = pipe.__dict__.get("own_ip_adapters", [])
-    if [files for files, _ in wanted] != attached:
-        if attached:
+    if [files for files, _ in wanted] != pipe.own.ip_adapters:
+        if pipe.own.ip_adapters:
             pipe.unload_ip_adapter()
-        pipe.own_ip_adapters = []
+        pipe.own.ip_adapters = []
         for files in [wanted[0][0]] if wanted else []:
             with _loading(files):
                 _load_encoder(pipe, files)
@@ -205,7 +203,7 @@ def set_ip_adapters(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
                 states = [_split(_tensors(files)) for files, _ in wanted]
                 nothing = [""] * len(states)
                 pipe.load_ip_adapter(states, subfolder=nothing, weight_name=nothing, image_encoder_folder=None)
-            pipe.own_ip_adapters = [files for files, _ in wanted]
+            pipe.own.ip_adapters = [files for files, _ in wanted]
     if wanted:
         pipe.set_ip_adapter_scale([scale for _, scale in wanted])
 
@@ -251,30 +249,37 @@ def image_embeds(pipe: Any, images: Sequence[Sequence[Any]], guided: bool) -> li
     return found
 
 
-# ------------------------------------------------------------------------------------------------ ControlNet
+# ------------------------------------------------------------------------------------------------ ControlNet, VAE
 
 
-def controlled(pipe: Any, class_name: str, wanted: Sequence[Files]) -> Any:
-    """A pipeline of `class_name` that shares all models with `pipe` and has the ControlNets `wanted` beside them.
+def controls(pipe: Any, wanted: Sequence[Files]) -> list[Any]:
+    """The ControlNets `wanted`, each loaded once.
 
     Raises:
         StageFailed: (`bad_checkpoint`) one cannot be read.
     """
-    import diffusers
-    from diffusers import ControlNetModel
+    return [_beside(pipe, "ControlNetModel", files) for files in wanted]
 
-    loaded: dict[Files, Any] = pipe.__dict__.setdefault("own_controls", {})
-    for files in wanted:
-        if files not in loaded:
-            with _loading(files):
-                loaded[files] = ControlNetModel.from_pretrained(
-                    files.path, local_files_only=True, use_safetensors=True, variant=files.variant,
-                    torch_dtype=pipe.unet.dtype,
-                ).to(pipe.device)  # fmt: skip
-    nets = [loaded[files] for files in wanted]
-    parts = {**pipe.components, "scheduler": pipe.own_scheduler}
-    extra = {"requires_safety_checker": False} if "safety_checker" in parts else {"add_watermarker": False}
-    made = getattr(diffusers, class_name)(**parts, controlnet=nets if len(nets) > 1 else nets[0], **extra)
-    made.set_progress_bar_config(disable=True)
-    made.own_scheduler, made.family, made.largest = pipe.own_scheduler, pipe.family, pipe.largest
-    return made
+
+def vae(pipe: Any, wanted: Files) -> Any:
+    """The VAE `wanted`, loaded once.
+
+    Raises:
+        StageFailed: (`bad_checkpoint`) it cannot be read.
+    """
+    return _beside(pipe, "AutoencoderKL", wanted)
+
+
+def _beside(pipe: Any, class_name: str, files: Files) -> Any:
+    import diffusers
+
+    loaded = pipe.own.beside
+    if files not in loaded:
+        with _loading(files):
+            cls = getattr(diffusers, class_name)
+            found = cls.from_pretrained(
+                files.path, local_files_only=True, use_safetensors=True, variant=files.variant,
+                torch_dtype=pipe.unet.dtype,
+            )  # fmt: skip
+        loaded[files] = found.to(pipe.device)
+    return loaded[files]

@@ -15,14 +15,15 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from farm import models
 from farm.catalog import Catalog, Checkpoint
 from farm.errors import Failure, StageFailed
-from farm.stage import Batch, Medium, Report, Source, Stage
+from farm.stage import Batch, Medium, Report, Size
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LEFT_OUT: dict[str, dict[str, Any]] = {
@@ -51,6 +52,33 @@ class Files:
     dtype: str
     space: str
     family: str = "sd"
+    manifest: str = ""
+    """Hash of all of it: two with the same are the same weights."""
+
+
+@dataclass
+class Own:
+    """What the farm keeps beside the models of a checkpoint. Pipelines that share the models share it."""
+
+    files: Files
+    scheduler: Any
+    """As loaded; it is never run."""
+    largest: Size | None = None
+    """The largest picture that has run."""
+    loras: dict[str, Any] = field(default_factory=dict)
+    """Files of attached LoRAs by name, the last used last."""
+    words: dict[str, Any] = field(default_factory=dict)
+    """Per text encoder the tokenizer and vectors as loaded, once embeddings were attached."""
+    embeddings: list[Any] = field(default_factory=list)
+    """Files of attached embeddings."""
+    ip_adapters: list[Any] = field(default_factory=list)
+    """Files of attached image prompts."""
+    beside: dict[Any, Any] = field(default_factory=dict)
+    """Loaded ControlNets and VAEs by their files."""
+
+
+_LOADED: WeakValueDictionary[tuple[Files, str], Any] = WeakValueDictionary()
+"""Pipelines that are in use, so that stages of one checkpoint share its models."""
 
 
 def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
@@ -74,6 +102,7 @@ def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
         dtype=checkpoint.dtype,
         space=checkpoint.space,
         family=checkpoint.family,
+        manifest=catalog.lock(checkpoint).manifest,
     )
 
 
@@ -95,11 +124,15 @@ def pick_device(device: str) -> str:
 
 
 def load(class_name: str, files: Files, device: str) -> Any:
-    """The diffusers pipeline `class_name` of `files` on `device`, without safety checker and watermark.
+    """A diffusers pipeline of `files` on `device`, without safety checker and watermark.
+
+    It is a `class_name`, or whatever is loaded of these files already: `as_class` makes one of the other.
 
     Raises:
         StageFailed: (`bad_checkpoint`) diffusers cannot read the files; (`gpu_oom`) they do not fit the device.
     """
+    if (shared := _LOADED.get((files, device))) is not None:
+        return shared
     import torch
     from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
@@ -131,10 +164,24 @@ def load(class_name: str, files: Files, device: str) -> Any:
             raise _bad(files.name, f"diffusers cannot load it ({type(error).__name__})") from error
         pipe = pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    pipe.own_scheduler = pipe.scheduler
-    pipe.family = files.family
-    pipe.largest = None
+    pipe.own = Own(files, pipe.scheduler)
+    _LOADED[files, device] = pipe
     return pipe
+
+
+def as_class(pipe: Any, class_name: str, **beside: Any) -> Any:
+    """`pipe` as a `class_name` that shares its models, with `beside` in addition or in place of them."""
+    import diffusers
+
+    if type(pipe).__name__ == class_name and not beside:
+        return pipe
+    cls = getattr(diffusers, class_name)
+    known = {**LEFT_OUT.get(class_name, UNCHECKED), **pipe.config, **pipe.components, **beside}
+    known["scheduler"] = pipe.own.scheduler
+    made = cls(**{name: known[name] for name in inspect.signature(cls.__init__).parameters if name in known})
+    made.set_progress_bar_config(disable=True)
+    made.own = pipe.own
+    return made
 
 
 @contextmanager
@@ -171,12 +218,12 @@ def fresh_scheduler(pipe: Any, name: str | None, options: Mapping[str, Any], gen
     """
     import diffusers
 
-    cls = getattr(diffusers, name) if name else type(pipe.own_scheduler)
-    own = _scheduler_settings(cls.__name__, [each.initial_seed() for each in generators])
-    pipe.scheduler = cls.from_config(pipe.own_scheduler.config, **own, **options)
+    cls = getattr(diffusers, name) if name else type(pipe.own.scheduler)
+    own = scheduler_settings(cls.__name__, [each.initial_seed() for each in generators])
+    pipe.scheduler = cls.from_config(pipe.own.scheduler.config, **own, **options)
 
 
-def _scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
+def scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
     """What a scheduler must be told beside the checkpoint's settings."""
     if name == "DPMSolverSDEScheduler":
         # It draws from a noise source of its own, which is seeded at random unless it is told a seed per member.
@@ -187,75 +234,7 @@ def _scheduler_settings(name: str, seeds: list[int]) -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class Program:
-    """What the plain program of a stage is made of, as Python source.
-
-    `inputs` are arguments of the call that are no plain values, `before` lines ahead of the loading, `loading` further
-    arguments of it, `adapted` lines after it.
-    """
-
-    class_name: str
-    inputs: Mapping[str, str]
-    before: Sequence[str] = ()
-    loading: str = ""
-    adapted: Sequence[str] = ()
-
-
-def script(
-    stage: Stage,
-    program: Program,
-    source: Source,
-    emits: Medium,
-    seed: int,
-    arguments: Mapping[str, Any],
-    scheduler: tuple[str | None, Mapping[str, Any]],
-) -> list[str]:
-    """The lines of a plain program that loads a pipeline and calls it as `call` would for one member.
-
-    `arguments` holds the values of arguments beside the program's `inputs`.
-    """
-    class_name = program.class_name
-    left_out = LEFT_OUT.get(class_name, UNCHECKED)
-    further = program.loading + "".join(f", {name}={value!r}" for name, value in left_out.items())
-    how = "from_single_file" if source.is_file else "from_pretrained"
-    lines = [
-        *program.before,
-        f"from diffusers import {class_name}",
-        f"pipe = {class_name}.{how}({source.arguments}{further})",
-        *program.adapted,
-        'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
-    ]
-    name, options = scheduler
-    if name:
-        told = {**_scheduler_settings(name, [seed]), **options}
-        own = "".join(f", {key}={value!r}" for key, value in told.items())
-        lines += [
-            f"from diffusers import {name}",
-            f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
-        ]
-    if getattr(stage, "vae_tiling", False):
-        lines.append("pipe.vae.enable_tiling()")
-    if getattr(stage, "clip_skip", None) and source.family == "sd":
-        lines += [
-            'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
-            '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
-        ]
-    weighted = "**texts" in program.inputs
-    texts = {} if weighted else _texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
-    common = {
-        **{name: repr(values[0]) for name, values in texts.items()},
-        **program.inputs,
-        **{name: repr(value) for name, value in arguments.items()},
-        "generator": f'torch.Generator("cpu").manual_seed({seed})',
-        "output_type": repr("latent" if emits is Medium.LATENTS else "pil"),
-    }
-    lines.append("out = pipe(")
-    lines += [f"    {name}={value}," if value else f"    {name}," for name, value in common.items()]
-    return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
-
-
-def _texts(family: str, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, list[str]]:
+def texts(family: str, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, list[str]]:
     """The texts as arguments of a call.
 
     SDXL was trained with zeros where there is no text, and its pipelines put them there if none is given, but not for
@@ -286,7 +265,7 @@ def _device_errors(message: str | None = None) -> Iterator[None]:
 def _too_large(pipe: Any, batch: Batch, tiling: bool) -> str:
     """What to say when `batch` does not fit the device: its size, and what would fit."""
     size = f"{len(batch.prompts)} pictures of {batch.size}" if len(batch.prompts) > 1 else f"{batch.size}"
-    ran = f"{pipe.largest} is the largest that has run" if pipe.largest else "nothing has run"
+    ran = f"{pipe.own.largest} is the largest that has run" if pipe.own.largest else "nothing has run"
     remedy = "smaller sides need less memory" if tiling else "smaller sides, or vae_tiling, need less memory"
     return f"{size} does not fit into the memory of {pipe.device}; {ran} on this worker; {remedy}"
 
@@ -348,7 +327,11 @@ def call(
             _inner_model(pipe, arguments.get("clip_skip")),
         ):
             made = pipe(
-                **({} if "prompt_embeds" in arguments else _texts(pipe.family, batch.prompts, batch.negative_prompts)),
+                **(
+                    {}
+                    if "prompt_embeds" in arguments
+                    else texts(pipe.own.files.family, batch.prompts, batch.negative_prompts)
+                ),
                 num_inference_steps=steps,
                 generator=list(batch.generators),
                 output_type="latent" if as_latents else "pil" if as_pil else "np",
@@ -356,7 +339,7 @@ def call(
                 **arguments,
             ).images
             found = _latents(pipe, batch, made) if as_latents else _images(batch, made)
-        pipe.largest = max(filter(None, (pipe.largest, batch.size)), key=math.prod)
+        pipe.own.largest = max(filter(None, (pipe.own.largest, batch.size)), key=math.prod)
         return found
     finally:
         for hook in hooks:

@@ -15,7 +15,8 @@ from farm.program import adapter_source
 from farm.stage import Batch, Medium, Size, Source, Stage
 from workers import pipelines
 from workers.adapters import files_of
-from workers.diffusion import Control, IPAdapter, Lora
+from workers.diffusion import Lora
+from workers.guidance import Control, IPAdapter
 from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
 from workers.stages.inpaint import Border, Inpaint

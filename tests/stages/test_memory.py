@@ -69,7 +69,7 @@ def test_tiles_change_pixels_so_they_are_part_of_the_recipe(pipe: Pipe) -> None:
 def test_a_lack_of_memory_names_the_size_and_what_would_fit(pipe: Pipe) -> None:
     # Given a pipe that has run 64×64, and then runs out of memory
     stage = Text2Img(num_inference_steps=2)
-    pipe(stage).largest = None
+    pipe(stage).own.largest = None
     call(stage, pipe(stage))
     hook = full(pipe(stage))
     # When

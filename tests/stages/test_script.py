@@ -17,7 +17,8 @@ from farm.image import to_png
 from farm.stage import Medium, Size, Stage
 from tests.stages.conftest import DEFAULTS, call, checkpoint_source, own_images, same, side_of
 from workers import codec
-from workers.diffusion import Control, IPAdapter, Lora
+from workers.diffusion import Lora
+from workers.guidance import Control, IPAdapter
 from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
 from workers.stages.inpaint import Border, Inpaint
@@ -86,7 +87,7 @@ CHAINS: list[list[Stage]] = [
             controls=[Control(name="tiny-pose", process="inpaint")],
             num_inference_steps=5,
         ),
-        Depth2Img(**WORDS, loras=[Lora(name="tiny-lora-3")], num_inference_steps=5),
+        Depth2Img(**WORDS, loras=[Lora(name="tiny-lora-3")], vae="tiny-vae", num_inference_steps=5),
     ],
     [
         Text2Img(

@@ -40,7 +40,7 @@ VAE_SEEDS = {
 """One seed, one VAE, one latent space."""
 ADAPTERS = {
     "tiny-lora": 21, "tiny-lora-2": 22, "tiny-lora-3": 23, "tiny-xl-lora": 24, "tiny-canny": 25, "tiny-pose": 26,
-    "tiny-xl-canny": 27, "tiny-ip": 28, "tiny-word": 29,
+    "tiny-xl-canny": 27, "tiny-ip": 28, "tiny-word": 29, "tiny-vae": 30,
 }  # fmt: skip
 """Names of adapters with the seed of their weights."""
 TEXT_WIDTH = 32
@@ -141,6 +141,7 @@ def _adapter(name: str, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ADAPTERS[name])
         make = {"tiny-ip": _ip_adapter, "tiny-word": _word, "tiny-canny": _control, "tiny-pose": _control}
+        make["tiny-vae"] = lambda folder: _vae().save_pretrained(folder)
         make["tiny-xl-canny"] = lambda folder: _control(folder, xl=True)
         make.get(name, lambda folder: _lora(folder, xl="xl" in name))(folder)
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.stage import Medium, Size
-from workers.diffusion import SDXL, GuidanceRescale, Guided, Redrawn, Timesteps
+from workers.diffusion import SDXL, GuidanceRescale, Redrawn, Timesteps
+from workers.guidance import Guided
 
 
 class Img2Img(Guided, Redrawn):

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import FieldError
 from farm.stage import Batch, Medium, Picture, Report, Size, Source, Upload
-from workers.diffusion import SDXL, GuidanceRescale, Guided, Redrawn, Timesteps
+from workers.diffusion import SDXL, GuidanceRescale, Redrawn, Timesteps
+from workers.guidance import Guided
 
 Edge = Annotated[int, Field(ge=0, le=2048, multiple_of=8)]
 

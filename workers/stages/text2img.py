@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from farm.stage import Medium, Size
-from workers.diffusion import GuidanceRescale, Guided, Timesteps
+from workers.diffusion import GuidanceRescale, Timesteps
+from workers.guidance import Guided
 
 
 class Text2Img(Guided):

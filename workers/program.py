@@ -1,0 +1,78 @@
+"""Which plain program loads and calls a pipeline as a stage does?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from farm.stage import Medium, Source, Stage
+from workers import pipelines
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the plain program of a stage is made of, as Python source.
+
+    `inputs` are arguments of the call that are no plain values, `before` lines ahead of the loading, `loading` further
+    arguments of it, `adapted` lines after it.
+    """
+
+    class_name: str
+    inputs: Mapping[str, str]
+    before: Sequence[str] = ()
+    loading: str = ""
+    adapted: Sequence[str] = ()
+
+
+def script(
+    stage: Stage,
+    program: Program,
+    source: Source,
+    emits: Medium,
+    seed: int,
+    arguments: Mapping[str, Any],
+    scheduler: tuple[str | None, Mapping[str, Any]],
+) -> list[str]:
+    """The lines of a plain program that loads a pipeline and calls it as `call` would for one member.
+
+    `arguments` holds the values of arguments beside the program's `inputs`.
+    """
+    class_name = program.class_name
+    left_out = pipelines.LEFT_OUT.get(class_name, pipelines.UNCHECKED)
+    further = program.loading + "".join(f", {name}={value!r}" for name, value in left_out.items())
+    how = "from_single_file" if source.is_file else "from_pretrained"
+    lines = [
+        *program.before,
+        f"from diffusers import {class_name}",
+        f"pipe = {class_name}.{how}({source.arguments}{further})",
+        *program.adapted,
+        'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+    ]
+    name, options = scheduler
+    if name:
+        told = {**pipelines.scheduler_settings(name, [seed]), **options}
+        own = "".join(f", {key}={value!r}" for key, value in told.items())
+        lines += [
+            f"from diffusers import {name}",
+            f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{own})",
+        ]
+    if getattr(stage, "vae_tiling", False):
+        lines.append("pipe.vae.enable_tiling()")
+    if getattr(stage, "clip_skip", None) and source.family == "sd":
+        lines += [
+            'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
+            '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
+        ]
+    weighted = "**texts" in program.inputs
+    given = {} if weighted else pipelines.texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
+    common = {
+        **{name: repr(values[0]) for name, values in given.items()},
+        **program.inputs,
+        **{name: repr(value) for name, value in arguments.items()},
+        "generator": f'torch.Generator("cpu").manual_seed({seed})',
+        "output_type": repr("latent" if emits is Medium.LATENTS else "pil"),
+    }
+    lines.append("out = pipe(")
+    lines += [f"    {name}={value}," if value else f"    {name}," for name, value in common.items()]
+    return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
