@@ -49,7 +49,22 @@ class Space(_Entry):
         return self
 
 
-Family = Literal["sd", "sd-depth", "sdxl", "sdxl-refiner"]
+Family = Literal["sd", "sd-depth", "sdxl", "sdxl-refiner", "esrgan-x2", "esrgan-x4"]
+
+
+class Switches(_Entry):
+    """How a checkpoint is run where memory or time are short. All but offload and slicing change pixels a little."""
+
+    attention: Literal["sdpa", "eager", "sliced", "xformers"] = Field(
+        "sdpa", description="torch's scaled dot product attention, plain arithmetic, in slices, or xFormers (CUDA)"
+    )
+    slicing: bool = Field(False, description="the VAE takes one picture of a batch after the other")
+    offload: Literal["none", "model", "sequential"] = Field(
+        "none", description="what is not at work lies in the host's memory: whole models, or layer by layer; CUDA only"
+    )
+    compile: bool = Field(False, description="torch.compile of the UNet: slow at first, then faster")
+    fuse_qkv_projections: bool = Field(False, description="one matrix for query, key and value; not with LoRAs")
+    channels_last: bool = Field(False, description="memory format of UNet and VAE")
 
 
 class Weights(_Entry):
@@ -82,9 +97,12 @@ class Checkpoint(Weights):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     space: str = Field(description="latent space it works in")
     native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")
+    switches: Switches = Switches()
 
     @model_validator(mode="after")
     def _configured(self) -> Self:
+        if self.family.startswith("esrgan-"):
+            return self  # its tensors say what they are
         if (self.file is None) != (self.config is None):
             raise ValueError(
                 "file and config go together: a single file without a local config would go to the network"

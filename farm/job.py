@@ -151,6 +151,9 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
         if wrong := list(stage.fits(checkpoint.family)):
             found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
+        if checkpoint.switches.fuse_qkv_projections and getattr(stage, "loras", None):
+            msg = f"{checkpoint.name} is run with fuse_qkv_projections, which leaves no place for LoRAs"
+            raise _wrong(f"stages.{index}.loras", msg, "wrong_adapter")
         for loc, (name, mark) in stage.adapters().items():
             catalog.adapter(name, mark.type, checkpoint.family, f"stages.{index}.{loc}")
     _check_schedule(-1, None, chain.stages[0], Medium.IMAGE)
@@ -357,6 +360,7 @@ def weights_of(catalog: Catalog, checkpoint: Checkpoint) -> dict[str, Any]:
         "variant": checkpoint.variant,
         "dtype": checkpoint.dtype,
         "space": checkpoint.space,
+        "switches": checkpoint.switches.model_dump(exclude_defaults=True, exclude={"offload", "slicing"}),
     }
 
 

@@ -96,6 +96,30 @@ def verify(catalog: Catalog, name: str) -> list[str]:
     return _differences(lock, found) + ([] if pinned else [f"the catalog pins the revision {checkpoint.revision}"])
 
 
+def size_bytes(catalog: Catalog, entry: Weights) -> int:
+    """What the files of `entry` take on the disk; 0 where there are none."""
+    path = catalog.path(entry)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def remove(catalog: Catalog, name: str) -> int:
+    """Removes the lock of the entry `name`, and its files where the farm has fetched or built them; the bytes freed.
+
+    Raises:
+        InvalidJob: (`unknown_checkpoint`) the catalog has no such entry; (`not_pulled`) nothing of it is here.
+    """
+    entry = _find(catalog, name)
+    catalog.lock(entry)
+    # The lock first: without it no worker takes what may be gone by half.
+    catalog.lock_path(entry).unlink()
+    if entry.folder is not None or entry.file is not None:
+        return 0
+    freed = size_bytes(catalog, entry)
+    shutil.rmtree(catalog.path(entry), ignore_errors=True)
+    return freed
+
+
 def _find(catalog: Catalog, name: str) -> Weights:
     """The catalog's entry."""
     entries: dict[str, Weights] = {**catalog.checkpoints, **catalog.adapters}

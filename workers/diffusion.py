@@ -150,6 +150,18 @@ class Lora(BaseModel):
     weight: float = Field(1.0, ge=-4, le=4, description="how much of it is added; negative takes it away")
 
 
+class FreeU(BaseModel):
+    """How a UNet's own features and those that skip it are weighed. Source: Si et al. 2023, arXiv:2309.11497."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    # Source of the defaults: the paper's for Stable Diffusion 1.5.
+    s1: float = Field(0.9, ge=0, le=2, description="skipped features of the first stage of the decoder")
+    s2: float = Field(0.2, ge=0, le=2, description="skipped features of the second stage")
+    b1: float = Field(1.5, ge=0, le=3, description="own features of the first stage")
+    b2: float = Field(1.6, ge=0, le=3, description="own features of the second stage")
+
+
 class Adapted(Sampled):
     """A stage whose checkpoint may be adapted."""
 
@@ -158,6 +170,7 @@ class Adapted(Sampled):
         [], max_length=8, description="textual inversions; each gives its word a meaning, arXiv:2208.01618"
     )
 
+    freeu: FreeU | None = Field(None, description="weighs the UNet's features anew; {} takes the paper's numbers")
     vae: Annotated[str | None, Named("vae")] = Field(
         None, description="decodes and encodes in place of the checkpoint's own VAE; of the same latent space"
     )
@@ -184,14 +197,20 @@ class Adapted(Sampled):
         return beside | ({"vae": adapters.vae(pipe, batch.adapters[self.vae])} if self.vae else {}), inputs
 
     def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
-        """As ever, but for prompts with weights: they may be of any length, and a batch pads them to the longest."""
-        if self.weighting == "none" or len(batch.prompts) == 1:
-            return super().called(pipe, batch, report, **inputs)
-        made = []
-        for row in range(len(batch.prompts)):
-            own = {name: value[row : row + 1] for name, value in inputs.items()}
-            made += super().called(pipe, batch.alone(row), report, **own)
-        return made
+        """With FreeU. Prompts with weights may be of any length, and a batch pads them to the longest: one by one."""
+        if self.freeu is not None:
+            pipe.unet.enable_freeu(**self.freeu.model_dump())
+        try:
+            if self.weighting == "none" or len(batch.prompts) == 1:
+                return super().called(pipe, batch, report, **inputs)
+            made = []
+            for row in range(len(batch.prompts)):
+                own = {name: value[row : row + 1] for name, value in inputs.items()}
+                made += super().called(pipe, batch.alone(row), report, **own)
+            return made
+        finally:
+            if self.freeu is not None:
+                pipe.unet.disable_freeu()
 
     def programmed(self, program: Program, named: Mapping[str, str], source: Source) -> Program:
         """With LoRAs and embeddings attached."""
@@ -202,6 +221,9 @@ class Adapted(Sampled):
             names, weights = [each.name for each in self.loras], [each.weight for each in self.loras]
             lines.append(f"pipe.set_adapters({names}, {weights})")
         lines += [f"pipe.load_textual_inversion({source.adapters[name]})" for name in self.embeddings]
+        if self.freeu is not None:
+            told = ", ".join(f"{name}={value}" for name, value in self.freeu.model_dump().items())
+            lines.append(f"pipe.enable_freeu({told})")
         before, loading = [*program.before], program.loading
         if self.vae:
             before.append("from diffusers import AutoencoderKL")

@@ -21,7 +21,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from farm import models
-from farm.catalog import Catalog, Checkpoint
+from farm.catalog import Catalog, Checkpoint, Switches
 from farm.errors import Failure, StageFailed
 from farm.stage import Batch, Medium, Report, Size
 
@@ -40,6 +40,9 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 """Loading arguments by pipeline, all others have `UNCHECKED`: the farm checks and marks pictures itself."""
 
 
+PLAIN = Switches()
+
+
 @dataclass(frozen=True)
 class Files:
     """A checkpoint whose files were checked: all that `load` needs to know. `space` names its latents."""
@@ -52,6 +55,7 @@ class Files:
     dtype: str
     space: str
     family: str = "sd"
+    switches: Switches = PLAIN
     manifest: str = ""
     """Hash of all of it: two with the same are the same weights."""
 
@@ -102,6 +106,7 @@ def files_of(catalog: Catalog, checkpoint: Checkpoint) -> Files:
         dtype=checkpoint.dtype,
         space=checkpoint.space,
         family=checkpoint.family,
+        switches=checkpoint.switches,
         manifest=catalog.lock(checkpoint).manifest,
     )
 
@@ -162,11 +167,38 @@ def load(class_name: str, files: Files, device: str) -> Any:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             # A loader's message may quote whole configurations; its type is enough here, the rest is chained.
             raise _bad(files.name, f"diffusers cannot load it ({type(error).__name__})") from error
-        pipe = pipe.to(device)
+        _switch(pipe, files.switches, device)
     pipe.set_progress_bar_config(disable=True)
     pipe.own = Own(files, pipe.scheduler)
     _LOADED[files, device] = pipe
     return pipe
+
+
+def _switch(pipe: Any, switches: Switches, device: str) -> None:
+    """Moves `pipe` to `device`, and runs it as its catalog entry says."""
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor
+
+    if switches.channels_last:
+        for model in (pipe.unet, pipe.vae):
+            model.to(memory_format=torch.channels_last)
+    if switches.fuse_qkv_projections:
+        pipe.fuse_qkv_projections()
+    if switches.attention == "eager":
+        pipe.unet.set_attn_processor(AttnProcessor())
+    elif switches.attention == "sliced":
+        pipe.enable_attention_slicing()
+    elif switches.attention == "xformers":
+        pipe.enable_xformers_memory_efficient_attention()
+    if switches.slicing:
+        pipe.vae.enable_slicing()
+    if switches.offload != "none" and device.startswith("cuda"):
+        offload = {"model": pipe.enable_model_cpu_offload, "sequential": pipe.enable_sequential_cpu_offload}
+        offload[switches.offload](device=device)
+    else:
+        pipe.to(device)
+    if switches.compile:
+        pipe.unet.compile()
 
 
 def as_class(pipe: Any, class_name: str, **beside: Any) -> Any:
@@ -295,7 +327,8 @@ def _spared(pipe: Any, frugal: bool, tiling: bool) -> Iterator[None]:
             pipe.remove_all_hooks()
             pipe.to(device)
         pipe.vae.disable_tiling()
-        pipe.vae.disable_slicing()
+        if not pipe.own.files.switches.slicing:
+            pipe.vae.disable_slicing()
 
 
 def stacked(given: Sequence[Any]) -> Any:

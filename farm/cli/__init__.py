@@ -99,7 +99,10 @@ def _app(rich: bool) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_root)
-    for command in (machine.up, machine.demo, render.render, render.rerun, render.script, machine.worker):
+    commands = (
+        machine.up, machine.demo, render.render, render.rerun, render.script, chains.stages, machine.worker,
+    )  # fmt: skip
+    for command in commands:
         app.command()(command)
     app.command()(machine.doctor)
     for group in (jobs.app, jobs.queue, quarantine.app, chains.app, models.app):

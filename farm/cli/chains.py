@@ -65,6 +65,56 @@ def validate(
     return Outcome({"stages": edges(planned)[1]}, [told])
 
 
+def stages(
+    kind: Annotated[str | None, typer.Argument(help="Stage kind. [all]", show_default=False)] = None,
+) -> Outcome:
+    """Show the stage kinds that are installed: what each takes and gives, and its parameters.
+
+    \b
+    farm stages
+    farm stages inpaint
+    """
+    from farm.stage import kinds
+
+    if kind is not None and kind not in kinds():
+        raise usage(f"no stage kind {kind}", f"choose one of {', '.join(kinds())}")
+    picked = {name: cls for name, cls in kinds().items() if kind in (None, name)}
+    data: list[dict[str, Any]] = [
+        {
+            "kind": name,
+            "about": (cls.__doc__ or "").strip().splitlines()[0],
+            "takes": sorted(cls.takes),
+            "gives": sorted(cls.gives),
+            "scale": cls.scale,
+            "schema": cls.model_json_schema(),
+        }
+        for name, cls in picked.items()
+    ]
+    if kind is None:
+        rows = [
+            (each["kind"], " or ".join(each["takes"]) or "noise", " or ".join(each["gives"]), each["about"])
+            for each in data
+        ]
+        return Outcome(data, [Table(("KIND", "TAKES", "GIVES", "WHAT IT DOES"), rows)])
+    fields = [
+        (
+            name,
+            _type(field.annotation),
+            "" if field.is_required() or field.default is None else str(field.default),
+            field.description or "",
+        )
+        for name, field in picked[kind].model_fields.items()
+        if name != "kind"
+    ]
+    return Outcome(data[0], [data[0]["about"], Table(("PARAMETER", "TYPE", "DEFAULT", "MEANING"), fields)])
+
+
+def _type(annotation: Any) -> str:
+    """A field's type in a few words."""
+    text = re.sub(r"typing\.|farm\.\w+\.|workers\.(\w+\.)+|<class '|'>", "", str(annotation))
+    return re.sub(r"Annotated\[(\w+),.*\]", r"\1", text)[:60]
+
+
 def edges(plan: Sequence[PlannedStage]) -> tuple[Table, list[dict[str, Any]]]:
     """The typed edges of a chain, as a table and as data."""
     data = [

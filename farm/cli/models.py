@@ -10,49 +10,75 @@ import typer
 from farm.cli.outcome import Outcome, Table, group, load_settings, say
 from farm.errors import FarmError, InvalidJob
 
-app = group("models", "Checkpoints: list, pull, verify.")
+app = group("models", "Checkpoints and adapters: list, pull, verify, remove.")
 Force = Annotated[bool, typer.Option("--force", help="Record the files anew, even if they are other ones than before.")]
 
 
 @app.command()
 def ls() -> Outcome:
-    """List the catalog's checkpoints, and whether they are pulled.
+    """List the catalog's checkpoints and adapters, whether they are pulled, and what they take on the disk.
 
     \b
     farm models ls
     """
-    from farm.catalog import Catalog
+    from farm import models
+    from farm.catalog import Adapter, Catalog, Checkpoint, Weights
 
     catalog = Catalog.load(load_settings())
-    data: list[dict[str, Any]] = [
-        {
+
+    def told(found: Weights) -> dict[str, Any]:
+        own: dict[str, Any] = {"kinds": [], "space": None, "native": None}
+        if isinstance(found, Checkpoint):
+            own = {"kinds": found.kinds, "space": found.space, "native": found.native}
+        return {
             "name": found.name,
-            "kinds": found.kinds,
-            "space": found.space,
-            "native": found.native,
+            "type": found.type if isinstance(found, Adapter) else "checkpoint",
+            "family": found.family,
+            **own,
             "source": found.repo or found.folder or found.file or found.build,
             "licence": found.licence,
             "pulled": catalog.lock_path(found).exists(),
+            "bytes": models.size_bytes(catalog, found),
         }
-        for found in catalog.checkpoints.values()
-    ]
+
+    data = [told(found) for found in (*catalog.checkpoints.values(), *catalog.adapters.values())]
     rows = [
-        (found["name"], ",".join(found["kinds"]), found["space"], found["native"], "yes" if found["pulled"] else "no",
-         found["licence"], found["source"])
+        (found["name"], found["type"], found["family"], ",".join(found["kinds"]), found["space"] or "",
+         found["native"] or "", f"{found['bytes'] / 1e6:,.1f} MB" if found["pulled"] else "no", found["licence"],
+         found["source"])
         for found in data
     ]  # fmt: skip
-    return Outcome(data, [Table(("NAME", "KINDS", "SPACE", "NATIVE", "PULLED", "LICENCE", "SOURCE"), rows)])
+    header = ("NAME", "TYPE", "FAMILY", "KINDS", "SPACE", "NATIVE", "PULLED", "LICENCE", "SOURCE")
+    return Outcome(data, [Table(header, rows)])
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Checkpoints or adapters that are pulled.")],
+) -> Outcome:
+    """Remove the files and hashes of checkpoints and adapters; what lies in a folder of your own stays.
+
+    \b
+    farm models rm sd15
+    """
+    from farm import models
+    from farm.catalog import Catalog
+
+    catalog = Catalog.load(load_settings())
+    freed = {name: models.remove(catalog, name) for name in names}
+    lines = [f"{name}  {size / 1e6:,.1f} MB freed" for name, size in freed.items()]
+    return Outcome([{"name": name, "bytes": size} for name, size in freed.items()], lines)
 
 
 @app.command()
 def pull(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Checkpoints of the catalog.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Checkpoints and adapters of the catalog.")],
     source: Annotated[
         Path | None, typer.Option("--from", metavar="DIR", help="A copy of the hub's cache folder, to work offline.")
     ] = None,
     force: Force = False,
 ) -> Outcome:
-    """Fetch or build checkpoints, and record the hash of each file.
+    """Fetch or build checkpoints and adapters, and record the hash of each file.
 
     \b
     farm models pull demo demo-x2 demo-x4
@@ -74,7 +100,7 @@ def pull(
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Checkpoints. [all that are pulled]")
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Checkpoints and adapters. [all that are pulled]")
     ] = None,
 ) -> Outcome:
     """Hash the files of checkpoints again and compare with what the pull recorded.
@@ -86,7 +112,8 @@ def verify(
     from farm.catalog import Catalog
 
     catalog = Catalog.load(load_settings())
-    pulled = [name for name, found in catalog.checkpoints.items() if catalog.lock_path(found).exists()]
+    entries = (*catalog.checkpoints.values(), *catalog.adapters.values())
+    pulled = [found.name for found in entries if catalog.lock_path(found).exists()]
     if not pulled and not names:
         raise InvalidJob("no checkpoint has been pulled", code="not_pulled", hint="run `farm models pull NAME`")
     found = {name: models.verify(catalog, name) for name in names or pulled}

@@ -26,7 +26,7 @@ from workers.stages.upscale_latent import UpscaleLatent
 
 SMALL = Size(64, 64)
 DEFAULTS = {
-    "text2img": "tiny", "img2img": "tiny", "inpaint": "tiny", "depth2img": "tiny-depth",
+    "text2img": "tiny", "img2img": "tiny", "inpaint": "tiny", "depth2img": "tiny-depth", "esrgan": "tiny-esrgan",
     "upscale_latent": "tiny-x2", "upscale": "tiny-x4",
 }  # fmt: skip
 
@@ -218,6 +218,7 @@ EVERY: dict[str, tuple[Stage, Any, Medium]] = {
     "upscale_latent to latents": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.LATENTS),
     "upscale_latent to image": (UpscaleLatent(num_inference_steps=4), some_latents(), Medium.IMAGE),
     "upscale": (Upscale(num_inference_steps=4), some_image(32), Medium.IMAGE),
+    "upscale in tiles": (Upscale(num_inference_steps=2, tile=64), some_image(80), Medium.IMAGE),
 }
 """Every stage with every medium: a quick stage, an input, and what it emits."""
 

@@ -20,7 +20,7 @@ from farm.stage import Medium, Stage
 from tests.stages.conftest import call, same
 from workers import adapters, pipelines
 from workers.adapters import Files, files_of
-from workers.diffusion import Lora
+from workers.diffusion import FreeU, Lora
 from workers.guidance import Control, IPAdapter
 from workers.stages.text2img import Text2Img
 
@@ -107,6 +107,7 @@ def test_a_word_has_its_meaning_only_while_it_is_asked_for(fresh: Callable[[], A
         {"controls": [Control(name="tiny-canny", image="c")]},
         {"controls": [Control(name="tiny-canny", image="c"), Control(name="tiny-pose", image="d", end=0.5)]},
         {"vae": "tiny-vae"},
+        {"freeu": FreeU()},
         {"controls": [Control(name="tiny-canny", image="c", process="canny")], "loras": [Lora(name="tiny-lora")]},
     ],
     ids=str,

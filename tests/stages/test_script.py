@@ -17,7 +17,7 @@ from farm.image import to_png
 from farm.stage import Medium, Size, Stage
 from tests.stages.conftest import DEFAULTS, call, checkpoint_source, own_images, same, side_of
 from workers import codec
-from workers.diffusion import Lora
+from workers.diffusion import FreeU, Lora
 from workers.guidance import Control, IPAdapter
 from workers.stages.depth2img import Depth2Img
 from workers.stages.img2img import Img2Img
@@ -93,6 +93,7 @@ CHAINS: list[list[Stage]] = [
         Text2Img(
             **WORDS,
             checkpoint="tiny-xl",
+            freeu=FreeU(b1=1.3),
             loras=[Lora(name="tiny-xl-lora", weight=-0.5)],
             controls=[Control(name="tiny-xl-canny", image="c")],
             num_inference_steps=5,
@@ -110,6 +111,7 @@ CHAINS: list[list[Stage]] = [
         ),
         Img2Img(prompt="(bright:0.5) sky", checkpoint="tiny-xl", weighting="a1111", num_inference_steps=5),
     ],
+    [Text2Img(**WORDS, width=96), Upscale(**WORDS, num_inference_steps=2, tile=64)],
     # a sampler by A1111's name
     [Text2Img.model_validate({**WORDS, "sampler_name": "DPM++ 2M SDE Karras", "steps": 5})],
 ]

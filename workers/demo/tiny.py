@@ -11,6 +11,8 @@ tiny-other      another VAE: its latents mean nothing to the others
 tiny-x2         latent upscaler for the space of `tiny`
 tiny-inpaint    of the inpainting kind: its UNet also sees the mask and the rest of the picture
 tiny-depth      of the depth kind: its UNet also sees a depth map, and it has an estimator of depth
+tiny-esrgan     a super-resolution network of residual blocks, x4
+tiny-compact    a compact super-resolution network, x2
 tiny-x4         image upscaler with a VAE of its own, 4 px per cell
 tiny-xl         of SDXL's kind: two text encoders, sizes as conditions, a VAE of its own
 tiny-xl-refiner of its refiner's kind: the second text encoder, a score as condition, the same VAE
@@ -30,12 +32,12 @@ from typing import Any
 
 SEEDS = {
     "tiny": 1, "tiny-style": 2, "tiny-other": 3, "tiny-x2": 4, "tiny-x4": 5, "tiny-xl": 6, "tiny-xl-refiner": 7,
-    "tiny-inpaint": 8, "tiny-depth": 9,
+    "tiny-inpaint": 8, "tiny-depth": 9, "tiny-esrgan": 10, "tiny-compact": 11,
 }  # fmt: skip
 """Names of the family with the seed of their weights."""
 VAE_SEEDS = {
     "tiny": 11, "tiny-style": 11, "tiny-x2": 11, "tiny-other": 12, "tiny-x4": 13, "tiny-xl": 14, "tiny-xl-refiner": 14,
-    "tiny-inpaint": 11, "tiny-depth": 11,
+    "tiny-inpaint": 11, "tiny-depth": 11, "tiny-esrgan": 0, "tiny-compact": 0,
 }  # fmt: skip
 """One seed, one VAE, one latent space."""
 ADAPTERS = {
@@ -69,6 +71,9 @@ def build(name: str, folder: Path) -> None:
         torch.manual_seed(vae_seed)
         vae = _vae_x4() if name == "tiny-x4" else _vae()
         torch.manual_seed(seed)
+        if name in ("tiny-esrgan", "tiny-compact"):
+            _superres(name, folder)
+            return
         parts = {"vae": vae, "text_encoder": _text_encoder(), "tokenizer": tokenizer_of(WORDS)}
         makers = {
             "tiny-x2": _upscale_latent, "tiny-x4": _upscale, "tiny-xl": _xl, "tiny-xl-refiner": _xl_refiner,
@@ -194,6 +199,30 @@ def _ip_adapter(folder: Path) -> None:
         image_size=32, patch_size=8,
     )  # fmt: skip
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+
+
+def _superres(name: str, folder: Path) -> None:
+    """Small numbers, so that they add up to a picture."""
+    import torch
+    from safetensors.torch import save_file
+
+    def conv(stem: str, takes: int, gives: int) -> dict[str, Any]:
+        return {f"{stem}.weight": 0.1 * torch.randn(gives, takes, 3, 3), f"{stem}.bias": torch.zeros(gives)}
+
+    if name == "tiny-compact":
+        tensors = conv("body.0", 3, 8) | {"body.1.weight": torch.full((8,), 0.2)} | conv("body.2", 8, 12)
+    else:
+        width, grow = 8, 4
+        tensors = conv("conv_first", 3, width) | conv("conv_last", width, 3)
+        for stem in ("conv_body", "conv_up1", "conv_up2", "conv_hr"):
+            tensors |= conv(stem, width, width)
+        for dense in ("rdb1", "rdb2", "rdb3"):
+            for index in range(4):
+                tensors |= conv(f"body.0.{dense}.conv{index + 1}", width + index * grow, grow)
+            tensors |= conv(f"body.0.{dense}.conv5", width + 4 * grow, width)
+        tensors["conv_last.bias"] += 0.5
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def _word(folder: Path) -> None:

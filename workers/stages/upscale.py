@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from farm.stage import Medium, Size
+from farm.stage import Batch, Medium, Report, Size, Source
+from workers import tiles
 from workers.diffusion import Sampled
+
+OVERLAP = 32
+"""Pixels of the input by which tiles overlap."""
+
+
+def _scheduler_again(lines: Sequence[str]) -> list[str]:
+    """The lines that give the pipeline a new scheduler: for each tile one, for they keep state."""
+    found = [f"        {line}" for line in lines if line.startswith("pipe.scheduler = ")]
+    return found or ["        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)"]
 
 
 class Upscale(Sampled):
@@ -34,6 +46,66 @@ class Upscale(Sampled):
     noise_level: int = Field(
         20, ge=0, le=350, description="noise added to the input: more invents more detail and keeps less of the input"
     )
+
+    tile: int | None = Field(
+        None,
+        ge=64,
+        le=1024,
+        multiple_of=8,
+        description="works on overlapping tiles of so many pixels of the input: any size fits into memory",
+    )
+
+    def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
+        """Images of `batch.size`, four times the given sides, one per input."""
+        if self.tile is None:
+            return super().run(pipe, batch, report)
+        rows = range(len(batch.prompts))
+        return [self._tiled(pipe, batch.alone(row), tiles.Part(report, row, len(rows))) for row in rows]
+
+    def _tiled(self, pipe: Any, batch: Batch, report: Report) -> Any:
+        """One picture in tiles. Its generator goes on from tile to tile."""
+        import numpy as np
+        from PIL import Image
+
+        (image,) = batch.given
+
+        def piece(index: int, count: int, box: tiles.Box) -> Any:
+            part = image.crop(box)
+            alone = replace(batch, given=[part], size=Size(4 * part.width, 4 * part.height))
+            (made,) = self.called(pipe, alone, tiles.Part(report, index, count), image=[part])
+            return np.asarray(made, np.float32)
+
+        made = tiles.blended(Size(*image.size), 4, self.tile or 0, OVERLAP, piece)
+        return Image.fromarray(made.round().astype(np.uint8))
+
+    def script(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
+        """A plain program that quadruples the variable `given`."""
+        if self.tile is None:
+            return super().script(named, emits, size, seed, source)
+        whole = self.lines({"image": "part"}, named, emits, size, seed, source)
+        start = whole.index("out = pipe(")
+        call = [line.replace(f'torch.Generator("cpu").manual_seed({seed})', "generator") for line in whole[start:]]
+        spans = [[*tiles.spans(side // 4, self.tile, OVERLAP)] for side in (size.height, size.width)]
+        return [
+            *whole[:start],
+            "import numpy as np",
+            f'generator = torch.Generator("cpu").manual_seed({seed})',
+            "def fading(length):",
+            "    place = np.arange(length, dtype=np.float32) + 0.5",
+            f"    return (np.minimum(place, length - place) / {4 * OVERLAP}).clip(max=1.0)",
+            f"made = np.zeros(({size.height}, {size.width}, 3), np.float32)",
+            "weights = np.zeros((*made.shape[:2], 1), np.float32)",
+            f"for top, bottom in {spans[0]}:",
+            f"    for left, right in {spans[1]}:",
+            f"        part = {named['given']}.crop((left, top, right, bottom))",
+            *_scheduler_again(whole[:start]),
+            *(f"        {line}" for line in call),
+            "        piece = np.asarray(out, np.float32)",
+            "        weight = (fading(piece.shape[0])[:, None] * fading(piece.shape[1])[None, :])[..., None]",
+            "        made[4 * top : 4 * bottom, 4 * left : 4 * right] += piece * weight",
+            "        weights[4 * top : 4 * bottom, 4 * left : 4 * right] += weight",
+            "out = Image.fromarray((made / weights).round().astype(np.uint8))",
+        ]
 
     def arguments(self, family: str, size: Size) -> dict[str, Any]:
         """With `noise_level`."""
