@@ -111,7 +111,7 @@ class Checkpoint(Weights):
 
 
 class Adapter(Weights):
-    """Named weights that go on top of a checkpoint's: LoRA, textual inversion, IP-Adapter, ControlNet, or a VAE."""
+    """Named weights beside a checkpoint's: LoRA, textual inversion, IP-Adapter, ControlNet, VAE, safety checker."""
 
     type: AdapterType
     weights: str | None = Field(
@@ -124,7 +124,7 @@ class Adapter(Weights):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        folder = self.type in ("controlnet", "vae")
+        folder = self.type in ("controlnet", "vae", "safety_checker")
         if folder and self.file is not None:
             raise ValueError(f"a {self.type} is a folder: its config.json says what it is")
         if not folder and self.file is None and self.weights is None:

@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "stale_token": "The lease on this work is lost; its output is not taken.",
     "stage_failed": "A stage failed.",
     "nan_output": "The pipeline produced NaN or infinite values.",
+    "unsafe_output": "The farm's safety checker refuses the picture.",
     "bad_prompt": "The prompt cannot be read in the syntax of weights that was asked for.",
     "bad_output": "The pipeline produced something else than the chain expects.",
     "gpu_oom": "The device's memory does not suffice for this stage.",

@@ -210,7 +210,8 @@ def _hub(checkpoint: Weights, source: Path | None) -> Iterator[None]:
 def _index(checkpoint: Weights) -> str:
     """A small file that a repository of this kind has: with it, its commit is found."""
     if isinstance(checkpoint, Adapter):
-        return "config.json" if checkpoint.type in ("controlnet", "vae") else str(checkpoint.weights)
+        known = {"controlnet": "config.json", "vae": "config.json", "safety_checker": "safety_checker/config.json"}
+        return known.get(checkpoint.type) or str(checkpoint.weights)
     return "model_index.json"
 
 
@@ -219,6 +220,10 @@ def _wanted_of_adapter(adapter: Adapter, names: set[str]) -> list[str]:
     if adapter.type in ("controlnet", "vae"):
         variant = f".{adapter.variant}" if adapter.variant else ""
         wanted = {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}
+    elif adapter.type == "safety_checker":
+        variant = f".{adapter.variant}" if adapter.variant else ""
+        wanted = {"safety_checker/config.json", f"safety_checker/model{variant}.safetensors"}
+        wanted.add("feature_extractor/preprocessor_config.json")
     else:
         wanted = {str(adapter.weights)}
     if adapter.image_encoder is not None:

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     drain_grace_s: float = Field(
         25, ge=0, description="on SIGTERM a worker is gone within so long: its stage is done or given back, seconds"
     )
+    safety: Literal["off", "tag", "blur", "refuse"] = Field(
+        "off", description="what a worker does with a picture that its safety checker finds"
+    )
+    safety_checker: str = Field("safety-checker", description="the catalog's entry of that checker")
     deadline_s: float = Field(
         86400, gt=0, le=31536000, description="a job not done so long after its submit expires, seconds"
     )

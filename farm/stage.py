@@ -61,7 +61,7 @@ class Upload:
     """The submit fits it, by the chain's own rule, to the size of what the stage is given or emits."""
 
 
-AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae"]
+AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae", "safety_checker"]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
 from farm.store import Store
-from workers import adapters, codec, pipelines
+from workers import adapters, codec, pipelines, safety
 from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
 from workers.result import Result, publish, upload
 from workers.spool import Full, Spool
@@ -106,6 +106,7 @@ class Worker:
         self._pipes: dict[str, Any] = {}
         self._loaded: dict[str, dict[str, Any]] = {}
         self._checked: dict[tuple[str, str], adapters.Files] = {}
+        self._checker: safety.Checker | None = None
         self._lock = threading.Lock()
 
     def load(self) -> None:
@@ -301,13 +302,30 @@ class Worker:
             content_type = "application/octet-stream"
             found["space"] = space.name
         else:
+            output, tags = self._judged(output)
             data = to_png(output, {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made})
             content_type = "image/png"
             found["pixels"] = hash_pixels(output)
             if codec.is_black(output):
-                found["tags"] = ["black"]
+                tags.append("black")
+            if tags:
+                found["tags"] = tags
         found |= {"bytes": len(data), "blob": hashlib.sha256(data).hexdigest()}
         return Result(work.claim, found, content_type, data)
+
+    def _judged(self, image: Any) -> tuple[Any, list[str]]:
+        """The image that the farm's safety policy hands on, and its tags. Raises StageFailed."""
+        if self.settings.safety == "off":
+            return image, []
+        if self._checker is None:
+            entry = self.catalog.adapters.get(self.settings.safety_checker)
+            if entry is None or entry.type != "safety_checker":
+                name = self.settings.safety_checker
+                raise FarmError(
+                    f"FARM_SAFETY_CHECKER: the catalog has no safety checker {name}", code="unknown_adapter"
+                )
+            self._checker = safety.Checker(adapters.files_of(self.catalog, entry), self.device)
+        return safety.applied(self.settings.safety, self._checker, image)
 
     def _publish(self, claim: Claim) -> Commit:
         """Writes the readable results of an output that is in the store already; the commit that says so."""

@@ -43,6 +43,7 @@ VAE_SEEDS = {
 ADAPTERS = {
     "tiny-lora": 21, "tiny-lora-2": 22, "tiny-lora-3": 23, "tiny-xl-lora": 24, "tiny-canny": 25, "tiny-pose": 26,
     "tiny-xl-canny": 27, "tiny-ip": 28, "tiny-word": 29, "tiny-vae": 30,
+    "tiny-prude": 31, "tiny-lax": 32,
 }  # fmt: skip
 """Names of adapters with the seed of their weights."""
 TEXT_WIDTH = 32
@@ -146,6 +147,8 @@ def _adapter(name: str, folder: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ADAPTERS[name])
         make = {"tiny-ip": _ip_adapter, "tiny-word": _word, "tiny-canny": _control, "tiny-pose": _control}
+        make["tiny-prude"] = lambda folder: _safety(folder, threshold=-1.0)
+        make["tiny-lax"] = lambda folder: _safety(folder, threshold=1.0)
         make["tiny-vae"] = lambda folder: _vae().save_pretrained(folder)
         make["tiny-xl-canny"] = lambda folder: _control(folder, xl=True)
         make.get(name, lambda folder: _lora(folder, xl="xl" in name))(folder)
@@ -199,6 +202,21 @@ def _ip_adapter(folder: Path) -> None:
         image_size=32, patch_size=8,
     )  # fmt: skip
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+
+
+def _safety(folder: Path, threshold: float) -> None:
+    """A checker that finds something in every picture (`threshold` -1), or in none (1)."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessorPil
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": 32, "patch_size": 8}
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=TEXT_WIDTH))
+    checker.concept_embeds.data.normal_()
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.save_pretrained(folder / "safety_checker")
+    side = {"height": 32, "width": 32}
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder / "feature_extractor")
 
 
 def _superres(name: str, folder: Path) -> None:
