@@ -92,6 +92,7 @@ def call(
     negatives: Sequence[str] = ("a blue cat",),
     report: Recorder | None = None,
     frugal: bool = False,
+    files: dict[str, Any] | None = None,
 ) -> list[Any]:
     """The outputs of one call with one member per seed."""
     batch = Batch(
@@ -101,7 +102,8 @@ def call(
         negative_prompts=list(negatives) * (len(seeds) // len(negatives)),
         given=list(given) * (len(seeds) // len(given)),
         generators=[pipelines.generator(seed) for seed in seeds],
-        adapters={name: files_of(CATALOG[0], CATALOG[0].adapters[name]) for name, _ in stage.adapters().values()},
+        adapters=files
+        or {name: files_of(CATALOG[0], CATALOG[0].adapters[name]) for name, _ in stage.adapters().values()},
         uploads=[own_images(stage, side_of(given[0]) or size or Size(64, 64))] * len(seeds),
         frugal=frugal,
     )
