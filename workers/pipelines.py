@@ -216,6 +216,16 @@ def as_class(pipe: Any, class_name: str, **beside: Any) -> Any:
     return made
 
 
+def unread(pipe: Any, text: str) -> str:
+    """The end of `text` that is beyond what the text encoder of `pipe` takes; "" where all of it is read."""
+    tokenizer = getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)
+    if tokenizer is None:
+        return ""
+    tokens = tokenizer(text, truncation=False).input_ids
+    # The last one that fits is the end marker's.
+    return str(tokenizer.decode(tokens[tokenizer.model_max_length - 1 : -1])).strip()
+
+
 @contextmanager
 def _inner_model(pipe: Any, clip_skip: int | None) -> Iterator[None]:
     """Lets diffusers' clip_skip find the text encoder's inner model, which transformers 5.6 made flat.

@@ -294,6 +294,7 @@ class Worker:
     def _encode(self, work: Work, output: Any, batch: Batch, row: int) -> Result:
         """One output as bytes, and what the ledger will say of it."""
         made = [*(work.given or {}).get("made", []), self._made(row, len(batch.given))]
+        unread = self._unread(work)
         found: dict[str, Any] = {"v": 1, "medium": batch.emits.value, "size": list(batch.size), "made": made}
         if batch.emits is Medium.LATENTS:
             space, checkpoint = self.catalog.spaces[work.recipe["checkpoint"]["space"]], work.recipe["checkpoint"]
@@ -310,8 +311,18 @@ class Worker:
                 tags.append("black")
             if tags:
                 found["tags"] = tags
+        if unread:
+            found["unread"] = unread
         found |= {"bytes": len(data), "blob": hashlib.sha256(data).hexdigest()}
         return Result(work.claim, found, content_type, data)
+
+    def _unread(self, work: Work) -> str:
+        """What a stage's text encoder did not read of its prompts."""
+        if not work.stage.needs_torch or getattr(work.stage, "weighting", "none") != "none":
+            return ""
+        pipe = self._pipes[work.claim.queue]
+        texts = (work.stage.prompt or "", work.stage.negative_prompt or "")
+        return " … ".join(filter(None, (pipelines.unread(pipe, text) for text in texts)))
 
     def _judged(self, image: Any) -> tuple[Any, list[str]]:
         """The image that the farm's safety policy hands on, and its tags. Raises StageFailed."""

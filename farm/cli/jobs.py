@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +88,17 @@ def show(job: Id) -> Outcome:
     lines += [
         Table(heads, rows),
         *(f"stage {stage.index}: {stage.message}" for stage in record.stages if stage.message),
+        *(line for stage in record.stages if stage.output for line in _remarks(stage.index, json.loads(stage.output))),
     ]
     return Outcome(data, [*lines, *results])
+
+
+def _remarks(index: int, output: dict[str, Any]) -> Iterator[str]:
+    """What is to be said of a stage's output."""
+    if output.get("tags"):
+        yield f"stage {index}: {', '.join(output['tags'])}"
+    if output.get("unread"):
+        yield f"stage {index}: the prompt is too long; not read was: {output['unread']}"
 
 
 @app.command("wait")
