@@ -49,7 +49,11 @@ class Space(_Entry):
         return self
 
 
-Family = Literal["sd", "sd-depth", "sdxl", "sdxl-refiner", "esrgan-x2", "esrgan-x4"]
+Family = Literal["sd", "sd2", "sd2-depth", "sdxl", "sdxl-refiner", "esrgan-x2", "esrgan-x4"]
+ADAPTED_AS: dict[str, str] = {"sd2-depth": "sd2"}
+"""Families whose adapters are those of another one."""
+_INSIDE = r"^(?!.*\.\.)[\w-][\w./-]*"
+"""A path that does not lead out of its folder."""
 
 
 class Switches(_Entry):
@@ -79,7 +83,7 @@ class Weights(_Entry):
     file: str | None = Field(None, description="single safetensors file")
     build: str | None = Field(None, pattern=r"^[A-Za-z_][\w.]*$", description="module that builds it locally")
     variant: Literal["fp16"] | None = None
-    family: Family = Field("sd", description="which pipelines it is made for: sd is Stable Diffusion 1.x and 2.x")
+    family: Family = Field("sd", description="what it is made for: sd is Stable Diffusion 1.x, sd2 is 2.x")
     licence: str = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -115,12 +119,13 @@ class Adapter(Weights):
 
     type: AdapterType
     weights: str | None = Field(
-        None, pattern=r"^[\w./-]+\.safetensors$", description="the file in a repo or folder that holds them"
+        None, pattern=_INSIDE + r"\.safetensors$", description="the file in a repo or folder that holds them"
     )
     token: str | None = Field(None, min_length=1, max_length=64, description="the word of a textual inversion")
     image_encoder: str | None = Field(
-        None, description="folder of an IP-Adapter's image encoder, in the repo or folder"
+        None, pattern=_INSIDE + "$", description="folder of an IP-Adapter's image encoder, in the repo or folder"
     )
+    space: str | None = Field(None, description="latent space of a vae")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -131,8 +136,10 @@ class Adapter(Weights):
             raise ValueError(f"weights names the file that holds the {self.type}")
         if (self.type == "textual_inversion") != (self.token is not None):
             raise ValueError("token is the word of a textual_inversion, and each has one")
-        if (self.type == "ip_adapter") != (self.image_encoder is not None):
-            raise ValueError("image_encoder is the folder of an ip_adapter's encoder, and each has one")
+        if (self.type == "ip_adapter") != (self.image_encoder is not None) or (self.image_encoder and self.file):
+            raise ValueError("image_encoder is the folder of an ip_adapter's encoder, in its repo or folder")
+        if (self.type == "vae") != (self.space is not None):
+            raise ValueError("space is the latent space of a vae, and each has one")
         return self
 
 
@@ -225,13 +232,18 @@ class Catalog(_Entry):
             )
         return self.checkpoints[name]
 
-    def adapter(self, name: str, type_: AdapterType, family: str, loc: str) -> Adapter:
-        """The adapter `name`, which goes on checkpoints of `family`.
+    def adapter(self, name: str, type_: AdapterType, checkpoint: Checkpoint, loc: str) -> Adapter:
+        """The adapter `name`, which goes on `checkpoint`.
 
         Raises:
             InvalidJob: (`unknown_adapter`, `wrong_adapter`) names the field at `loc` and what it may hold.
         """
-        fitting = sorted(each.name for each in self.adapters.values() if (each.type, each.family) == (type_, family))
+        family = ADAPTED_AS.get(checkpoint.family, checkpoint.family)
+        fitting = sorted(
+            each.name
+            for each in self.adapters.values()
+            if (each.type, each.family) == (type_, family) and each.space in (None, checkpoint.space)
+        )
         choose = f"choose one of {', '.join(fitting)}" if fitting else f"the catalog has no {type_} for {family}"
         if name not in self.adapters:
             msg = f"{name!r} is not in the catalog; {choose}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -13,10 +14,10 @@ from uuid import NAMESPACE_OID, uuid5
 
 from farm.broker import Broker
 from farm.catalog import Catalog
-from farm.chain import Chain, override, parse_chain, read_chain_file
+from farm.chain import MAX_DEPTH, Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
-from farm.image import Fit, fit, natural_size, read_input, read_recipe, to_png
+from farm.image import Fit, fit, natural_size, png_size, read_input, read_recipe, to_png
 from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan, recipe_key, stage_of
 from farm.ledger import CHUNK, Ledger
 from farm.records import JobRecord, Quarantined, StageEntry, Submission, Submitted
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageSource = str | Path | bytes
+REFERENCE_SIDE = 1024
+"""Longest side at which a reference picture is stored, pixels: image encoders see 224 to 448."""
 BYTES = "bytes:"
 """How the client names images that were given as bytes, until they are stored."""
 NEWEST = 200
@@ -134,24 +137,29 @@ class Farm:
         ]
         return parsed.model_copy(update={"stages": tuple(stages)})
 
-    def _named(self, value: Any) -> Any:
+    def _named(self, value: Any, depth: int = 0) -> Any:
         """`value` with each file's bytes in it as a name, under which they are kept, and each path as text."""
+        if depth > MAX_DEPTH:
+            raise InvalidJob(errors=(FieldError("stages", "nested too deep"),))
         if isinstance(value, bytes):
             name = BYTES + hashlib.sha256(value).hexdigest()
             self._bytes[name] = value
             return name
         if isinstance(value, Mapping):
-            return {key: self._named(item) for key, item in value.items()}
+            return {key: self._named(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self._named(item) for item in value]
+            return [self._named(item, depth + 1) for item in value]
         return str(value) if isinstance(value, Path) else value
 
     def _located(self, value: str, folder: Path) -> str:
         """A file's path, in the chain file's `folder` or the current one, as an absolute one."""
         if value.startswith((STORED, BYTES)):
             return value
-        beside = folder / Path(value).expanduser()
-        return str((beside if beside.exists() else Path(value).expanduser()).absolute())
+        try:
+            path = Path(value).expanduser()
+            return str((folder / path if (folder / path).exists() else path).absolute())
+        except (OSError, RuntimeError, ValueError):  # too long a name, a user that nobody is, a null byte
+            return value  # reading it will say what is wrong
 
     def jobs_of(
         self,
@@ -197,6 +205,7 @@ class Farm:
                 self.ledger.ping()  # where no job can be written, no image is left behind
         for image in images:
             self.inbox.put_blob(image, "image/png")
+        self._bytes.clear()
 
     def _fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
         """`chain` with the images that its stages name as they will see them, and those that the store lacks."""
@@ -206,15 +215,31 @@ class Farm:
         for item in plan(chain, self.catalog, self.settings, image):
             named = {}
             for loc, (value, mark) in item.stage.uploads().items():
-                picture = self._picture(value, f"stages.{item.index}.{loc}")
-                sizes = {"given": item.given or item.size, "emitted": item.size, None: Size(*picture.size)}
-                size = sizes[mark.fitted]
-                data = to_png(fit(picture, size, chain.fit))
+                where = f"stages.{item.index}.{loc}"
+                size = {"given": item.given or item.size, "emitted": item.size, None: None}[mark.fitted]
+                if value.startswith(STORED) and self._is_stored(value, size, where):
+                    continue  # as it was fitted before
+                picture = self._picture(value, where)
+                if mark.shows and not picture.getbbox():
+                    told = "all black: nothing would be drawn; white is what is drawn anew"
+                    raise InvalidJob(errors=(FieldError(where, told, "bad_image"),))
+                if size is None:
+                    picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
+                data = to_png(fit(picture, size, chain.fit) if size else picture)
                 named[loc] = STORED + hashlib.sha256(data).hexdigest()
-                if named[loc] != value:
-                    fresh.append(data)
-            stages.append(item.stage.with_uploads(named))
+                fresh.append(data)
+            stages.append(item.stage.with_uploads(named) if named else item.stage)
         return chain.model_copy(update={"stages": tuple(stages)}), fresh
+
+    def _is_stored(self, value: str, size: Size | None, loc: str) -> bool:
+        """Whether `value` is stored, at `size` if one is needed. Raises InvalidJob at `loc` where it is not stored."""
+        sha256 = value.removeprefix(STORED)
+        if re.fullmatch("[0-9a-f]{64}", sha256) is None or not self.inbox.exists(sha256):
+            raise InvalidJob(errors=(FieldError(loc, "no such image is stored; give the file", "bad_image"),))
+        if size is None:
+            return True
+        data = self.inbox.get_blob(sha256, self.settings.max_area * 4)
+        return png_size(data) == size
 
     def _picture(self, value: str, loc: str) -> Image:
         """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
@@ -247,8 +272,9 @@ class Farm:
     def input_size(self, chain: Chain, image: Size) -> Size:
         """The size that an input image of the size `image` is fitted to, so that all stages of `chain` take it."""
         first = chain.stages[0]
-        native = self.catalog.checkpoint(first, "stages.0").native
-        return first.input_size(natural_size(*image, native, self.settings.max_side, input_multiple(chain)))
+        # Twice the trained side is as much as a checkpoint draws at once without repeating itself.
+        area = 4 * self.catalog.checkpoint(first, "stages.0").native ** 2 if first.whole() else self.settings.max_area
+        return first.input_size(natural_size(*image, area, self.settings.max_side, input_multiple(chain)))
 
     def submit(self, jobs: Sequence[Job]) -> list[JobHandle]:
         """Hands `jobs` to the ledger. What is answered is durable; where a reply is lost, the same jobs are sent again.

@@ -55,6 +55,8 @@ CODES: dict[str, str] = {
     "stale_token": "The lease on this work is lost; its output is not taken.",
     "stage_failed": "A stage failed.",
     "nan_output": "The pipeline produced NaN or infinite values.",
+    "image_lost": "An image that a stage names is gone from the store, or damaged.",
+    "wrong_policy": "The job was submitted without the safety policy that the farm's workers have.",
     "unsafe_output": "The farm's safety checker refuses the picture.",
     "bad_prompt": "The prompt cannot be read in the syntax of weights that was asked for.",
     "bad_output": "The pipeline produced something else than the chain expects.",

@@ -96,16 +96,23 @@ def fit(image: Image.Image, size: Size, how: Fit) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def natural_size(width: int, height: int, native: int, max_side: int, multiple: int = 8) -> Size:
+def png_size(data: bytes) -> Size | None:
+    """The size that a PNG says it has; None for anything else."""
+    # Source: PNG specification, 5.2 and 11.2.2.
+    if len(data) < 24 or not data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"):
+        return None
+    return Size(*struct.unpack(">II", data[16:24]))
+
+
+def natural_size(width: int, height: int, area: int, max_side: int, multiple: int = 8) -> Size:
     """The size at which an input is redrawn if nobody says one, in pixels: its own, as far as the checkpoint can.
 
-    Smaller than 64 on a side: scaled up. Larger than 4 × native² in area (twice the trained side; beyond it a
-    checkpoint repeats itself) or than `max_side`: scaled down. The aspect is kept, then each side is rounded down to a
-    `multiple` (at least the VAE's factor), but never below 64, even where that breaks the area of a very long image.
+    Smaller than 64 on a side: scaled up. Larger than `area` (in pixels) or than `max_side`: scaled down. The aspect is
+    kept, then each side is rounded down to a `multiple` (at least the VAE's factor), but never below 64, even where that
+    breaks the area of a very long image.
     """
     if min(width, height) < MIN_SIDE:
         width, height = width * MIN_SIDE // min(width, height), height * MIN_SIDE // min(width, height)
-    area = 4 * native * native
     if width * height > area:
         # side × sqrt(area / (width × height)), in whole numbers so that every machine agrees
         width, height = isqrt(area * width // height), isqrt(area * height // width)

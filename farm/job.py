@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.catalog import Catalog, Checkpoint, Space
+from farm.catalog import Adapter, Catalog, Checkpoint, Space
 from farm.chain import Chain
 from farm.errors import FieldError, InvalidJob
 from farm.records import LANES, Lane
@@ -31,6 +31,8 @@ from farm.stage import MAX_SEED, STORED, Medium, Size, Stage, kinds
 
 MAX_DEADLINE_S = 31536000
 """Longest deadline of a job: a year."""
+_BESIDE = ("controls", "vae", "weighting", "embeddings", "ip_adapters")
+"""Fields for which something lies on the device beside the models that are moved to and fro."""
 _STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
 _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 
@@ -151,11 +153,9 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
         if wrong := list(stage.fits(checkpoint.family)):
             found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
-        if checkpoint.switches.fuse_qkv_projections and getattr(stage, "loras", None):
-            msg = f"{checkpoint.name} is run with fuse_qkv_projections, which leaves no place for LoRAs"
-            raise _wrong(f"stages.{index}.loras", msg, "wrong_adapter")
+        _check_switches(index, stage, checkpoint)
         for loc, (name, mark) in stage.adapters().items():
-            catalog.adapter(name, mark.type, checkpoint.family, f"stages.{index}.{loc}")
+            catalog.adapter(name, mark.type, checkpoint, f"stages.{index}.{loc}")
     _check_schedule(-1, None, chain.stages[0], Medium.IMAGE)
     medium, size, planned = _start(chain.stages[0], image), image, []
     for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
@@ -176,7 +176,8 @@ def input_multiple(chain: Chain) -> int:
     """What the sides of an input image must be multiples of, in pixels, for all stages of `chain` to take them."""
     multiple, scale = 8, 1
     for stage in chain.stages:
-        multiple, scale = max(multiple, stage.multiple // scale), scale * stage.scale
+        grown = stage.output_size(Size(64, 64), 64).width // 64
+        multiple, scale = max(multiple, stage.multiple // scale), scale * grown
     return multiple
 
 
@@ -230,6 +231,21 @@ def _edge(index: int, giver: Stage, ours: Checkpoint, taker: Stage, theirs: Chec
     )
 
 
+def _check_switches(index: int, stage: Stage, checkpoint: Checkpoint) -> None:
+    """Refuses what has no place on a checkpoint that is run otherwise than it was made."""
+    switches = checkpoint.switches
+    why = {
+        "fuse_qkv_projections": switches.fuse_qkv_projections and ("loras", "ip_adapters"),
+        "attention: sliced": switches.attention == "sliced" and ("ip_adapters",),
+        f"offload: {switches.offload}": switches.offload != "none" and _BESIDE,
+    }
+    for switch, names in why.items():
+        for name in names or ():
+            if getattr(stage, name, None) not in (None, [], "none"):
+                msg = f"{checkpoint.name} is run with {switch}, which leaves no place for {name}"
+                raise _wrong(f"stages.{index}.{name}", msg, "wrong_adapter")
+
+
 def _check_schedule(index: int, giver: Stage | None, taker: Stage | None, medium: Medium) -> None:
     """Refuses stages of which one stops in the middle of a schedule and the next does not go on right there."""
     left, begun = getattr(giver, "denoising_end", None), getattr(taker, "denoising_start", None)
@@ -244,8 +260,17 @@ def _check_schedule(index: int, giver: Stage | None, taker: Stage | None, medium
         msg = f"the stage before has {before}; both must be the same"
         raise _wrong(f"{theirs}.denoising_start", msg, "schedule_mismatch")
     if medium is not Medium.LATENTS:
-        msg = "needs latents, and these two checkpoints do not share a latent space"
+        msg = (
+            "needs latents, but an image passes between these two: the checkpoints do not share a latent space, or "
+            "a ControlNet follows the input"
+        )
         raise _wrong(f"{theirs}.denoising_start", msg, "schedule_mismatch")
+    if getattr(giver, "scheduler", None) is None:
+        msg = "name it in both halves of a schedule: the checkpoints' own may differ"
+        raise _wrong(f"{ours}.scheduler", msg, "schedule_mismatch")
+    steps, left = getattr(giver, "steps", 0), left or 0.0
+    if min(steps * left, steps * (1 - left)) < 1:
+        raise _wrong(f"{ours}.denoising_end", f"{left} of {steps} steps leaves one half without a step", "no_steps")
     for name in ("num_inference_steps", "timesteps", "scheduler", "scheduler_options"):
         if getattr(giver, name, None) != getattr(taker, name, None):
             msg = f"the two halves of one schedule need the same {name}; set it as in stage {index}"
@@ -325,6 +350,7 @@ def make_job(
     key = f"{new_id() if idempotency_key is None else idempotency_key}#{index}"
     planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
     for item in planned:
+        _check_encoders(item, catalog)
         for loc, (value, _) in item.stage.uploads().items():
             if not _STORED.fullmatch(value):
                 raise _wrong(
@@ -343,9 +369,24 @@ def make_job(
     keys: list[str] = []
     for item in planned:
         before = keys[-1] if keys else image and {"image": image.sha256}
-        recipes.append(_recipe(item, chain, catalog, seed, before))
+        recipes.append(_recipe(item, chain, catalog, settings, seed, before))
         keys.append(recipe_key(recipes[-1]))
     return Job(new_id(), chain, seed, image, planned, tuple(recipes), tuple(keys), key, lane, priority, deadline_s, run)
+
+
+def _check_encoders(item: PlannedStage, catalog: Catalog) -> None:
+    """Refuses image prompts of one stage that were made for different image encoders: there is one at a time."""
+    seen: dict[str, str] = {}
+    for loc, (name, mark) in item.stage.adapters().items():
+        if mark.type == "ip_adapter":
+            adapter = catalog.adapters[name]
+            files = catalog.lock(adapter).files.items()
+            inside = {path: sha256 for path, sha256 in files if path.startswith(f"{adapter.image_encoder}/")}
+            seen.setdefault(",".join(sorted(inside.values())), name)
+            if len(seen) > 1:
+                first = next(iter(seen.values()))
+                msg = f"{name} and {first} were made for different image encoders; use them in different stages"
+                raise _wrong(f"stages.{item.index}.{loc}", msg, "wrong_adapter")
 
 
 def weights_of(catalog: Catalog, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -354,41 +395,64 @@ def weights_of(catalog: Catalog, checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         InvalidJob: (`not_pulled`) the files' hashes are not recorded yet.
     """
+    switches = checkpoint.switches.model_dump(exclude_defaults=True, exclude={"offload", "slicing"})
     return {
         "name": checkpoint.name,
         "manifest": catalog.lock(checkpoint).manifest,
         "variant": checkpoint.variant,
         "dtype": checkpoint.dtype,
         "space": checkpoint.space,
-        "switches": checkpoint.switches.model_dump(exclude_defaults=True, exclude={"offload", "slicing"}),
+        **({"switches": switches} if switches else {}),
     }
 
 
-def adapters_of(catalog: Catalog, stage: Stage) -> dict[str, str]:
-    """What a recipe says of its adapters: the hash of each one's files, by name.
+def _first(own: str | None, shared: str) -> str:
+    return shared if own is None else own
+
+
+def adapter_of(catalog: Catalog, adapter: Adapter) -> dict[str, Any]:
+    """What a recipe says of an adapter: which files, and how they are read.
 
     Raises:
         InvalidJob: (`not_pulled`) the files' hashes are not recorded yet.
     """
-    names = {name for name, _ in stage.adapters().values()}
-    return {name: catalog.lock(catalog.adapters[name]).manifest for name in sorted(names)}
+    told = adapter.model_dump(include={"variant", "weights", "token", "image_encoder"}, exclude_none=True)
+    return {"manifest": catalog.lock(adapter).manifest, **told}
 
 
-def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, seed: int, given: Any) -> dict[str, Any]:
+def safety_of(catalog: Catalog, settings: Settings) -> dict[str, Any]:
+    """What a recipe says of the farm's safety policy.
+
+    Raises:
+        InvalidJob: (`unknown_adapter`) FARM_SAFETY_CHECKER names no safety checker; (`not_pulled`) it is not here.
+    """
+    entry = catalog.adapters.get(settings.safety_checker)
+    if entry is None or entry.type != "safety_checker":
+        message = f"FARM_SAFETY_CHECKER: the catalog has no safety checker {settings.safety_checker}"
+        raise InvalidJob(message, code="unknown_adapter")
+    return {"policy": settings.safety, "name": entry.name, "checker": adapter_of(catalog, entry)}
+
+
+def _recipe(
+    item: PlannedStage, chain: Chain, catalog: Catalog, settings: Settings, seed: int, given: Any
+) -> dict[str, Any]:
     """All that decides the output of one stage; no job id, time or attempt."""
     stage = item.stage
+    last = item.index + 1 == len(chain.stages)
+    named = {name: adapter_of(catalog, catalog.adapters[name]) for name, _ in stage.adapters().values()}
     shared = {"kind", "checkpoint", "seed", "prompt", "negative_prompt", "width", "height"}
     return {
         "kind": stage.kind,
         "version": stage.version,
         "parameters": {
             **stage.model_dump(mode="json", exclude=shared),
-            "prompt": chain.prompt if stage.prompt is None else stage.prompt,
-            "negative_prompt": chain.negative_prompt if stage.negative_prompt is None else stage.negative_prompt,
+            "prompt": _first(stage.prompt, chain.prompt) if stage.draws else "",
+            "negative_prompt": _first(stage.negative_prompt, chain.negative_prompt) if stage.draws else "",
         },
         "checkpoint": weights_of(catalog, item.checkpoint),
-        "adapters": adapters_of(catalog, stage),
-        "seed": stage_seed(seed, item.index) if stage.seed is None else stage.seed,
+        **({"adapters": named} if named else {}),
+        **({"safety": safety_of(catalog, settings)} if last and settings.safety != "off" else {}),
+        "seed": (stage_seed(seed, item.index) if stage.seed is None else stage.seed) if stage.draws else 0,
         "size": list(item.size),
         "emits": item.emits.value,
         "exact": chain.exact,

@@ -44,27 +44,29 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         for loc, (value, _) in stage.uploads().items():
             named[loc] = f"{loc.replace('.', '_')}_{index}"
             lines += [f"# {uri(value.removeprefix(STORED))}", f"{named[loc]} = Image.open({file_of(value)!r})"]
-        extra = {each: adapter_source(catalog, each) for each, _ in stage.adapters().values()}
-        source = replace(source, adapters=extra)
+        extra = {
+            each: adapter_source(catalog, each, recipe["checkpoint"]["dtype"]) for each, _ in stage.adapters().values()
+        }
+        source = replace(source, adapters=extra, switches=recipe["checkpoint"].get("switches", {}))
         lines += stage.script(named, Medium(recipe["emits"]), Size(*recipe["size"]), recipe["seed"], source)
         given = f"given_{index + 1}"
         lines.append(f"{given} = out")
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
 
 
-def adapter_source(catalog: Catalog, name: str) -> str:
-    """The arguments that load the adapter `name` from its local files."""
+def adapter_source(catalog: Catalog, name: str, dtype: str) -> str:
+    """The arguments that load the adapter `name` from its local files; of an image prompt, its three parts."""
     if name not in catalog.adapters:
         raise InvalidJob(f"the catalog here has no adapter {name}", code="unknown_adapter")
     adapter = catalog.adapters[name]
     path = catalog.path(adapter)
     if adapter.type in ("controlnet", "vae"):
         variant = f", variant={adapter.variant!r}" if adapter.variant else ""
-        return f"{str(path)!r}{variant}, use_safetensors=True, local_files_only=True"
+        return f"{str(path)!r}{variant}, use_safetensors=True, local_files_only=True, torch_dtype=torch.{dtype}"
     folder, weights = (path, str(adapter.weights)) if adapter.weights else (path.parent, path.name)
     found = f"{str(folder)!r}, weight_name={weights!r}"
     if adapter.type == "ip_adapter":
-        return f"{found}, subfolder='', image_encoder_folder={adapter.image_encoder!r}, local_files_only=True"
+        return f"{str(folder)!r} | {weights!r} | {adapter.image_encoder!r}"
     token = f", token={adapter.token!r}" if adapter.token else ""
     return f"{found}{token}, use_safetensors=True, local_files_only=True"
 
@@ -79,11 +81,12 @@ def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> Source:
     path = catalog.path(checkpoint)
     if checkpoint.file is not None:
         arguments = f"{str(path)!r}, config={checkpoint.config!r}, local_files_only=True, torch_dtype=torch.{dtype}"
-        return Source(checkpoint.family, arguments, is_file=True)
+        return Source(checkpoint.family, arguments, is_file=True, path=str(path))
     if path.exists() or checkpoint.repo is None:
         where = f"{str(path)!r}, local_files_only=True"
     else:
         revision = checkpoint.revision or catalog.lock(checkpoint).revision
         where = f"{checkpoint.repo!r}, revision={revision!r}"
     variant = f", variant={checkpoint.variant!r}" if checkpoint.variant else ""
-    return Source(checkpoint.family, f"{where}{variant}, torch_dtype=torch.{dtype}, use_safetensors=True")
+    arguments = f"{where}{variant}, torch_dtype=torch.{dtype}, use_safetensors=True"
+    return Source(checkpoint.family, arguments, path=str(path) if path.exists() else "")

@@ -86,6 +86,11 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Which scheduler knows an option."""
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+"""Options of which a scheduler takes one."""
+FEW_STEPS = ("LCMScheduler", "TCDScheduler")
+MOST_FEW_STEPS = 50
+"""Steps that these two were distilled from: they refuse more. Source: diffusers' `original_inference_steps`."""
 TAKE_TIMESTEPS = (
     "DDPMScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "EulerDiscreteScheduler",
     "HeunDiscreteScheduler", "LCMScheduler", "TCDScheduler",
@@ -98,9 +103,11 @@ class SchedulerOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    use_karras_sigmas: bool = Field(False, description="noise levels after Karras et al. 2022, arXiv:2206.00364, eq. 5")
-    use_exponential_sigmas: bool = Field(False, description="noise levels evenly spaced in their logarithm")
-    use_beta_sigmas: bool = Field(False, description="noise levels after a beta distribution, arXiv:2407.12173")
+    use_karras_sigmas: bool | None = Field(
+        None, description="noise levels after Karras et al. 2022, arXiv:2206.00364, eq. 5"
+    )
+    use_exponential_sigmas: bool | None = Field(None, description="noise levels evenly spaced in their logarithm")
+    use_beta_sigmas: bool | None = Field(None, description="noise levels after a beta distribution, arXiv:2407.12173")
     timestep_spacing: Literal["leading", "linspace", "trailing"] | None = Field(
         None, description="which timesteps are picked, arXiv:2305.08891, table 2; default: the checkpoint's"
     )
@@ -109,26 +116,33 @@ class SchedulerOptions(BaseModel):
     )
     solver_order: int | None = Field(None, ge=1, le=3, description="2 with a prompt, 3 without is diffusers' advice")
     final_sigmas_type: Literal["zero", "sigma_min"] | None = Field(None, description="noise level of the last step")
-    rescale_betas_zero_snr: bool = Field(False, description="begin in pure noise, arXiv:2305.08891, §3.1")
+    rescale_betas_zero_snr: bool | None = Field(None, description="begin in pure noise, arXiv:2305.08891, §3.1")
 
     def given(self) -> dict[str, Any]:
         """The options that were set, by name."""
-        return self.model_dump(exclude_defaults=True)
+        return self.model_dump(exclude_none=True)
+
+    def told(self, scheduler: str | None, timesteps: Sequence[int] | None) -> dict[str, Any]:
+        """What a scheduler is told: the options that were set; the checkpoint's own spacing gives way to them."""
+        found = self.given()
+        if timesteps is not None or any(found.get(name) for name in SPACINGS):
+            found = {name: False for name in SPACINGS if scheduler in KNOWN_BY[name]} | found
+        return found
 
 
 def check(
-    scheduler: str | None, options: SchedulerOptions, eta: float, timesteps: Sequence[int] | None
+    scheduler: str | None, options: SchedulerOptions, eta: float, steps: int, timesteps: Sequence[int] | None
 ) -> Iterator[FieldError]:
     """What `scheduler` would refuse, or silently ignore."""
+    if scheduler in FEW_STEPS and steps > MOST_FEW_STEPS:
+        yield FieldError("num_inference_steps", f"at most {MOST_FEW_STEPS} with {scheduler}, which needs 1 to 8")
     if eta and scheduler not in (None, "DDIMScheduler", "TCDScheduler"):
         yield FieldError("eta", f"0 with {scheduler}; only DDIMScheduler and TCDScheduler know eta")
     given = options.given()
     if scheduler is None and given:
         yield FieldError("scheduler", "name the scheduler that scheduler_options are for")
-    if sum(bool(given.get(name)) for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")) > 1:
-        yield FieldError(
-            "scheduler_options", "at most one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas"
-        )
+    if sum(bool(given.get(name)) for name in SPACINGS) > 1:
+        yield FieldError("scheduler_options", f"at most one of {', '.join(SPACINGS)}")
     for name in given if scheduler else ():
         if scheduler not in KNOWN_BY[name]:
             yield FieldError(

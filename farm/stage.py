@@ -59,6 +59,8 @@ class Upload:
 
     fitted: Literal["given", "emitted"] | None = "given"
     """The submit fits it, by the chain's own rule, to the size of what the stage is given or emits."""
+    shows: bool = False
+    """Whether it must not be all black: a mask of nothing."""
 
 
 AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae", "safety_checker"]
@@ -139,6 +141,10 @@ class Source:
     family: str
     arguments: str
     is_file: bool = False
+    path: str = ""
+    """Where the files lie, if they lie here."""
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    """How the checkpoint is run otherwise than it was made, by the catalog's names."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Python source of the arguments that each adapter is loaded with, by name."""
 
@@ -158,6 +164,8 @@ class Stage(BaseModel):
     """The sides of what it is given are multiples of so many pixels."""
     needs_torch: ClassVar[bool] = True
     """Whether it runs on torch; without, its worker never imports it and `Batch.generators` holds the plain seeds."""
+    draws: ClassVar[bool] = True
+    """Whether prompts and seed decide its pixels; if not, its recipe has none."""
     version: ClassVar[int] = 1
     """Raised when the same parameters would give other pixels; part of the recipe."""
 
@@ -182,7 +190,12 @@ class Stage(BaseModel):
                     raise ValueError(f"{alias} and {name} are the same parameter; give one")
                 given[name] = given.pop(alias)
         sampler = given.get("scheduler")
-        if sampler in SAMPLERS and sampler not in SCHEDULERS and "scheduler" in cls.model_fields:
+        if (
+            isinstance(sampler, str)
+            and sampler in SAMPLERS
+            and sampler not in SCHEDULERS
+            and "scheduler" in cls.model_fields
+        ):
             options = given.get("scheduler_options", {})
             if isinstance(options, Mapping):
                 given["scheduler"], told = SAMPLERS[sampler]
@@ -222,6 +235,10 @@ class Stage(BaseModel):
     def adapters(self) -> dict[str, tuple[str, Named]]:
         """The adapters that it names, by location, with how they are marked."""
         return dict(_marked(self, Named))
+
+    def whole(self) -> bool:
+        """Whether it draws a picture at once; in pieces, or locally, its size is no matter of the checkpoint's."""
+        return True
 
     def accepts(self) -> frozenset[Medium]:
         """Those of `takes` that it can be given with its fields as they are."""

@@ -440,8 +440,8 @@ def test_an_image_of_the_right_size_is_left_alone(how: Any) -> None:
     ],
 )
 def test_the_natural_size(width: int, height: int, expected: tuple[int, int]) -> None:
-    assert natural_size(width, height, 512, 8192) == expected
-    assert natural_size(height, width, 512, 8192) == expected[::-1]
+    assert natural_size(width, height, 4 * 512**2, 8192) == expected
+    assert natural_size(height, width, 4 * 512**2, 8192) == expected[::-1]
 
 
 side = st.integers(1, 8192)
@@ -449,7 +449,7 @@ side = st.integers(1, 8192)
 
 @given(side, side, st.integers(8, 128).map(lambda cells: cells * 8), st.integers(64, 8192))
 def test_every_natural_size_is_one_that_a_stage_can_take(width: int, height: int, native: int, max_side: int) -> None:
-    found = natural_size(width, height, native, max_side)
+    found = natural_size(width, height, 4 * native**2, max_side)
     for value in found:
         assert value % 8 == 0
         assert 64 <= value <= max_side

@@ -8,7 +8,7 @@ without them, for an attached embedding changes what its word means. Base weight
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import Any
 
 from farm import models
 from farm.catalog import Adapter, Catalog
-from farm.errors import StageFailed
+from farm.errors import Failure, InvalidJob, StageFailed
 
-KEPT = 8
-"""LoRAs that stay attached to a pipeline; the one unused for the longest time is taken off for another."""
+KEPT, BESIDE = 8, 6
+"""LoRAs that stay attached to a pipeline, and models beside it; what is unused for the longest time makes room."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +33,33 @@ class Files:
     token: str | None
     image_encoder: Path | None
     variant: str | None
+    manifest: str = ""
+    """Hash of all of it: two with the same are the same weights."""
 
 
 def files_of(catalog: Catalog, adapter: Adapter) -> Files:
     """The files of `adapter`, each one read and found to be as its pull recorded.
 
     Raises:
-        StageFailed: (`bad_checkpoint`) a file is missing, changed, unrecorded, unsafe, or leads out of the folder.
+        StageFailed: (`bad_checkpoint`, a crash: another worker may have them) a file is missing, changed, unrecorded,
+            unsafe, or leads out of the folder.
     """
     try:
         problems = models.verify(catalog, adapter.name)
-    except OSError as error:
-        problems = [f"its files cannot be read ({type(error).__name__})"]
-    if problems:
-        raise _bad(adapter.name, problems[0])
+        lock = None if problems else catalog.lock(adapter)
+    except (OSError, InvalidJob) as error:
+        problems, lock = [f"its files cannot be read ({type(error).__name__})"], None
+    if lock is None:
+        raise StageFailed(
+            f"the adapter {adapter.name}: {problems[0]}",
+            failure=Failure.CRASH,
+            code="bad_checkpoint",
+            hint=f"run `farm models pull {adapter.name}` on this worker's host",
+        )
     path = catalog.path(adapter)
     encoder = path / adapter.image_encoder if adapter.image_encoder else None
     weights = path / adapter.weights if adapter.weights else path
-    return Files(adapter.name, path, weights, adapter.token, encoder, adapter.variant)
-
-
-def _bad(name: str, reason: str) -> StageFailed:
-    return StageFailed(
-        f"the adapter {name}: {reason}", code="bad_checkpoint", hint=f"run `farm models pull {name}` again"
-    )
+    return Files(adapter.name, path, weights, adapter.token, encoder, adapter.variant, lock.manifest)
 
 
 @contextmanager
@@ -69,7 +72,11 @@ def _loading(files: Files) -> Iterator[None]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         if "out of memory" in str(error):
             raise
-        raise _bad(files.name, f"it does not fit the checkpoint ({type(error).__name__})") from error
+        raise StageFailed(
+            f"the adapter {files.name} does not fit the checkpoint ({type(error).__name__})",
+            code="bad_checkpoint",
+            hint="choose one that was made for this family of checkpoints",
+        ) from error
 
 
 def _tensors(files: Files) -> dict[str, Any]:
@@ -100,27 +107,32 @@ def set_loras(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
             try:
                 _put_on(pipe, files)
             except BaseException:
-                pipe.delete_adapters([files.name])
+                pipe.delete_adapters([peft_name(files.name)])
                 raise
         attached[files.name] = files
     for name in list(attached)[: max(0, len(attached) - KEPT)]:
         _take_off(pipe, name)
     if wanted:
         pipe.enable_lora()
-        pipe.set_adapters([files.name for files, _ in wanted], [weight for _, weight in wanted])
+        pipe.set_adapters([peft_name(files.name) for files, _ in wanted], [weight for _, weight in wanted])
     elif attached:
         pipe.disable_lora()
 
 
+def peft_name(name: str) -> str:
+    """A name as peft takes it, which makes it a module's."""
+    return name.replace(".", "_")
+
+
 def _take_off(pipe: Any, name: str) -> None:
-    pipe.delete_adapters([name])
+    pipe.delete_adapters([peft_name(name)])
     del pipe.own.loras[name]
 
 
 def _put_on(pipe: Any, files: Files) -> None:
     tensors = _tensors(files)
     before = {part: _lora_tensors(pipe, part) for part in _PARTS}
-    pipe.load_lora_weights(tensors, adapter_name=files.name)
+    pipe.load_lora_weights(tensors, adapter_name=peft_name(files.name))
     added = sum(_lora_tensors(pipe, part) - before[part] for part in _PARTS)
     # What does not fit is left out with a mere warning.
     expected = sum(not name.endswith(".alpha") and "dora_scale" not in name for name in tensors)
@@ -154,7 +166,8 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
         pipe.own.words = {
             part: (getattr(pipe, words), getattr(pipe, part).get_input_embeddings()) for words, part, _ in parts
         }
-    pipe.own.embeddings = []
+    # Until all is done nothing is known of what is there, and the next call begins anew.
+    pipe.own.embeddings = None
     for words, part, _ in parts:
         tokenizer, vectors = pipe.own.words[part]
         encoder = getattr(pipe, part)
@@ -171,7 +184,7 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
                 pipe.load_textual_inversion(
                     found, token=files.token, tokenizer=getattr(pipe, words), text_encoder=getattr(pipe, part)
                 )
-        pipe.own.embeddings.append(files)
+    pipe.own.embeddings = [*wanted]
 
 
 def _copied(tokenizer: Any) -> Any:
@@ -191,40 +204,47 @@ def set_ip_adapters(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
         StageFailed: (`bad_checkpoint`) one does not fit the checkpoint.
     """
     if [files for files, _ in wanted] != pipe.own.ip_adapters:
-        if pipe.own.ip_adapters:
+        if pipe.own.ip_adapters != []:
+            # diffusers would put its own choice of attention in place of the checkpoint's.
             pipe.unload_ip_adapter()
-        pipe.own.ip_adapters = []
-        for files in [wanted[0][0]] if wanted else []:
-            with _loading(files):
-                _load_encoder(pipe, files)
+            pipe.unet.set_attn_processor(dict(pipe.own.attention))
+        # Until all is done nothing is known of what is there, and the next call begins anew.
+        pipe.own.ip_adapters = None
         if wanted:
+            pipe.own.attention = dict(pipe.unet.attn_processors)
             # One load for all: diffusers' puts each call's adapters in place of the former.
             with _loading(wanted[0][0]):
+                _put_encoder(pipe, wanted[0][0])
                 states = [_split(_tensors(files)) for files, _ in wanted]
                 nothing = [""] * len(states)
                 pipe.load_ip_adapter(states, subfolder=nothing, weight_name=nothing, image_encoder_folder=None)
-            pipe.own.ip_adapters = [files for files, _ in wanted]
+        pipe.own.ip_adapters = [files for files, _ in wanted]
     if wanted:
         pipe.set_ip_adapter_scale([scale for _, scale in wanted])
 
 
-def _load_encoder(pipe: Any, files: Files) -> None:
-    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+def _put_encoder(pipe: Any, files: Files) -> None:
+    """Registers the image encoder of an IP-Adapter, loaded once. The submit has found that all have the same."""
+    import transformers
 
-    encoder = CLIPVisionModelWithProjection.from_pretrained(
+    encoder = _beside(pipe, files, lambda: transformers.CLIPVisionModelWithProjection.from_pretrained(
         files.image_encoder, local_files_only=True, use_safetensors=True, dtype=pipe.unet.dtype
-    )
+    ).eval())  # fmt: skip
     side = encoder.config.image_size
-    pipe.register_modules(
-        image_encoder=encoder.eval().to(pipe.device),
-        feature_extractor=CLIPImageProcessorPil(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        ),
-    )
+    # Without torchvision this is the class that transformers falls back to; its pixels do not depend on that.
+    extractor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    pipe.register_modules(image_encoder=encoder, feature_extractor=extractor(**size))
 
 
 def _split(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """An IP-Adapter's tensors by their first word."""
+    """An IP-Adapter's tensors by their first word.
+
+    Raises:
+        ValueError: it brings a LoRA of its own (FaceID), which would stay when it is taken off.
+    """
+    if any("lora" in name for name in tensors):
+        raise ValueError("an IP-Adapter with a LoRA of its own")
     return {
         part: {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
         for part in ("image_proj", "ip_adapter")
@@ -243,7 +263,8 @@ def image_embeds(pipe: Any, images: Sequence[Sequence[Any]], guided: bool) -> li
     found = []
     for row, layer in zip(images, pipe.unet.encoder_hid_proj.image_projection_layers, strict=True):
         hidden = not isinstance(layer, ImageProjection)
-        pairs = [pipe.encode_image(image, pipe.device, 1, hidden) for image in row]
+        with torch.no_grad():
+            pairs = [pipe.encode_image(image, pipe.device, 1, hidden) for image in row]
         wanted, unwanted = (torch.stack([pair[side] for pair in pairs]) for side in (0, 1))
         found.append(torch.cat([unwanted, wanted]) if guided else wanted)
     return found
@@ -258,7 +279,7 @@ def controls(pipe: Any, wanted: Sequence[Files]) -> list[Any]:
     Raises:
         StageFailed: (`bad_checkpoint`) one cannot be read.
     """
-    return [_beside(pipe, "ControlNetModel", files) for files in wanted]
+    return [_model(pipe, "ControlNetModel", files) for files in wanted]
 
 
 def vae(pipe: Any, wanted: Files) -> Any:
@@ -267,19 +288,23 @@ def vae(pipe: Any, wanted: Files) -> Any:
     Raises:
         StageFailed: (`bad_checkpoint`) it cannot be read.
     """
-    return _beside(pipe, "AutoencoderKL", wanted)
+    return _model(pipe, "AutoencoderKL", wanted)
 
 
-def _beside(pipe: Any, class_name: str, files: Files) -> Any:
+def _model(pipe: Any, class_name: str, files: Files) -> Any:
     import diffusers
 
+    told: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "variant": files.variant}
+    with _loading(files):
+        cls = getattr(diffusers, class_name)
+        return _beside(pipe, files, lambda: cls.from_pretrained(files.path, torch_dtype=pipe.unet.dtype, **told))
+
+
+def _beside(pipe: Any, files: Files, load: Callable[[], Any]) -> Any:
+    """The model of `files` on the pipeline's device: loaded once, and kept until others push it out."""
     loaded = pipe.own.beside
-    if files not in loaded:
-        with _loading(files):
-            cls = getattr(diffusers, class_name)
-            found = cls.from_pretrained(
-                files.path, local_files_only=True, use_safetensors=True, variant=files.variant,
-                torch_dtype=pipe.unet.dtype,
-            )  # fmt: skip
-        loaded[files] = found.to(pipe.device)
-    return loaded[files]
+    found = loaded.pop(files) if files in loaded else load().to(pipe.device)
+    loaded[files] = found
+    for old in list(loaded)[: max(0, len(loaded) - BESIDE)]:
+        del loaded[old]
+    return found

@@ -15,6 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import BadBlob, StageFailed
+from farm.image import png_size
 from farm.stage import Size
 
 if TYPE_CHECKING:
@@ -136,9 +137,9 @@ def image_size(data: bytes, max_area: int) -> Size:
     Raises:
         BadBlob: it is none, or has more than `max_area` pixels.
     """
-    if len(data) < 24 or not data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"):
+    size = png_size(data)
+    if size is None:
         raise BadBlob("the image is not a PNG")
-    size = Size(*struct.unpack(">II", data[16:24]))
     if not 0 < size.width * size.height <= max_area:
         raise BadBlob(f"the image is {size}, more than {max_area} pixels")
     return size

@@ -18,7 +18,7 @@ from farm import sampler
 from farm.errors import FieldError
 from farm.sampler import Scheduler, SchedulerOptions
 from farm.stage import Batch, Medium, Named, Report, Size, Source, Stage, VaeTiling
-from workers import adapters, pipelines, weighting
+from workers import adapters, pipelines, tiles, weighting
 from workers.program import Program, script
 from workers.weighting import Weighting
 
@@ -82,7 +82,8 @@ class Diffusion(Stage):
     def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
         """What one call of `pipe` gives, which is handed `inputs`."""
         family = pipe.own.files.family
-        beside, inputs = self.prepared(pipe, batch, inputs)
+        with pipelines.device_errors(pipelines.too_large(pipe, batch, self.vae_tiling)):
+            beside, inputs = self.prepared(pipe, batch, inputs)
         pipe = pipelines.as_class(pipe, self.class_of(family), **beside)
         name, options = self._scheduler()
         pipelines.fresh_scheduler(pipe, name, options, batch.generators)
@@ -131,14 +132,15 @@ class Sampled(Diffusion):
 
     def check(self) -> Iterator[FieldError]:
         """Scheduler, options, timesteps and `eta` go together."""
-        yield from sampler.check(self.scheduler, self.scheduler_options, self.eta, getattr(self, "timesteps", None))
+        timesteps = getattr(self, "timesteps", None)
+        yield from sampler.check(self.scheduler, self.scheduler_options, self.eta, self.steps, timesteps)
 
     def arguments(self, family: str, size: Size) -> dict[str, Any]:
         """With `eta` and `clip_skip`."""
         return {**super().arguments(family, size), "eta": self.eta, "clip_skip": self.clip_skip}
 
     def _scheduler(self) -> tuple[str | None, dict[str, Any]]:
-        return self.scheduler, self.scheduler_options.given()
+        return self.scheduler, self.scheduler_options.told(self.scheduler, getattr(self, "timesteps", None))
 
 
 class Lora(BaseModel):
@@ -179,7 +181,7 @@ class Adapted(Sampled):
     )
 
     def check(self) -> Iterator[FieldError]:
-        """None is named twice."""
+        """None is named twice, and weights and clip_skip exclude each other."""
         if self.weighting != "none" and self.clip_skip is not None:
             yield FieldError("clip_skip", "not together with weighting")
         for field, names in (("loras", [lora.name for lora in self.loras]), ("embeddings", self.embeddings)):
@@ -197,16 +199,22 @@ class Adapted(Sampled):
         return beside | ({"vae": adapters.vae(pipe, batch.adapters[self.vae])} if self.vae else {}), inputs
 
     def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
-        """With FreeU. Prompts with weights may be of any length, and a batch pads them to the longest: one by one."""
+        """With FreeU, and one by one where companions would change a picture.
+
+        Prompts with weights may be of any length, and a batch pads them to the longest; SDXL has zeros for no negative
+        prompt, and a batch has them for all members or none.
+        """
+        count = len(batch.prompts)
+        mixed = 0 < sum(map(bool, batch.negative_prompts)) < count and pipe.own.files.family.startswith("sdxl")
         if self.freeu is not None:
             pipe.unet.enable_freeu(**self.freeu.model_dump())
         try:
-            if self.weighting == "none" or len(batch.prompts) == 1:
+            if count == 1 or (self.weighting == "none" and not mixed):
                 return super().called(pipe, batch, report, **inputs)
             made = []
-            for row in range(len(batch.prompts)):
+            for row in range(count):
                 own = {name: value[row : row + 1] for name, value in inputs.items()}
-                made += super().called(pipe, batch.alone(row), report, **own)
+                made += super().called(pipe, batch.alone(row), tiles.Part(report, row, count), **own)
             return made
         finally:
             if self.freeu is not None:
@@ -214,23 +222,25 @@ class Adapted(Sampled):
 
     def programmed(self, program: Program, named: Mapping[str, str], source: Source) -> Program:
         """With LoRAs and embeddings attached."""
+        names, weights = [adapters.peft_name(each.name) for each in self.loras], [each.weight for each in self.loras]
         lines = [
-            f"pipe.load_lora_weights({source.adapters[each.name]}, adapter_name={each.name!r})" for each in self.loras
+            f"pipe.load_lora_weights({source.adapters[each.name]}, adapter_name={name!r})"
+            for each, name in zip(self.loras, names, strict=True)
         ]
         if self.loras:
-            names, weights = [each.name for each in self.loras], [each.weight for each in self.loras]
             lines.append(f"pipe.set_adapters({names}, {weights})")
         lines += [f"pipe.load_textual_inversion({source.adapters[name]})" for name in self.embeddings]
         if self.freeu is not None:
             told = ", ".join(f"{name}={value}" for name, value in self.freeu.model_dump().items())
-            lines.append(f"pipe.enable_freeu({told})")
+            lines.append(f"pipe.unet.enable_freeu({told})")
         before, loading = [*program.before], program.loading
         if self.vae:
             before.append("from diffusers import AutoencoderKL")
             loading += f", vae=AutoencoderKL.from_pretrained({source.adapters[self.vae]})"
         inputs = dict(program.inputs)
         if self.weighting != "none":
-            lines += weighting.program(source.family, self.weighting, self.prompt or "", self.negative_prompt or "")
+            texts = self.prompt or "", self.negative_prompt or ""
+            lines += weighting.program(source.family, self.weighting, *texts, words=bool(self.embeddings))
             inputs["**texts"] = ""
         program = replace(program, adapted=[*program.adapted, *lines], inputs=inputs, before=before, loading=loading)
         return super().programmed(program, named, source)

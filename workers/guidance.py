@@ -50,6 +50,8 @@ class Guided(Adapted):
 
     controlled: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """The pipeline's class with ControlNets, for each family of checkpoints."""
+    uncontrolled: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    """Fields that the pipelines with ControlNets of these families do not know."""
     control_argument: ClassVar[str] = "control_image"
 
     ip_adapters: list[IPAdapter] = Field([], max_length=4, description="reference pictures")
@@ -78,6 +80,9 @@ class Guided(Adapted):
         """ControlNets only where there is a pipeline for them."""
         if self.controls and family not in self.controlled:
             yield FieldError("controls", f"only checkpoints of the family {' or '.join(self.controlled)}, not {family}")
+        for name, families in self.uncontrolled.items() if self.controls else ():
+            if family in families and getattr(self, name) != type(self).model_fields[name].default:
+                yield FieldError(name, "not together with controls")
         yield from super().fits(family)
 
     def class_of(self, family: str) -> str:
@@ -128,10 +133,14 @@ class Guided(Adapted):
         """With references and conditions."""
         program = super().programmed(program, named, source)
         lines, inputs = [], dict(program.inputs)
-        for row, each in enumerate(self.ip_adapters):
-            if row == 0:
-                lines.append(f"pipe.load_ip_adapter({source.adapters[each.name]})")
         if self.ip_adapters:
+            # each as the folder, the file in it, and the folder of the encoder
+            told = [source.adapters[each.name].split(" | ") for each in self.ip_adapters]
+            folders, files = (f"[{', '.join(each[part] for each in told)}]" for part in (0, 1))
+            lines.append(
+                f"pipe.load_ip_adapter({folders}, subfolder={['' for _ in told]}, weight_name={files}, "
+                f"image_encoder_folder={told[0][2]}, local_files_only=True)"
+            )
             lines.append(f"pipe.set_ip_adapter_scale({[each.scale for each in self.ip_adapters]})")
             images = [named[f"ip_adapters.{row}.image"] for row in range(len(self.ip_adapters))]
             inputs["ip_adapter_image"] = f"[{', '.join(images)}]"

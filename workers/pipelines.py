@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -73,15 +74,17 @@ class Own:
     """Files of attached LoRAs by name, the last used last."""
     words: dict[str, Any] = field(default_factory=dict)
     """Per text encoder the tokenizer and vectors as loaded, once embeddings were attached."""
-    embeddings: list[Any] = field(default_factory=list)
-    """Files of attached embeddings."""
-    ip_adapters: list[Any] = field(default_factory=list)
-    """Files of attached image prompts."""
+    embeddings: list[Any] | None = field(default_factory=list)
+    """Files of attached embeddings; None where a change of them was broken off."""
+    ip_adapters: list[Any] | None = field(default_factory=list)
+    """Files of attached image prompts; None where a change of them was broken off."""
+    attention: dict[str, Any] = field(default_factory=dict)
+    """The UNet's attention before image prompts were attached."""
     beside: dict[Any, Any] = field(default_factory=dict)
-    """Loaded ControlNets and VAEs by their files."""
+    """Loaded ControlNets, VAEs and image encoders by their files, the last used last."""
 
 
-_LOADED: WeakValueDictionary[tuple[Files, str], Any] = WeakValueDictionary()
+_LOADED: WeakValueDictionary[tuple[Files, str, str], Any] = WeakValueDictionary()
 """Pipelines that are in use, so that stages of one checkpoint share its models."""
 
 
@@ -136,7 +139,9 @@ def load(class_name: str, files: Files, device: str) -> Any:
     Raises:
         StageFailed: (`bad_checkpoint`) diffusers cannot read the files; (`gpu_oom`) they do not fit the device.
     """
-    if (shared := _LOADED.get((files, device))) is not None:
+    # What is moved to and fro belongs to one pipeline.
+    key = (files, device, "" if files.switches.offload == "none" else class_name)
+    if (shared := _LOADED.get(key)) is not None:
         return shared
     import torch
     from diffusers.utils import logging as diffusers_logging
@@ -154,7 +159,7 @@ def load(class_name: str, files: Files, device: str) -> Any:
     pipeline_class = getattr(diffusers, class_name)
     given: dict[str, Any] = {"torch_dtype": getattr(torch, files.dtype), "local_files_only": True}
     given |= LEFT_OUT.get(class_name, UNCHECKED)
-    with _device_errors(), warnings.catch_warnings():
+    with device_errors(), warnings.catch_warnings():
         # Renamed to `dtype` in 0.42, which older versions do not know.
         warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
         try:
@@ -170,7 +175,7 @@ def load(class_name: str, files: Files, device: str) -> Any:
         _switch(pipe, files.switches, device)
     pipe.set_progress_bar_config(disable=True)
     pipe.own = Own(files, pipe.scheduler)
-    _LOADED[files, device] = pipe
+    _LOADED[key] = pipe
     return pipe
 
 
@@ -289,7 +294,7 @@ def texts(family: str, prompts: Sequence[str], negatives: Sequence[str]) -> dict
 
 
 @contextmanager
-def _device_errors(message: str | None = None) -> Iterator[None]:
+def device_errors(message: str | None = None) -> Iterator[None]:
     """Turns a lack of device memory into the farm's word for it, with `message`."""
     import torch
 
@@ -304,11 +309,11 @@ def _device_errors(message: str | None = None) -> Iterator[None]:
         raise StageFailed(message, failure=Failure.OOM, code="gpu_oom") from error
 
 
-def _too_large(pipe: Any, batch: Batch, tiling: bool) -> str:
+def too_large(pipe: Any, batch: Batch, tiling: bool) -> str:
     """What to say when `batch` does not fit the device: its size, and what would fit."""
     size = f"{len(batch.prompts)} pictures of {batch.size}" if len(batch.prompts) > 1 else f"{batch.size}"
     ran = f"{pipe.own.largest} is the largest that has run" if pipe.own.largest else "nothing has run"
-    remedy = "smaller sides need less memory" if tiling else "smaller sides, or vae_tiling, need less memory"
+    remedy = "smaller sides need less memory" if tiling else "smaller sides, or working in tiles, need less memory"
     return f"{size} does not fit into the memory of {pipe.device}; {ran} on this worker; {remedy}"
 
 
@@ -365,7 +370,7 @@ def call(
     hooks = _hooks(pipe, report, "tile" if tiling else "decode")
     try:
         with (
-            _device_errors(_too_large(pipe, batch, tiling)),
+            device_errors(too_large(pipe, batch, tiling)),
             _spared(pipe, batch.frugal, tiling),
             _inner_model(pipe, arguments.get("clip_skip")),
         ):
@@ -408,8 +413,21 @@ def _hooks(pipe: Any, report: Report, decode: str) -> list[Any]:
         # Here, because the pipeline clamps: an infinity would become plain white or black.
         _check_finite(made)
 
+    if pipe.own.files.switches.compile:
+        # A compiled model does not look for hooks again; the scheduler's start is nearly the same moment.
+        start = pipe.scheduler.set_timesteps
+
+        @wraps(start)
+        def started(*words: Any, **named: Any) -> Any:
+            report.phase("step")
+            return start(*words, **named)
+
+        pipe.scheduler.set_timesteps = started
+        first = []
+    else:
+        first = [pipe.unet.register_forward_pre_hook(before_unet)]
     hooks = [
-        pipe.unet.register_forward_pre_hook(before_unet),
+        *first,
         pipe.vae.decoder.register_forward_pre_hook(before_decoder),
         pipe.vae.decoder.register_forward_hook(after_decoder),
     ]

@@ -46,6 +46,7 @@ def script(
         *program.before,
         f"from diffusers import {class_name}",
         f"pipe = {class_name}.{how}({source.arguments}{further})",
+        *_switched(source.switches),
         *program.adapted,
         'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
     ]
@@ -59,7 +60,7 @@ def script(
         ]
     if getattr(stage, "vae_tiling", False):
         lines.append("pipe.vae.enable_tiling()")
-    if getattr(stage, "clip_skip", None) and source.family == "sd":
+    if getattr(stage, "clip_skip", None) and source.family.startswith("sd") and not source.family.startswith("sdxl"):
         lines += [
             'if not hasattr(pipe.text_encoder, "text_model"):  # transformers >= 5.6, see diffusers#14124',
             '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
@@ -76,3 +77,22 @@ def script(
     lines.append("out = pipe(")
     lines += [f"    {name}={value}," if value else f"    {name}," for name, value in common.items()]
     return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
+
+
+def _switched(switches: Mapping[str, Any]) -> list[str]:
+    """What `pipelines.load` does for a checkpoint that is run otherwise than it was made, as far as pixels show it."""
+    lines = []
+    if switches.get("channels_last"):
+        lines += [f"pipe.{part}.to(memory_format=torch.channels_last)" for part in ("unet", "vae")]
+    if switches.get("fuse_qkv_projections"):
+        lines.append("pipe.fuse_qkv_projections()")
+    attention = {
+        "eager": [
+            "from diffusers.models.attention_processor import AttnProcessor",
+            "pipe.unet.set_attn_processor(AttnProcessor())",
+        ],
+        "sliced": ["pipe.enable_attention_slicing()"],
+        "xformers": ["pipe.enable_xformers_memory_efficient_attention()"],
+    }
+    lines += attention.get(switches.get("attention", ""), [])
+    return [*lines, "pipe.unet.compile()"] if switches.get("compile") else lines

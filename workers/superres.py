@@ -7,10 +7,12 @@ Two architectures are known, each in the field's own names of tensors: RRDB (ESR
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import StageFailed
 from farm.stage import Report, Size, Source
+from workers.pipelines import device_errors
 from workers.tiles import Box, blended
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def load(files: Files, device: str) -> Any:
             code="bad_checkpoint",
             hint="it must be a safetensors file of an RRDB or compact network",
         ) from error
-    return network.eval().to(device, getattr(torch, files.dtype))
+    with device_errors():
+        return network.eval().to(device, getattr(torch, files.dtype))
 
 
 def _renamed(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -154,19 +157,22 @@ def enlarge(network: Any, image: Image, size: Size, tile: int | None, report: Re
     import numpy as np
     from PIL import Image as Pil
 
+    remedy = "" if tile else "; working in tiles needs less memory"
     report.phase("encode")
     given = np.asarray(image, np.float32) / 255.0
     report.phase("step")
-    if tile is None:
-        made = _called(network, given)
-    else:
 
-        def piece(_index: int, _count: int, box: Box) -> Any:
-            report.phase("tile")
-            left, top, right, bottom = box
-            return _called(network, given[top:bottom, left:right])
+    def piece(_index: int, _count: int, box: Box) -> Any:
+        report.phase("tile")
+        left, top, right, bottom = box
+        return _called(network, given[top:bottom, left:right])
 
-        made = blended(Size(*image.size), size.width // image.width, tile, OVERLAP, piece)
+    with device_errors(f"{size} does not fit into the device's memory{remedy}"):
+        made = (
+            _called(network, given)
+            if tile is None
+            else blended(Size(*image.size), size.width // image.width, tile, OVERLAP, piece)
+        )
     report.step(1, 1)
     if made.shape[:2] != (size.height, size.width):
         raise StageFailed(f"an image of {Size(made.shape[1], made.shape[0])}, not {size}", code="bad_output")
@@ -187,10 +193,12 @@ def _called(network: Any, given: Any) -> Any:
 
 def program(given: str, source: Source) -> list[str]:
     """The lines of a plain program, with spandrel."""
+    path = Path(source.path)
+    file = path if path.is_file() else next(iter(sorted(path.glob("*.safetensors"))), path)
     return [
         "import numpy as np",
         "from spandrel import ModelLoader  # pip install spandrel torchvision",
-        f"network = ModelLoader().load_from_file({source.arguments.partition(',')[0]}).eval()",
+        f"network = ModelLoader().load_from_file({str(file)!r}).eval()",
         f"image = torch.from_numpy(np.asarray({given}, np.float32) / 255.0).permute(2, 0, 1)[None]",
         "with torch.inference_mode():",
         "    out = network(image)[0].clamp(0, 1)",

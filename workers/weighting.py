@@ -53,7 +53,8 @@ def _joined(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
             found[-1] = (found[-1][0] + text, weight)
         else:
             found.append((text, weight))
-    return found
+    # compel can't weigh what has no token
+    return [(text, weight if text.strip() else 1.0) for text, weight in found]
 
 
 def embeds(pipe: Any, how: Weighting, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, Any]:
@@ -68,14 +69,7 @@ def embeds(pipe: Any, how: Weighting, prompts: Sequence[str], negatives: Sequenc
     import torch
 
     encoders, texts, count = _encoders(pipe), [*prompts, *negatives], len(prompts)
-    try:
-        columns = [[_encoded(encoder, how, text) for text in texts] for encoder in encoders]
-    except Exception as error:  # compel's parser raises what pyparsing and Python raise
-        raise StageFailed(
-            f"the prompt cannot be read as {how} syntax ({type(error).__name__})",
-            code="bad_prompt",
-            hint="set weighting to none to take it as plain text",
-        ) from error
+    columns = [[_encoded(encoder, _read(encoder, how, text)) for text in texts] for encoder in encoders]
     even = [
         encoder.pad_conditioning_tensors_to_same_length(column)
         for encoder, column in zip(encoders, columns, strict=True)
@@ -87,6 +81,9 @@ def embeds(pipe: Any, how: Weighting, prompts: Sequence[str], negatives: Sequenc
         with torch.no_grad():
             pooled = encoders[-1].conditioning_provider.get_pooled_embeddings(plain, device=pipe.device)
         found |= {"pooled_prompt_embeds": pooled[:count], "negative_pooled_prompt_embeds": pooled[count:]}
+    if not any(negatives) and pipe.config.get("force_zeros_for_empty_prompt"):
+        # As SDXL's pipelines do where no negative prompt is given.
+        found |= {name: torch.zeros_like(value) for name, value in found.items() if name.startswith("negative")}
     return {name: value.to(pipe.unet.dtype) for name, value in found.items()}
 
 
@@ -94,7 +91,9 @@ def _encoders(pipe: Any) -> list[Any]:
     """A `Compel` for each of the pipeline's text encoders, told as compel's `CompelForSD` and `CompelForSDXL` do."""
     from compel import Compel, DiffusersTextualInversionManager, ReturnedEmbeddingsType
 
-    told = {"textual_inversion_manager": DiffusersTextualInversionManager(pipe), "truncate_long_prompts": False}
+    told: dict[str, Any] = {"truncate_long_prompts": False}
+    if pipe.own.embeddings:
+        told["textual_inversion_manager"] = DiffusersTextualInversionManager(pipe)
     if not hasattr(pipe, "text_encoder_2"):
         return [Compel(pipe.tokenizer, pipe.text_encoder, **told)]
     kind = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
@@ -102,12 +101,30 @@ def _encoders(pipe: Any) -> list[Any]:
     return [Compel(*pair, returned_embeddings_type=kind, **told) for pair in pairs if pair[1] is not None]
 
 
-def _encoded(encoder: Any, how: Weighting, text: str) -> Any:
-    """What one text encoder makes of a text: [1, tokens, width]."""
-    import torch
+def _read(encoder: Any, how: Weighting, text: str) -> Any:
+    """A text as compel's own structure.
+
+    Raises:
+        StageFailed: (`bad_prompt`) it cannot be read.
+    """
     from compel.prompt_parser import Conjunction, FlattenedPrompt
 
-    asked = encoder.parse_prompt_string(text) if how == "compel" else Conjunction([FlattenedPrompt(fragments(text))])
+    if how == "a1111":
+        return Conjunction([FlattenedPrompt(fragments(text))])
+    try:
+        return encoder.parse_prompt_string(text)
+    except Exception as error:  # its parser raises what pyparsing and Python raise
+        raise StageFailed(
+            f"the prompt cannot be read as compel's syntax ({type(error).__name__})",
+            code="bad_prompt",
+            hint="set weighting to none to take it as plain text",
+        ) from error
+
+
+def _encoded(encoder: Any, asked: Any) -> Any:
+    """What one text encoder makes of a text: [1, tokens, width]."""
+    import torch
+
     with torch.no_grad():
         made, _ = encoder.build_conditioning_tensor_for_conjunction(asked)
     return made
@@ -117,7 +134,9 @@ PROGRAM = """
 from compel import Compel, DiffusersTextualInversionManager, ReturnedEmbeddingsType
 from compel.prompt_parser import Conjunction, FlattenedPrompt
 def weighted(encoders, asked, **told):
-    told |= {"textual_inversion_manager": DiffusersTextualInversionManager(pipe), "truncate_long_prompts": False}
+    words = told.pop("words")
+    told |= {"truncate_long_prompts": False}
+    told |= {"textual_inversion_manager": DiffusersTextualInversionManager(pipe)} if words else {}
     sides = []
     for tokenizer, encoder in encoders:
         one = Compel(tokenizer, encoder, **told)
@@ -134,15 +153,21 @@ def weighted(encoders, asked, **told):
         with torch.no_grad():
             pooled = one.conditioning_provider.get_pooled_embeddings(plain, device=pipe.device)
         found |= {"pooled_prompt_embeds": pooled[:1], "negative_pooled_prompt_embeds": pooled[1:]}
+    if asked[1] in ("", [("", 1.0)]) and pipe.config.get("force_zeros_for_empty_prompt"):
+        found |= {name: torch.zeros_like(value) for name, value in found.items() if name.startswith("negative")}
     return found
 """.strip().splitlines()
 """The same as lines of a plain program."""
 
 
-def program(family: str, how: Weighting, prompt: str, negative: str) -> list[str]:
-    """The lines of a plain program that leave the arguments of `embeds` for one member in `texts`."""
+def program(family: str, how: Weighting, prompt: str, negative: str, words: bool) -> list[str]:
+    """The lines of a plain program that leave the arguments of `embeds` for one member in `texts`.
+
+    `words`: embeddings are attached.
+    """
     asked = [prompt, negative] if how == "compel" else [fragments(prompt), fragments(negative)]
     one, two = "(pipe.tokenizer, pipe.text_encoder)", "(pipe.tokenizer_2, pipe.text_encoder_2)"
     encoders = {"sdxl": f"[{one}, {two}]", "sdxl-refiner": f"[{two}]"}.get(family, f"[{one}]")
     kind = "returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED"
-    return [*PROGRAM, f"texts = weighted({encoders}, {asked!r}{f', {kind}' if family.startswith('sdxl') else ''})"]
+    further = f"words={words}" + (f", {kind}" if family.startswith("sdxl") else "")
+    return [*PROGRAM, f"texts = weighted({encoders}, {asked!r}, {further})"]

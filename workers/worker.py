@@ -38,7 +38,7 @@ from farm.broker import RING, Broker, make_app
 from farm.catalog import Catalog
 from farm.errors import BadBlob, Failure, FarmError, InvalidJob, StageFailed, StaleToken, Unavailable
 from farm.image import hash_pixels, to_png
-from farm.job import stage_of, weights_of
+from farm.job import adapter_of, safety_of, stage_of, weights_of
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.records import Claim, Commit
@@ -106,7 +106,7 @@ class Worker:
         self._pipes: dict[str, Any] = {}
         self._loaded: dict[str, dict[str, Any]] = {}
         self._checked: dict[tuple[str, str], adapters.Files] = {}
-        self._checker: safety.Checker | None = None
+        self._checkers: dict[str, safety.Checker] = {}
         self._lock = threading.Lock()
 
     def load(self) -> None:
@@ -125,6 +125,11 @@ class Worker:
             self._loaded[queue] = weights_of(self.catalog, checkpoint)
             self.mark("load", self.settings.limits.load_s)
             _log.info("loaded", queue=queue, device=self.device, seconds=round(time.monotonic() - started, 2))
+
+        if self.settings.safety != "off":
+            # Now, not after the first picture: a farm without its checker must not begin.
+            checker = safety_of(self.catalog, self.settings)
+            self._safety_checker(checker["name"], checker["checker"])
 
     # ---------------------------------------------------------------------------------------- one doorbell
 
@@ -213,33 +218,42 @@ class Worker:
             StageFailed: (`bad_checkpoint`) they are not those that the job was submitted for; another worker may
                 have them.
         """
-        found = {}
-        for name, manifest in work.recipe["adapters"].items():
-            if (name, manifest) not in self._checked:
-                entry = self.catalog.adapters.get(name)
-                if entry is None or self.catalog.lock(entry).manifest != manifest:
-                    raise StageFailed(
-                        f"worker {self.name} does not have the adapter {name} that the job was submitted for",
-                        failure=Failure.CRASH,
-                        code="bad_checkpoint",
-                        hint=f"run `farm models pull {name}` where it is missing",
-                    )
-                self._checked[name, manifest] = adapters.files_of(self.catalog, entry)
-            found[name] = self._checked[name, manifest]
-        return found
+        return {name: self._adapter(name, wanted) for name, wanted in work.recipe.get("adapters", {}).items()}
+
+    def _adapter(self, name: str, wanted: dict[str, Any]) -> adapters.Files:
+        """The checked files of the adapter `name`, which are those of a recipe. Raises as `_adapters`."""
+        entry = self.catalog.adapters.get(name)
+        try:
+            same = entry is not None and adapter_of(self.catalog, entry) == wanted
+        except InvalidJob:
+            same = False
+        if entry is None or not same:
+            raise StageFailed(
+                f"worker {self.name} does not have the adapter {name} that the job was submitted for",
+                failure=Failure.CRASH,
+                code="bad_checkpoint",
+                hint=f"run `farm models pull {name}` where it is missing",
+            )
+        key = name, wanted["manifest"]
+        if key not in self._checked:
+            self._checked[key] = adapters.files_of(self.catalog, entry)
+        return self._checked[key]
 
     def _make(self, works: Sequence[Work], lease: Lease) -> list[Result]:
         """Fetches, runs and encodes: the results of one pipeline call."""
         first = works[0]
         self._check_weights(first)
+        given, uploads = [self._fetch(work) for work in works], [self._uploads(work) for work in works]
+        if first.stage.adapters():
+            lease.phase("load")
         batch = Batch(
             emits=Medium(first.recipe["emits"]),
             size=Size(*first.recipe["size"]),
             prompts=[work.stage.prompt or "" for work in works],
             negative_prompts=[work.stage.negative_prompt or "" for work in works],
-            given=[self._fetch(work) for work in works],
+            given=given,
             generators=[self._generator(work) for work in works],
-            uploads=[self._uploads(work) for work in works],
+            uploads=uploads,
             adapters=self._adapters(first),
             frugal=any(work.claim.oom for work in works),
         )
@@ -277,14 +291,19 @@ class Worker:
         """The images that a stage names, RGB, by location.
 
         Raises:
-            BadBlob: one is gone or corrupt.
+            StageFailed: (`image_lost`) one is gone or corrupt; no stage made it, so none can make it again.
         """
         emitted, found = Size(*work.recipe["size"]), {}
         sizes = {"given": work.stage.given_size(emitted), "emitted": emitted, None: None}
         for loc, (value, mark) in work.stage.uploads().items():
-            size = sizes[mark.fitted]
-            data = self._get(value.removeprefix(STORED), size or Size(self.settings.max_side, self.settings.max_side))
-            found[loc] = codec.decode_image(data, size or codec.image_size(data, self.settings.max_area))
+            size, largest = sizes[mark.fitted], Size(self.settings.max_side, self.settings.max_side)
+            try:
+                data = self._get(value.removeprefix(STORED), size or largest)
+                found[loc] = codec.decode_image(data, size or codec.image_size(data, self.settings.max_area))
+            except BadBlob as error:
+                raise StageFailed(
+                    f"{loc}: the image {value[:19]}… {error.message}", code="image_lost", hint="submit it again"
+                ) from error
         return found
 
     def _get(self, sha256: str, size: Size) -> bytes:
@@ -303,7 +322,7 @@ class Worker:
             content_type = "application/octet-stream"
             found["space"] = space.name
         else:
-            output, tags = self._judged(output)
+            output, tags = self._judged(work, output)
             data = to_png(output, {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made})
             content_type = "image/png"
             found["pixels"] = hash_pixels(output)
@@ -324,19 +343,29 @@ class Worker:
         texts = (work.stage.prompt or "", work.stage.negative_prompt or "")
         return " … ".join(filter(None, (pipelines.unread(pipe, text) for text in texts)))
 
-    def _judged(self, image: Any) -> tuple[Any, list[str]]:
-        """The image that the farm's safety policy hands on, and its tags. Raises StageFailed."""
-        if self.settings.safety == "off":
+    def _judged(self, work: Work, image: Any) -> tuple[Any, list[str]]:
+        """The image that the safety policy of the job hands on, and its tags.
+
+        Raises:
+            StageFailed: (`unsafe_output`) it is refused; (`wrong_policy`) the job was submitted without the farm's.
+        """
+        told, policy = work.recipe.get("safety"), self.settings.safety
+        if policy != "off" and work.claim.finishing and (told or {}).get("policy") != policy:
+            raise StageFailed(
+                f"the job was submitted without the safety policy of this farm, which is {policy}",
+                code="wrong_policy",
+                hint=f"set FARM_SAFETY={policy} where jobs are submitted",
+            )
+        if told is None:
             return image, []
-        if self._checker is None:
-            entry = self.catalog.adapters.get(self.settings.safety_checker)
-            if entry is None or entry.type != "safety_checker":
-                name = self.settings.safety_checker
-                raise FarmError(
-                    f"FARM_SAFETY_CHECKER: the catalog has no safety checker {name}", code="unknown_adapter"
-                )
-            self._checker = safety.Checker(adapters.files_of(self.catalog, entry), self.device)
-        return safety.applied(self.settings.safety, self._checker, image)
+        return safety.applied(told["policy"], self._safety_checker(told["name"], told["checker"]), image)
+
+    def _safety_checker(self, name: str, wanted: dict[str, Any]) -> safety.Checker:
+        """The checker `name`, loaded once."""
+        if name not in self._checkers:
+            files = self._adapter(name, wanted)
+            self._checkers[name] = safety.Checker(files, self.device)
+        return self._checkers[name]
 
     def _publish(self, claim: Claim) -> Commit:
         """Writes the readable results of an output that is in the store already; the commit that says so."""

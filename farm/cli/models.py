@@ -56,7 +56,9 @@ def ls() -> Outcome:
 def rm(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Checkpoints or adapters that are pulled.")],
 ) -> Outcome:
-    """Remove the files and hashes of checkpoints and adapters; what lies in a folder of your own stays.
+    """Remove the files and hashes of checkpoints and adapters.
+
+    What lies in a folder of your own stays, and so does the hub's cache, with which pulled files share their room.
 
     \b
     farm models rm sd15
@@ -66,7 +68,7 @@ def rm(
 
     catalog = Catalog.load(load_settings())
     freed = {name: models.remove(catalog, name) for name in names}
-    lines = [f"{name}  {size / 1e6:,.1f} MB freed" for name, size in freed.items()]
+    lines = [f"{name}  {size / 1e6:,.1f} MB removed" for name, size in freed.items()]
     return Outcome([{"name": name, "bytes": size} for name, size in freed.items()], lines)
 
 

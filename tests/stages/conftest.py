@@ -235,5 +235,5 @@ def checkpoint_source(catalog: Catalog, name: str) -> Source:
     """How a plain program loads a checkpoint."""
     path: Path = catalog.path(catalog.checkpoints[name])
     arguments = f"{str(path)!r}, torch_dtype=torch.float32, local_files_only=True, use_safetensors=True"
-    adapters = {each: adapter_source(catalog, each) for each in catalog.adapters}
+    adapters = {each: adapter_source(catalog, each, "float32") for each in catalog.adapters}
     return Source(catalog.checkpoints[name].family, arguments, adapters=adapters)

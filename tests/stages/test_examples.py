@@ -20,7 +20,7 @@ from workers.adapters import files_of
 EXAMPLES = sorted((Path(__file__).parents[2] / "farm/examples").glob("*.yaml"))
 LIKE = {
     ("sd", "text2img"): "tiny", ("sd", "img2img"): "tiny", ("sd", "inpaint"): "tiny-inpaint",
-    ("sd", "upscale_latent"): "tiny-x2", ("sd", "upscale"): "tiny-x4", ("sd-depth", "depth2img"): "tiny-depth",
+    ("sd", "upscale_latent"): "tiny-x2", ("sd", "upscale"): "tiny-x4", ("sd2-depth", "depth2img"): "tiny-depth",
     ("sdxl", "text2img"): "tiny-xl", ("sdxl", "inpaint"): "tiny-xl", ("sdxl-refiner", "img2img"): "tiny-xl-refiner",
 }  # fmt: skip
 ADAPTER_LIKE = {"controlnet": "tiny-canny", "lora": "tiny-lora", "ip_adapter": "tiny-ip", "vae": "tiny-vae"}

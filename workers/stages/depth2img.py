@@ -20,7 +20,7 @@ class Depth2Img(Redrawn):
 
     kind: Literal["depth2img"] = "depth2img"
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
-    by_family: ClassVar = {"sd-depth": "StableDiffusionDepth2ImgPipeline"}
+    by_family: ClassVar = {"sd2-depth": "StableDiffusionDepth2ImgPipeline"}
 
     depth: Annotated[Picture | None, Upload()] = Field(
         None, description="a depth map, brighter is nearer; default: estimated from the input"

@@ -22,7 +22,7 @@ class Esrgan(Stage):
     kind: Literal["esrgan"] = "esrgan"
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
     gives: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
-    multiple: ClassVar[int] = 8
+    draws: ClassVar[bool] = False
 
     factor: Literal[2, 4] = Field(4, description="how many times the side; the checkpoint's own")
     tile: int | None = Field(
@@ -36,6 +36,10 @@ class Esrgan(Stage):
             yield FieldError("checkpoint", msg, "wrong_checkpoint")
         elif family != f"esrgan-x{self.factor}":
             yield FieldError("factor", f"{family[-1]}: this checkpoint was made for it")
+
+    def whole(self) -> bool:
+        """It looks at a few pixels around each."""
+        return False
 
     def output_size(self, given: Size | None, native: int) -> Size:
         """`factor` times the given sides."""

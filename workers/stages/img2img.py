@@ -18,12 +18,18 @@ class Img2Img(Guided, Redrawn):
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.LATENTS, Medium.IMAGE})
     by_family: ClassVar = {
         "sd": "StableDiffusionImg2ImgPipeline",
+        "sd2": "StableDiffusionImg2ImgPipeline",
         "sdxl": "StableDiffusionXLImg2ImgPipeline",
         "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
     }
-    controlled: ClassVar = {
-        "sd": "StableDiffusionControlNetImg2ImgPipeline", "sdxl": "StableDiffusionXLControlNetImg2ImgPipeline",
+    uncontrolled: ClassVar = {
+        "timesteps": ("sd", "sd2", "sdxl"), "guidance_rescale": ("sdxl",), "denoising_start": ("sdxl",),
     }  # fmt: skip
+    controlled: ClassVar = {
+        "sd": "StableDiffusionControlNetImg2ImgPipeline",
+        "sd2": "StableDiffusionControlNetImg2ImgPipeline",
+        "sdxl": "StableDiffusionXLControlNetImg2ImgPipeline",
+    }
     only: ClassVar = {
         "denoising_start": SDXL, "guidance_rescale": SDXL,
         "aesthetic_score": ("sdxl-refiner",), "negative_aesthetic_score": ("sdxl-refiner",),

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import FieldError
 from farm.stage import Batch, Medium, Picture, Report, Size, Source, Upload
+from workers import tiles
 from workers.diffusion import SDXL, GuidanceRescale, Redrawn, Timesteps
 from workers.guidance import Guided
 
@@ -39,13 +40,20 @@ class Inpaint(Guided, Redrawn):
     kind: Literal["inpaint"] = "inpaint"
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
     gives: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
-    by_family: ClassVar = {"sd": "StableDiffusionInpaintPipeline", "sdxl": "StableDiffusionXLInpaintPipeline"}
+    by_family: ClassVar = {
+        "sd": "StableDiffusionInpaintPipeline",
+        "sd2": "StableDiffusionInpaintPipeline",
+        "sdxl": "StableDiffusionXLInpaintPipeline",
+    }
+    uncontrolled: ClassVar = {"timesteps": ("sd", "sd2", "sdxl")}
     controlled: ClassVar = {
-        "sd": "StableDiffusionControlNetInpaintPipeline", "sdxl": "StableDiffusionXLControlNetInpaintPipeline",
-    }  # fmt: skip
+        "sd": "StableDiffusionControlNetInpaintPipeline",
+        "sd2": "StableDiffusionControlNetInpaintPipeline",
+        "sdxl": "StableDiffusionXLControlNetInpaintPipeline",
+    }
     only: ClassVar = {"guidance_rescale": SDXL}
 
-    mask: Annotated[Picture | None, Upload()] = Field(
+    mask: Annotated[Picture | None, Upload(shows=True)] = Field(
         None, description="an image, white where it is drawn anew, black where it stays"
     )
     border: Border = Field(Border(), description="pixels to draw beyond the edges: left, top, right, bottom")
@@ -63,6 +71,8 @@ class Inpaint(Guided, Redrawn):
         """Something is drawn."""
         if self.mask is None and not self.border:
             yield FieldError("mask", "give a mask, or a border to draw beyond the edges")
+        if self.padding_mask_crop is not None and self.controls:
+            yield FieldError("padding_mask_crop", "not together with controls, which do not know of the crop")
         yield from super().check()
 
     def output_size(self, given: Size | None, native: int) -> Size:
@@ -96,7 +106,8 @@ class Inpaint(Guided, Redrawn):
         # The pipeline crops one picture at a time, and lays what it drew over the rest itself.
         made = []
         for row, (image, mask) in enumerate(drawn):
-            made += self.called(pipe, batch.alone(row), report, image=image, mask_image=mask, as_pil=True)
+            part = tiles.Part(report, row, len(drawn))
+            made += self.called(pipe, batch.alone(row), part, image=image, mask_image=mask, as_pil=True)
         return made
 
     def _drawn(self, image: Any, mask: Any) -> tuple[Any, Any]:

@@ -19,10 +19,17 @@ class Text2Img(Guided):
 
     kind: Literal["text2img"] = "text2img"
     takes: ClassVar[frozenset[Medium]] = frozenset()
-    by_family: ClassVar = {"sd": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
+    by_family: ClassVar = {
+        "sd": "StableDiffusionPipeline",
+        "sd2": "StableDiffusionPipeline",
+        "sdxl": "StableDiffusionXLPipeline",
+    }
+    uncontrolled: ClassVar = {"guidance_rescale": ("sd", "sd2", "sdxl")}
     controlled: ClassVar = {
-        "sd": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline",
-    }  # fmt: skip
+        "sd": "StableDiffusionControlNetPipeline",
+        "sd2": "StableDiffusionControlNetPipeline",
+        "sdxl": "StableDiffusionXLControlNetPipeline",
+    }
     control_argument: ClassVar = "image"
     only: ClassVar = {"denoising_end": ("sdxl",)}
 

@@ -55,6 +55,10 @@ class Upscale(Sampled):
         description="works on overlapping tiles of so many pixels of the input: any size fits into memory",
     )
 
+    def whole(self) -> bool:
+        """Not in tiles."""
+        return self.tile is None
+
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
         """Images of `batch.size`, four times the given sides, one per input."""
         if self.tile is None:
