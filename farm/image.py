@@ -108,8 +108,8 @@ def natural_size(width: int, height: int, area: int, max_side: int, multiple: in
     """The size at which an input is redrawn if nobody says one, in pixels: its own, as far as the checkpoint can.
 
     Smaller than 64 on a side: scaled up. Larger than `area` (in pixels) or than `max_side`: scaled down. The aspect is
-    kept, then each side is rounded down to a `multiple` (at least the VAE's factor), but never below 64, even where that
-    breaks the area of a very long image.
+    kept, then each side is rounded down to a `multiple` (at least the VAE's factor), but never below 64, even where
+    that breaks the area of a very long image.
     """
     if min(width, height) < MIN_SIDE:
         width, height = width * MIN_SIDE // min(width, height), height * MIN_SIDE // min(width, height)

@@ -409,7 +409,29 @@ def test_models_ls_says_what_is_pulled(run: Run, farm: Farm) -> None:
     found = {item["name"]: item for item in run("models", "ls", "--json").envelope["data"]}
     # Then the list tells them from the others
     assert (found["tiny"]["pulled"], found["sd15"]["pulled"]) == (True, False)
-    assert found["sd15"]["kinds"] == ["text2img", "img2img"]
+    assert found["sd15"]["kinds"] == ["text2img", "img2img", "inpaint"]
+    assert (found["tiny"]["bytes"] > 0, found["sd15"]["bytes"]) == (True, 0)
+    # And the adapters are there, by their type
+    assert (found["control-canny"]["type"], found["control-canny"]["family"]) == ("controlnet", "sd")
+
+
+def test_models_rm_removes_files_and_hashes(run: Run, farm: Farm) -> None:
+    # Given a recorded checkpoint
+    assert run("models", "rm", "tiny").status == 0
+    # Then neither its files nor its lock are there, and it is said how to get it back
+    assert not [path for path in farm.settings.models_dir.iterdir() if path.name.partition(".")[0] == "tiny"]
+    assert run("models", "rm", "tiny", "--json").code == "not_pulled"
+    assert run("models", "rm", "nothing", "--json").code == "unknown_checkpoint"
+
+
+def test_stages_tells_kinds_and_parameters(run: Run) -> None:
+    listed = {item["kind"]: item for item in run("stages", "--json").envelope["data"]}
+    assert {"text2img", "img2img", "inpaint", "depth2img", "upscale_latent", "upscale", "esrgan"} <= {*listed}
+    assert (listed["inpaint"]["takes"], listed["inpaint"]["gives"]) == (["image"], ["image"])
+    one = run("stages", "inpaint")
+    for word in ("padding_mask_crop", "mask", "an image, white where it is drawn anew"):
+        assert word in " ".join(one.out.split())
+    assert run("stages", "paint").status == 2
 
 
 def test_models_verify_finds_a_changed_file(run: Run, farm: Farm) -> None:

@@ -24,8 +24,8 @@ TEXT = {"kind": "text2img"}
 REDRAW = {"kind": "img2img", "strength": 0.5}
 X2 = {"kind": "upscale_latent"}
 X4 = {"kind": "upscale"}
-BASE = {"kind": "text2img", "checkpoint": "tiny-xl", "steps": 10, "denoising_end": 0.8}
-REFINE = {"kind": "img2img", "checkpoint": "tiny-xl-refiner", "steps": 10, "denoising_start": 0.8}
+BASE = {"kind": "text2img", "checkpoint": "tiny-xl", "steps": 10, "scheduler": "Euler", "denoising_end": 0.8}
+REFINE = {"kind": "img2img", "checkpoint": "tiny-xl-refiner", "steps": 10, "scheduler": "Euler", "denoising_start": 0.8}
 HIRES = [TEXT, REDRAW, X2, X4]
 
 
@@ -39,7 +39,7 @@ def catalog(here: Settings) -> Catalog:
     """The farm's catalog, with a lock for every checkpoint as if it had been pulled."""
     catalog = Catalog.load(here)
     catalog.models_dir.mkdir(parents=True, exist_ok=True)
-    for name, entry in catalog.checkpoints.items():
+    for name, entry in [*catalog.checkpoints.items(), *catalog.adapters.items()]:
         lock = Lock(revision=None, files={"unet/weights.safetensors": name.ljust(64, "0")})
         catalog.lock_path(entry).write_text(lock.model_dump_json())
     return catalog
@@ -143,6 +143,53 @@ def test_latents_for_a_checkpoint_of_another_space_are_refused_with_both_names(
         ),
         ([BASE, X4], False, "schedule_mismatch", "stages.0.denoising_end", "put an img2img there"),
         ([REFINE], True, "schedule_mismatch", "stages.0.denoising_start", "no denoising_end"),
+        (
+            [{**BASE, "scheduler": None}, {**REFINE, "scheduler": None}],
+            False,
+            "schedule_mismatch",
+            "stages.0.scheduler",
+            "name it in both",
+        ),
+        (
+            [{**BASE, "denoising_end": 0.05}, {**REFINE, "denoising_start": 0.05}],
+            False,
+            "no_steps",
+            "stages.0.denoising_end",
+            "without a step",
+        ),
+        ([{**TEXT, "loras": [{"name": "nope"}]}], False, "unknown_adapter", "stages.0.loras.0.name", "tiny-lora"),
+        ([{**TEXT, "loras": [{"name": "tiny-canny"}]}], False, "wrong_adapter", "stages.0.loras.0.name", "not a lora"),
+        (
+            [{**TEXT, "checkpoint": "tiny-xl", "loras": [{"name": "tiny-lora"}]}],
+            False,
+            "wrong_adapter",
+            "stages.0.loras.0.name",
+            "for sd, not a lora for sdxl",
+        ),
+        ([{**TEXT, "checkpoint": "tiny-other", "vae": "tiny-vae"}], False, "wrong_adapter", "stages.0.vae", "no vae"),
+        ([{**TEXT, "embeddings": ["tiny-lora"]}], False, "wrong_adapter", "stages.0.embeddings.0", "tiny-word"),
+        (
+            [{**TEXT, "guidance_rescale": 0.5, "controls": [{"name": "tiny-canny", "image": "c"}]}],
+            False,
+            "invalid_field",
+            "stages.0.guidance_rescale",
+            "not together with controls",
+        ),
+        (
+            [{**TEXT, "checkpoint": "fused", "loras": [{"name": "tiny-lora"}]}],
+            False,
+            "wrong_adapter",
+            "stages.0.loras",
+            "fuse_qkv_projections",
+        ),
+        (
+            [{**TEXT, "checkpoint": "offloaded", "weighting": "compel"}],
+            False,
+            "wrong_adapter",
+            "stages.0.weighting",
+            "offload: model",
+        ),
+        ([{"kind": "esrgan", "factor": 2}], True, "invalid_field", "stages.0.factor", "4"),
         (
             [{**BASE, "denoising_end": None}, REFINE],
             False,

@@ -173,3 +173,22 @@ def test_fields_that_contradict_each_other_are_refused() -> None:
     assert wrong(controls=[Control(name="a", image="c", start=0.5, end=0.5)]) == ["controls.0.end"]
     assert wrong(controls=[Control(name="a", image="c", low_threshold=300)]) == ["controls.0.high_threshold"]
     assert wrong(controls=[Control(name="a", image="c", process="inpaint")]) == ["controls.0.process"]
+
+
+@pytest.mark.parametrize("kind", ["text2img", "img2img", "inpaint"])
+def test_fields_that_pipelines_with_controls_do_not_know_are_refused(kind: str) -> None:
+    # Given what diffusers' classes take
+    import inspect
+
+    import diffusers
+
+    from farm.stage import kinds
+
+    stage = kinds()[kind]
+    for family, name in stage.controlled.items():  # type: ignore[attr-defined]
+        taken = inspect.signature(getattr(diffusers, name).__call__).parameters
+        plain = inspect.signature(getattr(diffusers, stage.by_family[family]).__call__).parameters  # type: ignore[attr-defined]
+        # Then a field that the plain class takes and this one does not is in the table, and no other
+        told = {field for field, families in stage.uncontrolled.items() if family in families}  # type: ignore[attr-defined]
+        missing = {field for field in stage.model_fields if field in plain and field not in taken}
+        assert told == missing, (kind, family)
