@@ -12,7 +12,7 @@ from uuid import RFC_4122, UUID
 
 import pytest
 
-from farm.catalog import LOCK, Catalog, Lock
+from farm.catalog import LOCK, Catalog, Lock, Switches
 from farm.chain import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_STAGES, Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
 from farm.job import MAX_DEADLINE_S, InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
@@ -36,8 +36,13 @@ def here(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def catalog(here: Settings) -> Catalog:
-    """The farm's catalog, with a lock for every checkpoint as if it had been pulled."""
+    """The farm's catalog and two checkpoints that are run otherwise, each with a lock as if it had been pulled."""
     catalog = Catalog.load(here)
+    for name, switches in (("fused", {"fuse_qkv_projections": True}), ("offloaded", {"offload": "model"})):
+        tiny = catalog.checkpoints["tiny"]
+        catalog.checkpoints[name] = tiny.model_copy(
+            update={"name": name, "switches": Switches.model_validate(switches)}
+        )
     catalog.models_dir.mkdir(parents=True, exist_ok=True)
     for name, entry in [*catalog.checkpoints.items(), *catalog.adapters.items()]:
         lock = Lock(revision=None, files={"unet/weights.safetensors": name.ljust(64, "0")})
