@@ -37,8 +37,10 @@ def network() -> nn.Module:
         return [nn.Conv2d(gives, takes, 3, padding=1), nn.BatchNorm2d(takes), nn.ReLU(), nn.MaxPool2d(2)]
 
     return nn.Sequential(
-        *block(3, 24), *block(24, 48), *block(48, 96), *block(96, 128),
-        nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 16, len(NAMES) + len(STYLES)),
+        *block(3, 32), *block(32, 64), *block(64, 96),
+        nn.Conv2d(96, 160, 3, padding=1), nn.BatchNorm2d(160), nn.ReLU(),
+        # wherever it lies
+        nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(160, len(NAMES) + len(STYLES)),
     )  # fmt: skip
 
 
