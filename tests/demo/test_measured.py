@@ -116,7 +116,8 @@ def vae() -> Any:
 
 def test_the_judge_is_right_on_drawn_scenes_it_never_saw(judge: Scorer, sprites: Sprites) -> None:
     scenes = [Scene(scene.things, scene.ground, style, seed)
-              for seed in range(4) for style in ("flat", "shaded") for scene in singles(FORTY)]  # fmt: skip
+              for seed in range(4) for style in ("flat", "shaded")
+              for scene in (*singles(FORTY), *placed(FORTY))]  # fmt: skip
     pictures = [draw(scene, 64, sprites) for scene in scenes]
     named, styled = judge.things(pictures, FORTY), judge.styles(pictures)
     assert share([name == scene.things[0].name for name, scene in zip(named, scenes, strict=True)], "judge") >= 0.95
@@ -141,7 +142,7 @@ def test_grounds_colours_and_objects_are_those_of_the_prompt(render: Render, jud
     assert share(grounds, "grounds") >= 0.95
     named = judge.things(pictures[:320], FORTY)
     right = [name == scene.things[0].name for name, scene in zip(named, scenes, strict=False)]
-    share(right[256:], "objects in places")
+    share(right[256:], "objects off the middle")
     assert share(right, "objects") >= 0.80
     found = [scorer.colour(picture) == scene.things[0].colour
              for picture, scene in zip(pictures[320:], coloured, strict=True)]  # fmt: skip

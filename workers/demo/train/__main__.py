@@ -3,8 +3,7 @@
 Each part goes on from where it stopped, needs the parts before it (vae, decoder, base, then the others), and leaves its
 weights, a sample sheet and a loss plot in DIR/PART. `--show` makes these three of a state that is being trained; `ship`
 puts the weights into the package.
-It needs `pip install 'latent-farm[worker,train]'`; on two CPU cores
-a step of `base` takes a second.
+It needs `pip install 'latent-farm[worker,train]'`; on two CPU cores a step of `base` takes a second.
 """
 
 from __future__ import annotations
@@ -37,8 +36,9 @@ def main() -> None:
     if given.part == "ship":
         ship(given.work)
         return
-    # On a CPU, bfloat16 made a step twice as long (torch 2.13, AVX-512).
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() and given.part != "vae" else "no")
+    # On a CPU, bfloat16 made a step twice as long (torch 2.13, AVX-512). What makes pixels needs all their 8 bits.
+    half = torch.cuda.is_available() and given.part not in ("vae", "decoder")
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no")
     count, device = given.pictures or PICTURES[given.part], accelerator.device
     torch.manual_seed(sum(given.part.encode()))
     torch.set_flush_denormal(True)

@@ -150,7 +150,7 @@ class Vae:
         gives.bias[channels:] -= 2 * width.log()
 
     def sheet(self) -> Image.Image:
-        """Pictures and what came back of them, alternating rows; the file's name in the log has the PSNR."""
+        """Pictures and what came back of them, alternating rows; prints the PSNR of the round trip."""
         vae: Any = self.model["vae"]
         given = to_float(self._tests).to(vae.device)
         made = vae.decode(vae.encode(given).latent_dist.mean).sample.clamp(-1, 1)
@@ -204,8 +204,8 @@ class Decoder(Vae):
     def __init__(self, work: Path, count: int) -> None:
         super().__init__(work, count)
         self._images = torch.cat([self._images, data.pictures(work, "vae512", count // 2, 512, crop=64)["images"]])
-        self._latents = Latents(work, torch.device("cpu"), "vae").kept("decoder", self._images)
-        vae = trained(work, "vae", "vae", family.vae())
+        codec = Latents(work, torch.device("cpu"), "vae")
+        self._latents, vae = codec.kept("decoder", self._images), codec.vae
         vae.decoder.requires_grad_(True)
         vae.post_quant_conv.requires_grad_(True)
         self.model = nn.ModuleDict({"vae": vae.train()})
