@@ -52,7 +52,7 @@ class Space(_Entry):
 Family = Literal["sd", "sd2", "sd2-depth", "sdxl", "sdxl-refiner", "esrgan-x2", "esrgan-x4"]
 ADAPTED_AS: dict[str, str] = {"sd2-depth": "sd2"}
 """Families whose adapters are those of another one."""
-_INSIDE = r"^(?!.*\.\.)[\w-][\w./-]*"
+_INSIDE = r"^[\w-]+([./][\w-]+)*"
 """A path that does not lead out of its folder."""
 
 

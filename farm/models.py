@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +27,8 @@ UNSAFE = (
     ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack",
 )  # fmt: skip
 """Suffixes of files that are code, or may run code when they are read; nothing of the kind lies in a checkpoint."""
+MAX_HEADER = 100_000_000
+"""Bytes of a safetensors file's header at most, as the format's own reader has it."""
 WEIGHTS = r"(diffusion_pytorch_model|model)"
 """How diffusers and transformers begin the names of weights that they load by themselves.
 
@@ -34,15 +36,23 @@ Source: diffusers 0.42, `variant_compatible_siblings`; with it the two patterns 
 """
 
 
-def pull(catalog: Catalog, name: str, source: Path | None = None, *, force: bool = False) -> Lock:
+def pull(
+    catalog: Catalog,
+    name: str,
+    source: Path | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Lock:
     """The lock of the checkpoint `name`, whose files are in place and as it says; fetches or builds what is not.
 
     `source` is a copy of the hub's cache folder (with `models--OWNER--NAME` in it) to take the files from, offline.
+    `say` is told how large a download is; of one that is begun again, files that are whole are not fetched once more.
 
     Raises:
         InvalidJob: (`unknown_checkpoint`) the catalog has no such checkpoint.
         FarmError: (`bad_checkpoint`) the files are incomplete, unsafe, or not those of the lock or of the catalog's
-            revision; nothing was changed.
+            revision; (`disk_full`) the disk has no room for them; nothing was changed.
         Unavailable: the hub cannot be reached.
     """
     checkpoint = _find(catalog, name)
@@ -57,10 +67,10 @@ def pull(catalog: Catalog, name: str, source: Path | None = None, *, force: bool
         if checkpoint.repo is not None:
             locked = _lock_of(catalog, checkpoint)
             revision = checkpoint.revision or (locked.revision if locked and not force else None)
-            revision = _fetch(checkpoint, revision, source, fresh)
+            revision = _fetch(checkpoint, revision, source, fresh, say)
         else:
             _build(checkpoint, fresh)
-        lock = _agreed(catalog, checkpoint, Lock(revision=revision, files=_hashes(checkpoint, fresh)), force)
+        lock = _agreed(catalog, checkpoint, _whole(checkpoint, fresh, revision), force)
         if place.exists():
             place.rename(Path(scratch) / "old")
         fresh.rename(place)
@@ -74,8 +84,7 @@ def record(catalog: Catalog, checkpoint: Weights, revision: str | None = None, *
     Raises:
         FarmError: (`bad_checkpoint`) the files are missing, unsafe, or not those of an existing lock.
     """
-    found = Lock(revision=revision, files=_hashes(checkpoint, catalog.path(checkpoint)))
-    lock = _agreed(catalog, checkpoint, found, force)
+    lock = _agreed(catalog, checkpoint, _whole(checkpoint, catalog.path(checkpoint), revision), force)
     _write(catalog, checkpoint, lock)
     return lock
 
@@ -120,6 +129,31 @@ def remove(catalog: Catalog, name: str) -> int:
     return freed
 
 
+def convert(source: Path, target: Path, config: Path | None = None) -> None:
+    """Makes of a file what the catalog can name, in a process of its own; see `workers.convert`.
+
+    Raises:
+        InvalidJob: (`bad_file`, `usage`) the file is not there, the target is, or they do not go together.
+        FarmError: (`bad_checkpoint`) the file cannot be converted; nothing was written.
+    """
+    if not source.is_file():
+        raise InvalidJob(f"there is no file {source}", code="bad_file")
+    if target.exists():
+        raise InvalidJob(f"{target} exists already", code="bad_file", hint="choose another name, or remove it first")
+    pickled = source.suffix in (".ckpt", ".pt", ".pth", ".bin")
+    if not pickled and source.suffix != ".safetensors":
+        raise InvalidJob(f"{source} is neither a .safetensors nor a .ckpt, .pt, .pth or .bin", code="bad_file")
+    if pickled and (target.suffix != ".safetensors" or config is not None):
+        hint = "make a .safetensors of it first, without --config; then a folder of that"
+        raise InvalidJob(f"{source.suffix} becomes a .safetensors", code="usage", hint=hint)
+    if not pickled and (config is None or not (config / "model_index.json").is_file()):
+        hint = "a repository of the same family without its weights will do"
+        raise InvalidJob("--config names a folder with a model_index.json", code="usage", hint=hint)
+    ended = _module("workers.convert", str(source), str(target), *(["--config", str(config)] if config else []))
+    if ended.returncode:
+        raise FarmError(f"{source} cannot be converted: {_last(ended)}", code="bad_checkpoint")
+
+
 def _find(catalog: Catalog, name: str) -> Weights:
     """The catalog's entry."""
     entries: dict[str, Weights] = {**catalog.checkpoints, **catalog.adapters}
@@ -141,17 +175,28 @@ def _lock_of(catalog: Catalog, checkpoint: Weights) -> Lock | None:
 
 
 def _build(checkpoint: Weights, fresh: Path) -> None:
-    """Builds the checkpoint into the folder `fresh`, in a process of its own: the builder imports torch."""
-    # -P: what is built is what is installed, not what happens to lie in the current folder.
-    command = [sys.executable, "-P", "-m", str(checkpoint.build), checkpoint.name, str(fresh)]
-    # A group of its own: Ctrl+C is for the farm to answer, not for half of it to die of.
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
+    """Builds the checkpoint into the folder `fresh`."""
+    ended = _module(str(checkpoint.build), checkpoint.name, str(fresh))
     if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"]
-        raise _bad(checkpoint, f"building it failed: {lines[-1]}", "is latent-farm[worker] installed?")
+        raise _bad(checkpoint, f"building it failed: {_last(ended)}", "is latent-farm[worker] installed?")
 
 
-def _fetch(checkpoint: Weights, revision: str | None, source: Path | None, fresh: Path) -> str:
+def _module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a module that imports torch, in a process of its own."""
+    # -P: what runs is what is installed, not what happens to lie in the current folder.
+    command = [sys.executable, "-P", "-m", name, *arguments]
+    # A group of its own: Ctrl+C is for the farm to answer, not for half of it to die of.
+    return subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
+
+
+def _last(ended: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a process said of its end."""
+    return (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+
+
+def _fetch(
+    checkpoint: Weights, revision: str | None, source: Path | None, fresh: Path, say: Callable[[str], None]
+) -> str:
     """The commit (40 hex digits) whose files now lie in the folder `fresh`."""
     try:
         from huggingface_hub import HfApi, snapshot_download
@@ -172,6 +217,9 @@ def _fetch(checkpoint: Weights, revision: str | None, source: Path | None, fresh
         else:
             wanted = _wanted(checkpoint, _components(checkpoint, snapshot), names)
         if not offline:
+            plan = snapshot_download(repo, revision=snapshot.name, allow_patterns=wanted, dry_run=True)
+            sizes = [(file.file_size or 0, file.will_download) for file in plan]
+            _check_room(checkpoint, sizes, snapshot, fresh.parent, say)
             snapshot_download(repo, revision=snapshot.name, allow_patterns=wanted)
     cache = snapshot.parent.parent.resolve()
     for name in wanted:
@@ -185,6 +233,28 @@ def _fetch(checkpoint: Weights, revision: str | None, source: Path | None, fresh
         except OSError:
             shutil.copyfile(kept, target)
     return snapshot.name
+
+
+def _check_room(
+    checkpoint: Weights, sizes: list[tuple[int, bool]], cache: Path, target: Path, say: Callable[[str], None]
+) -> None:
+    """Refuses a download of files of these sizes (bytes, and whether they are to be fetched) that the disk cannot take.
+
+    What lies in the hub's cache is linked to its place, or copied where that is on another disk.
+    """
+    whole, missing = sum(size for size, _ in sizes), sum(size for size, fetched in sizes if fetched)
+    needed = {cache: missing}
+    if cache.stat().st_dev != target.stat().st_dev:
+        needed[target] = whole
+    say(f"{checkpoint.name}: {len(sizes)} files of {whole / 1e6:,.1f} MB, {missing / 1e6:,.1f} MB are to be fetched")
+    for folder, size in needed.items():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise FarmError(
+                f"{checkpoint.name} needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free at {folder}",
+                code="disk_full",
+                hint="make room with `farm models rm`, or set HF_HOME and FARM_DATA to folders on a larger disk",
+            )
 
 
 @contextmanager
@@ -269,6 +339,15 @@ def _wanted(checkpoint: Weights, components: list[str], names: Iterable[str]) ->
 # what the files are
 
 
+def _whole(checkpoint: Weights, path: Path, revision: str | None) -> Lock:
+    """What lies at `path`, of which each safetensors file is one to its end."""
+    files = _hashes(checkpoint, path)
+    for name in files:
+        if name.endswith(".safetensors"):
+            _check_header(checkpoint, (path if checkpoint.file is None else path.parent) / name)
+    return Lock(revision=revision, files=files)
+
+
 def _hashes(checkpoint: Weights, path: Path) -> dict[str, str]:
     """SHA-256 (hex) of each file of a checkpoint by its path relative to the folder."""
     if not path.exists():
@@ -307,6 +386,24 @@ def _listed(checkpoint: Weights, folder: Path, root: Path) -> list[Path]:
     if not found:
         raise _bad(checkpoint, f"there are no files in {folder}")
     return found
+
+
+def _check_header(checkpoint: Weights, path: Path) -> None:
+    """Refuses what is no safetensors file, or only the beginning of one.
+
+    Source of the layout: 8 bytes with the length of the header, the header as JSON, the tensors without gaps
+    (https://github.com/huggingface/safetensors#format).
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, MAX_HEADER)))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0) == path.stat().st_size
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise _bad(checkpoint, f"{path.name} is not a safetensors file") from None
+    if not whole:
+        raise _bad(checkpoint, f"{path.name} is not whole")
 
 
 def _check_shards(checkpoint: Weights, index: Path) -> None:

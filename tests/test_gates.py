@@ -21,7 +21,9 @@ def test_nothing_is_unpickled() -> None:
     forbidden = {"torch.load", "pickle.load", "pickle.loads", "joblib.load", "numpy.load", "np.load", "eval", "exec"}
     found = list(calls())
     assert len(found) > 1000
-    assert not [(path, name) for path, name, _ in found if name in forbidden]
+    unpickling = [(path, ast.unparse(call)) for path, name, call in found if name in forbidden]
+    # But for the converter, whose reader knows tensors, numbers and containers alone.
+    assert unpickling == [("workers/convert.py", "torch.load(source, map_location='cpu', weights_only=True)")]
     imports = [
         (path.name, alias.name)
         for path in [*(ROOT / "farm").rglob("*.py"), *(ROOT / "workers").rglob("*.py")]

@@ -5,24 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import unquote
 
 import pytest
 
 from farm.catalog import Catalog, Lock
 from farm.errors import FarmError, InvalidJob, Unavailable
-from farm.models import pull, record, verify
+from farm.models import pull, record, remove, verify
 from farm.settings import Settings
 
 FIRST, SECOND = "1" * 40, "2" * 40
-SAFETENSORS = b"\x02\0\0\0\0\0\0\0{}"
 
+
+def weights(label: str) -> str:
+    """A safetensors file without tensors, and with a label."""
+    header = json.dumps({"__metadata__": {"label": label}})
+    return f"{chr(len(header))}{chr(0) * 7}{header}"
+
+
+SAFETENSORS = weights("").encode()
 REPO = {
     "model_index.json": json.dumps(
         {
@@ -37,24 +46,24 @@ REPO = {
         }
     ),
     "README.md": "a card",
-    "v1-5-pruned.safetensors": "the whole model once more",
+    "v1-5-pruned.safetensors": weights("the whole model once more"),
     "unet/config.json": "{}",
-    "unet/diffusion_pytorch_model.safetensors": "full",
-    "unet/diffusion_pytorch_model.fp16.safetensors": "half",
-    "unet/diffusion_pytorch_model.non_ema.safetensors": "other",
+    "unet/diffusion_pytorch_model.safetensors": weights("full"),
+    "unet/diffusion_pytorch_model.fp16.safetensors": weights("half"),
+    "unet/diffusion_pytorch_model.non_ema.safetensors": weights("other"),
     "unet/diffusion_pytorch_model.fp16.bin": "pickle",
     "unet/diffusion_pytorch_model.bin.index.json": "{}",
     "text_encoder/config.json": "{}",
-    "text_encoder/model.safetensors": "full",
+    "text_encoder/model.safetensors": weights("words"),
     "text_encoder/pytorch_model.bin": "pickle",
     "tokenizer/vocab.json": "{}",
     "tokenizer/merges.txt": "",
     "tokenizer/custom.py": "import os",
     "scheduler/scheduler_config.json": "{}",
     "safety_checker/config.json": "{}",
-    "safety_checker/model.fp16.safetensors": "half",
+    "safety_checker/model.fp16.safetensors": weights("half"),
     "unused/config.json": "{}",
-    "unused/model.safetensors": "full",
+    "unused/model.safetensors": weights("full"),
 }
 """A repository as they are: several precisions, pickles, code, single files and folders that no pipeline names."""
 
@@ -132,7 +141,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "(folder / 'model_index.json').write_text(name)\n"
         "(folder / 'unet' / 'model.safetensors').write_text(pathlib.Path(__file__).with_name('content').read_text())\n"
     )
-    (installed / "content").write_text("first")
+    (installed / "content").write_text(weights("first"))
     monkeypatch.setenv("PYTHONPATH", str(installed))
     return source
 
@@ -173,7 +182,7 @@ def test_the_choice_of_files_is_that_of_diffusers(tmp_path: Path) -> None:
     shards = {
         kind: [f"diffusion_pytorch_model{kind}-0000{n}-of-00002.safetensors" for n in (1, 2)] for kind in ("", ".fp16")
     }
-    sharded = {f"unet/{name}": name for names in shards.values() for name in names}
+    sharded = {f"unet/{name}": weights(name) for names in shards.values() for name in names}
     for name, kind in (("safetensors.index", ""), ("safetensors.index.fp16", ".fp16")):
         index = {"weight_map": dict(enumerate(shards[kind]))}
         sharded[f"unet/diffusion_pytorch_model.{name}.json"] = json.dumps(index)
@@ -188,16 +197,16 @@ def test_the_choice_of_files_is_that_of_diffusers(tmp_path: Path) -> None:
             # Then
             parts = [name for name in files if name.partition("/")[0] in ("unet", "text_encoder")]
             theirs, _ = variant_compatible_siblings(parts, variant=variant or None, ignore_patterns=["*.bin"])
-            weights = {name for name in lock.files if ".safetensors" in name}
-            assert weights == {name for name in theirs if ".safetensors" in name}
-            assert len(weights) == (4 if number else 2)
+            chosen = {name for name in lock.files if ".safetensors" in name}
+            assert chosen == {name for name in theirs if ".safetensors" in name}
+            assert len(chosen) == (4 if number else 2)
 
 
 def test_a_second_pull_keeps_the_first_ones_revision(tmp_path: Path) -> None:
     # Given a hub whose main has moved on
     catalog, source = catalog_of(tmp_path, repo="owner/name"), hub_cache(tmp_path / "hub")
     first = pull(catalog, "mine", source)
-    hub_cache(source, SECOND, {**REPO, "text_encoder/model.safetensors": "newer"})
+    hub_cache(source, SECOND, {**REPO, "text_encoder/model.safetensors": weights("newer")})
     # When, Then
     assert pull(catalog, "mine", source) == first
     # also where the files are lost or damaged
@@ -209,7 +218,7 @@ def test_a_second_pull_keeps_the_first_ones_revision(tmp_path: Path) -> None:
     newer = pull(catalog, "mine", source, force=True)
     assert newer.revision == SECOND
     assert newer.manifest != first.manifest
-    assert (catalog.models_dir / "mine" / "text_encoder" / "model.safetensors").read_text() == "newer"
+    assert (catalog.models_dir / "mine" / "text_encoder" / "model.safetensors").read_text() == weights("newer")
 
 
 def test_a_pinned_revision_is_the_one_that_is_pulled(tmp_path: Path) -> None:
@@ -247,7 +256,7 @@ def test_other_bytes_under_the_recorded_revision_are_refused(tmp_path: Path) -> 
     place.write_text("damaged here")
     entry = source / "models--owner--name" / "snapshots" / FIRST / "text_encoder" / "model.safetensors"
     entry.unlink()
-    entry.write_text("changed there")
+    entry.write_text(weights("changed there"))
     # When, Then
     assert "text_encoder/model.safetensors is not the file that was recorded" in refusal(catalog, source).message
 
@@ -299,53 +308,77 @@ def test_a_source_that_is_no_cache_is_refused_with_what_it_should_hold(tmp_path:
     assert "models--owner--name" in error.hint
 
 
+def large() -> str:
+    """A safetensors file of 24 MB: larger than twice what the hub's client writes at once."""
+    header = json.dumps({"a": {"dtype": "U8", "shape": [24_000_000], "data_offsets": [0, 24_000_000]}})
+    return f"{chr(len(header))}{chr(0) * 7}{header}{'x' * 24_000_000}"
+
+
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a pull of owner/name asks for: what main is, which files there are, and each file."""
+    """As much of the hub as a pull asks for: what main is, which files there are, and each file, or the rest of it."""
 
     protocol_version = "HTTP/1.1"
+    repos: ClassVar = {
+        "owner/name": REPO,
+        "owner/large": {**REPO, "unet/diffusion_pytorch_model.safetensors": large()},
+        "owner/huge": {**REPO, "unet/diffusion_pytorch_model.safetensors": "huge"},
+    }
+    asked: ClassVar[list[tuple[str, str]]] = []
+    """The files that were asked for, and which part."""
+    breaks: ClassVar[bool] = False
+    """Whether the next large file ends early, and its connection with it."""
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])
-        if path in ("/api/models/owner/name", "/api/models/owner/name/revision/main"):
-            self.answer(json.dumps({"id": "owner/name", "sha": FIRST, "siblings": []}))
-        elif path == f"/api/models/owner/name/tree/{FIRST}":
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content.encode()).hexdigest()}  # noqa: S324
-                for name, content in REPO.items()
-            ]
-            self.answer(json.dumps(entries))
-        elif path.removeprefix(f"/owner/name/resolve/{FIRST}/") in REPO:
-            self.answer(REPO[path.removeprefix(f"/owner/name/resolve/{FIRST}/")])
-        else:
-            self.answer("", 404)
+        for repo, files in self.repos.items():
+            if path in (f"/api/models/{repo}", f"/api/models/{repo}/revision/main"):
+                return self.answer(json.dumps({"id": repo, "sha": FIRST, "siblings": []}))
+            if path == f"/api/models/{repo}/tree/{FIRST}":
+                entries = [
+                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data.encode()).hexdigest()}  # noqa: S324
+                    for name, data in files.items()
+                ]
+                return self.answer(json.dumps(entries))
+            if path.removeprefix(f"/{repo}/resolve/{FIRST}/") in files:
+                return self.answer(files[path.removeprefix(f"/{repo}/resolve/{FIRST}/")])
+        return self.answer("", 404)
 
     do_HEAD = do_GET
 
     def answer(self, body: str, status: int = 200) -> None:
         data = body.encode()
+        etag, start = hashlib.sha1(data).hexdigest(), 0  # noqa: S324
+        if part := self.headers.get("Range"):
+            start, status = int(part.removeprefix("bytes=").rstrip("-")), 206
+        if "/resolve/" in self.path and self.command == "GET":
+            self.asked.append((self.path.rpartition("/")[2], part or ""))
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')  # noqa: S324
+        self.send_header("Content-Length", str(10**15 if body == "huge" else len(data) - start))
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", FIRST)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if status == 404:
             self.send_header("X-Error-Code", "RepoNotFound")
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(data)
+            self.close_connection = self.breaks and len(data) > 14_000_000
+            self.wfile.write(data[start : 14_000_000 if self.close_connection else None])
+            type(self).breaks &= not self.close_connection
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
 
-def pull_online(tmp_path: Path, endpoint: str) -> str:
-    """What a pull from the hub at `endpoint` prints, in a process that starts with an empty cache."""
+def pulling(tmp_path: Path, endpoint: str) -> subprocess.Popen[str]:
+    """A pull from the hub at `endpoint`, in a process that starts with an empty cache."""
     program = (
         "from farm.catalog import Catalog\n"
         "from farm.errors import FarmError\n"
         "from farm.models import pull\n"
         "from farm.settings import Settings\n"
         "try:\n"
-        "    print(pull(Catalog.load(Settings()), 'mine').model_dump_json())\n"
+        "    print(pull(Catalog.load(Settings()), 'mine', say=print).model_dump_json())\n"
         "except FarmError as error:\n"
         "    print(error.code, error.message, error.hint)\n"
     )
@@ -358,7 +391,14 @@ def pull_online(tmp_path: Path, endpoint: str) -> str:
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1",
     }
-    return subprocess.check_output([sys.executable, "-c", program], env=variables, text=True)
+    command = [sys.executable, "-c", program]
+    return subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def pull_online(tmp_path: Path, endpoint: str) -> str:
+    """What such a pull prints."""
+    with pulling(tmp_path, endpoint) as process:
+        return process.communicate(timeout=60)[0]
 
 
 @pytest.fixture
@@ -377,8 +417,10 @@ def test_a_repository_is_pulled_from_the_hub(tmp_path: Path, hub: str) -> None:
     # Given
     catalog = catalog_of(tmp_path, repo="owner/name", variant="fp16")
     # When
-    lock = Lock.model_validate_json(pull_online(tmp_path, hub))
+    told, found = pull_online(tmp_path, hub).splitlines()
     # Then
+    assert re.fullmatch(r"mine: 8 files of 0.0 MB, 0.0 MB are to be fetched", told)
+    lock = Lock.model_validate_json(found)
     assert lock.revision == FIRST
     assert lock.files.keys() == COMMON | {"unet/diffusion_pytorch_model.fp16.safetensors"}
     assert verify(catalog, "mine") == []
@@ -392,6 +434,46 @@ def test_a_repository_that_the_hub_does_not_know_is_refused(tmp_path: Path, hub:
     printed = pull_online(tmp_path, hub)
     assert printed.startswith("bad_checkpoint")
     assert "does not give out owner/other" in printed
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(
+    tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a connection that ends in the middle of a large file
+    catalog = catalog_of(tmp_path, repo="owner/large")
+    monkeypatch.setattr(Hub, "breaks", True)
+    monkeypatch.setattr(Hub, "asked", [])
+    # When
+    assert Lock.model_validate_json(pull_online(tmp_path, hub).splitlines()[-1])
+    # Then only the rest was asked for once more
+    assert verify(catalog, "mine") == []
+    (start,) = [int(part.removeprefix("bytes=").rstrip("-")) for _, part in Hub.asked if part]
+    assert 10_000_000 <= start <= 14_000_000
+
+
+def test_a_pull_that_was_killed_fetches_only_what_is_missing(
+    tmp_path: Path, hub: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a hub's cache in which one file of a killed pull is not whole
+    catalog = catalog_of(tmp_path, repo="owner/name")
+    pull_online(tmp_path, hub)
+    (lost,) = (tmp_path / "home").rglob("snapshots/*/unet/diffusion_pytorch_model.safetensors")
+    lost.resolve().rename(lost.resolve().with_suffix(".0a1b2c3d.incomplete"))
+    remove(catalog, "mine")
+    monkeypatch.setattr(Hub, "asked", [])
+    # When it is begun again
+    assert Lock.model_validate_json(pull_online(tmp_path, hub).splitlines()[-1])
+    # Then
+    assert [name for name, _ in Hub.asked] == ["diffusion_pytorch_model.safetensors"]
+
+
+def test_what_the_disk_has_no_room_for_is_not_begun(tmp_path: Path, hub: str) -> None:
+    catalog = catalog_of(tmp_path, repo="owner/huge")
+    printed = pull_online(tmp_path, hub).splitlines()
+    assert printed[0].endswith("1,000,000,000.0 MB are to be fetched")
+    assert printed[1].startswith("disk_full mine needs 1,000,000,000.0 MB")
+    assert "farm models rm" in printed[1]
+    assert listing(catalog.models_dir) == {}
 
 
 def test_without_the_hub_a_pull_is_unavailable_and_says_what_helps(tmp_path: Path) -> None:
@@ -422,9 +504,10 @@ def test_a_checkpoint_is_built_and_recorded(tmp_path: Path, builder: Path) -> No
     # When
     lock = pull(catalog, "mine")
     # Then
-    assert listing(catalog.models_dir / "mine") == {"model_index.json": b"mine", "unet/model.safetensors": b"first"}
+    built = weights("first").encode()
+    assert listing(catalog.models_dir / "mine") == {"model_index.json": b"mine", "unet/model.safetensors": built}
     assert lock.revision is None
-    assert lock.files["unet/model.safetensors"] == hashlib.sha256(b"first").hexdigest()
+    assert lock.files["unet/model.safetensors"] == hashlib.sha256(built).hexdigest()
     # and only these two lie in the folder of checkpoints
     assert sorted(path.name for path in catalog.models_dir.iterdir()) == ["mine", "mine.farm.lock.json"]
 
@@ -434,12 +517,12 @@ def test_a_build_that_gives_other_files_is_refused_until_it_is_wanted(tmp_path: 
     catalog = catalog_of(tmp_path, build="mine_builder")
     first = pull(catalog, "mine")
     (catalog.models_dir / "mine" / "unet" / "model.safetensors").unlink()
-    builder.with_name("content").write_text("second")
+    builder.with_name("content").write_text(weights("second"))
     # When, Then
     assert "--force" in refusal(catalog).hint
     assert catalog.lock(catalog.checkpoints["mine"]) == first
     assert pull(catalog, "mine", force=True).files != first.files
-    assert (catalog.models_dir / "mine" / "unet" / "model.safetensors").read_text() == "second"
+    assert (catalog.models_dir / "mine" / "unet" / "model.safetensors").read_text() == weights("second")
 
 
 def test_what_is_in_place_is_not_built_again(tmp_path: Path, builder: Path) -> None:
@@ -534,6 +617,24 @@ def test_a_file_that_may_run_code_is_refused(tmp_path: Path, folder: Path, suffi
     assert f"unet/model{suffix} may run code" in refusal(catalog_of(tmp_path, folder=str(folder))).message
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x80\x04\x95pickle", "not a safetensors file"),
+        (b"", "not a safetensors file"),
+        (large().encode()[:-1], "not whole"),
+        (b"\xff" * 8 + b"{}", "not whole"),
+        (b"\x02\0\0\0\0\0\0\0[]", "not a safetensors file"),
+    ],
+    ids=["pickle", "empty", "cut short", "endless header", "list"],
+)
+def test_what_is_no_whole_safetensors_file_is_refused(
+    tmp_path: Path, folder: Path, content: bytes, reason: str
+) -> None:
+    (folder / "unet" / "model.safetensors").write_bytes(content)
+    assert reason in refusal(catalog_of(tmp_path, folder=str(folder))).message
+
+
 def test_a_link_that_leads_out_of_a_folder_is_refused(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "model.safetensors").write_bytes(SAFETENSORS)
@@ -556,7 +657,7 @@ def test_every_difference_is_named(tmp_path: Path, folder: Path) -> None:
     # When
     (folder / "model_index.json").unlink()
     (folder / "more.json").write_text("{}")
-    (folder / "unet" / "model.safetensors").write_bytes(SAFETENSORS + b" ")
+    (folder / "unet" / "model.safetensors").write_text(weights("other"))
     # Then
     assert verify(catalog, "mine") == [
         "model_index.json is missing",

@@ -10,7 +10,7 @@ import typer
 from farm.cli.outcome import Outcome, Table, group, load_settings, say
 from farm.errors import FarmError, InvalidJob
 
-app = group("models", "Checkpoints and adapters: list, pull, verify, remove.")
+app = group("models", "Checkpoints and adapters: list, pull, verify, remove, convert.")
 Force = Annotated[bool, typer.Option("--force", help="Record the files anew, even if they are other ones than before.")]
 
 
@@ -93,10 +93,33 @@ def pull(
     data, lines = [], []
     for name in names:
         say(f"pulling {name}")
-        lock = models.pull(catalog, name, source, force=force)
+        lock = models.pull(catalog, name, source, force=force, say=say)
         data.append({"name": name, "revision": lock.revision, "files": len(lock.files), "manifest": lock.manifest})
         lines.append(f"{name}  {len(lock.files)} files  manifest {lock.manifest[:12]}")
     return Outcome(data, lines)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors, or a .ckpt, .pt, .pth or .bin.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder, or for a pickle a new .safetensors.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder in the hub's layout whose configuration the file has.")
+    ] = None,
+) -> Outcome:
+    """Make a folder in the hub's layout of a single file, or safetensors of a pickle.
+
+    A pickle is read in a process of its own, by torch's reader that calls nothing that the file names. The new
+    checkpoint can be used once your catalog (FARM_CATALOG) has an entry for it, and it is pulled.
+
+    \b
+    farm models convert old.ckpt new.safetensors
+    farm models convert new.safetensors new/ --config sd15-config/
+    """
+    from farm import models
+
+    models.convert(source, target, config)
+    return Outcome({"target": str(target)}, [f"{target} is made; name it in the catalog as `folder` or `file`"])
 
 
 @app.command()
