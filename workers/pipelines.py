@@ -28,7 +28,7 @@ from farm.stage import Batch, Medium, Report, Size
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LEFT_OUT: dict[str, dict[str, Any]] = {
-    "StableDiffusionDepth2ImgPipeline": {},
+    "StableDiffusionDepth2ImgPipeline": {"feature_extractor": None},
     "StableDiffusionLatentUpscalePipeline": {},
     "StableDiffusionUpscalePipeline": {"safety_checker": None, "feature_extractor": None, "watermarker": None},
     "StableDiffusionXLPipeline": {"add_watermarker": False},
@@ -169,6 +169,14 @@ def load(class_name: str, files: Files, device: str) -> Any:
                 pipe = pipeline_class.from_pretrained(
                     str(files.path), variant=files.variant, use_safetensors=True, trust_remote_code=False, **given
                 )
+                if hasattr(pipe, "depth_estimator"):
+                    # The published checkpoint's index names a class that transformers 5 no longer has.
+                    from transformers import DPTImageProcessor
+
+                    extractor = DPTImageProcessor.from_pretrained(
+                        files.path / "feature_extractor", local_files_only=True
+                    )
+                    pipe.register_modules(feature_extractor=extractor)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             # A loader's message may quote whole configurations; its type is enough here, the rest is chained.
             raise _bad(files.name, f"diffusers cannot load it ({type(error).__name__})") from error

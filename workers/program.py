@@ -47,6 +47,7 @@ def script(
         f"from diffusers import {class_name}",
         f"pipe = {class_name}.{how}({source.arguments}{further})",
         *_switched(source.switches),
+        *_renamed(class_name, source),
         *program.adapted,
         'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
     ]
@@ -77,6 +78,18 @@ def script(
     lines.append("out = pipe(")
     lines += [f"    {name}={value}," if value else f"    {name}," for name, value in common.items()]
     return [*lines, ").images" if emits is Medium.LATENTS else ").images[0]"]
+
+
+def _renamed(class_name: str, source: Source) -> list[str]:
+    """What `pipelines.load` does about a class that is no more."""
+    if class_name != "StableDiffusionDepth2ImgPipeline":
+        return []
+    where = source.arguments.partition(", variant=")[0].partition(", torch_dtype=")[0]
+    return [
+        "from transformers import DPTImageProcessor  # it was a DPTFeatureExtractor",
+        f'extractor = DPTImageProcessor.from_pretrained({where}, subfolder="feature_extractor")',
+        "pipe.register_modules(feature_extractor=extractor)",
+    ]
 
 
 def _switched(switches: Mapping[str, Any]) -> list[str]:
