@@ -186,7 +186,7 @@ class Farm:
         # Drawn from the key, so that a run sent again after a lost reply is the same run.
         run = str(uuid5(NAMESPACE_OID, repr(key))) if count > 1 else ""
         data, found = self.prepare(chain, image)
-        chain, uploads = self._fitted(chain, Size(found.width, found.height) if found else None)
+        chain, uploads = self.fitted(chain, Size(found.width, found.height) if found else None)
         jobs = [
             make_job(
                 chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane,
@@ -207,8 +207,14 @@ class Farm:
             self.inbox.put_blob(image, "image/png")
         self._bytes.clear()
 
-    def _fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
-        """`chain` with the images that its stages name as they will see them, and those that the store lacks."""
+    def fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
+        """`chain` with the images that its stages name as they will see them, and those that the store lacks.
+
+        `image` is the size of the input image, as fitted. Nothing is stored.
+
+        Raises:
+            InvalidJob: an image is missing, is none, or does not fit; names the stage and field.
+        """
         if not any(stage.uploads() for stage in chain.stages):
             return chain, []
         stages, fresh = [], []

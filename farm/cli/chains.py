@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 
 from farm.cli.outcome import Outcome, Table, group, load_settings, say, usage
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from farm.job import PlannedStage
 
 app = group("chain", "Chains of stages: presets and files.")
+WIDE = 60
+"""Characters of a parameter's type that a table shows; `--json` has all."""
 ImageSize = Annotated[
     str | None, typer.Option(metavar="WxH", help="Size of the input image, pixels. [the checkpoint's own]")
 ]
@@ -55,12 +59,12 @@ def show(
 def validate(
     file: Annotated[Path, typer.Argument(help="A .json or .yaml chain file.")], image_size: ImageSize = None
 ) -> Outcome:
-    """Check a chain file as a submit would; every wrong field is named.
+    """Check a chain file as a submit would, with the images that it names; every wrong field is named.
 
     \b
     farm chain validate my-chain.yaml
     """
-    planned = _plan(file, image_size)
+    planned = _plan(file, image_size, images=True)
     told = f"{file} is a chain of {len(planned)} stages that gives {planned[-1].size}"
     return Outcome({"stages": edges(planned)[1]}, [told])
 
@@ -96,23 +100,44 @@ def stages(
             for each in data
         ]
         return Outcome(data, [Table(("KIND", "TAKES", "GIVES", "WHAT IT DOES"), rows)])
-    fields = [
-        (
-            name,
-            _type(field.annotation),
-            "" if field.is_required() or field.default is None else str(field.default),
-            field.description or "",
-        )
-        for name, field in picked[kind].model_fields.items()
-        if name != "kind"
-    ]
+    fields = list(_fields(picked[kind]))
     return Outcome(data[0], [data[0]["about"], Table(("PARAMETER", "TYPE", "DEFAULT", "MEANING"), fields)])
 
 
+def _fields(cls: type[BaseModel], before: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each field, and of those that lie in it."""
+    for name, field in cls.model_fields.items():
+        if not before and name == "kind":
+            continue
+        default = (
+            "" if field.is_required() or field.default is None else str(field.get_default(call_default_factory=True))
+        )
+        inner = _inner(field.annotation)
+        told = _type(field.annotation)
+        yield f"{before}{name}", told if len(told) <= WIDE else f"{told[:WIDE]}…", default, field.description or ""
+        if inner is not None:
+            yield from _fields(inner, f"{before}{name}.")
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds one or several of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_inner, get_args(annotation))), None)
+
+
 def _type(annotation: Any) -> str:
-    """A field's type in a few words."""
-    text = re.sub(r"typing\.|farm\.\w+\.|workers\.(\w+\.)+|<class '|'>", "", str(annotation))
-    return re.sub(r"Annotated\[(\w+),.*\]", r"\1", text)[:60]
+    """A field's type in a few words; what may be left out is not said."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inside[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in inside)
+    if origin in (Union, UnionType):
+        return " | ".join(_type(each) for each in inside if each is not type(None))
+    if origin in (list, tuple):
+        return f"list of {_type(inside[0])}"
+    return str(getattr(annotation, "__name__", annotation))
 
 
 def edges(plan: Sequence[PlannedStage]) -> tuple[Table, list[dict[str, Any]]]:
@@ -151,8 +176,10 @@ def _medium(item: PlannedStage, medium: str | None) -> str:
     return "noise" if medium is None else f"latents ({item.space.name})" if medium == "latents" else str(medium)
 
 
-def _plan(chain: str | Path, image_size: str | None) -> tuple[PlannedStage, ...]:
+def _plan(chain: str | Path, image_size: str | None, *, images: bool = False) -> tuple[PlannedStage, ...]:
     """The typed chain; an input image that it needs and nobody described has the checkpoint's own size.
+
+    With `images` those that its stages name are read and fitted.
 
     Raises:
         InvalidJob: names each wrong field.
@@ -176,4 +203,6 @@ def _plan(chain: str | Path, image_size: str | None) -> tuple[PlannedStage, ...]
         say(f"the input image is taken to be {size}; --image-size says otherwise")
     if size is not None:
         size = farm.input_size(asked, size)
+    if images:
+        asked, _ = farm.fitted(asked, size)
     return plan(asked, farm.catalog, farm.settings, size)

@@ -17,6 +17,7 @@ from farm.errors import StageFailed
 from farm.stage import Size
 from tests.stages.conftest import Recorder, call, same, some_image
 from workers import pipelines, superres
+from workers.realesrgan import HALF, named, read
 from workers.stages.esrgan import Esrgan
 from workers.superres import OVERLAP
 from workers.tiles import spans
@@ -99,3 +100,41 @@ def test_a_checkpoint_enlarges_as_it_was_made_for() -> None:
     assert [error.loc for error in Esrgan(factor=2).fits("esrgan-x4")] == ["factor"]
     assert [error.loc for error in Esrgan().fits("sd")] == ["checkpoint"]
     assert not [*Esrgan().fits("esrgan-x4")]
+
+
+def ncnn(network: Any) -> tuple[str, bytes]:
+    """The layers and arrays of a network, as the ncnn runtime keeps them."""
+    lines, arrays = ["7767517", "0 0"], b""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            weight = layer.weight.detach().half().numpy()
+            lines.append(f"Convolution c 1 1 a b 0={layer.out_channels} 1=3 4=1 5=1 6={weight.size} -23310=1,2.0e-01")
+            arrays += HALF.to_bytes(4, "little") + weight.tobytes() + bytes(-weight.nbytes % 4)
+            arrays += layer.bias.detach().numpy().tobytes()
+        elif isinstance(layer, torch.nn.PReLU):
+            lines.append(f"PReLU p 1 1 a b 0={layer.num_parameters}")
+            arrays += layer.weight.detach().numpy().tobytes()
+        else:
+            lines.append("Split s 1 2 a b c")
+    return "\n".join(lines), arrays
+
+
+@pytest.mark.parametrize(("checkpoint", "factor"), KINDS)
+def test_arrays_of_ncnn_become_the_tensors_that_they_were(pipe: Pipe, checkpoint: str, factor: Any) -> None:
+    # Given a network in 16 bits, as ncnn keeps it
+    network = pipe(Esrgan(checkpoint=checkpoint, factor=factor))
+    layers, arrays = ncnn(network)
+    # When
+    made = named(list(read(layers, arrays)))
+    # Then
+    wanted = {
+        key: value.half().float() if key.endswith("weight") and value.dim() == 4 else value
+        for key, value in network.state_dict().items()
+    }
+    assert made.keys() == wanted.keys()
+    assert all(torch.equal(made[key], wanted[key]) for key in made)
+    # and others than these are refused
+    with pytest.raises(ValueError, match="left over"):
+        list(read(layers, arrays + bytes(4)))
+    with pytest.raises(ValueError, match="not an array of 16-bit floats"):
+        list(read(layers, bytes(4) + arrays[4:]))
