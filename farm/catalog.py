@@ -70,6 +70,12 @@ class Switches(_Entry):
     fuse_qkv_projections: bool = Field(False, description="one matrix for query, key and value; not with LoRAs")
     channels_last: bool = Field(False, description="memory format of UNet and VAE")
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.fuse_qkv_projections and self.attention != "sdpa":
+            raise ValueError("fuse_qkv_projections brings its own attention; leave attention at sdpa")
+        return self
+
 
 class Weights(_Entry):
     """Files of weights. Exactly one of `repo`, `folder`, `file` and `build` says where they come from."""
@@ -106,7 +112,11 @@ class Checkpoint(Weights):
     @model_validator(mode="after")
     def _configured(self) -> Self:
         if self.family.startswith("esrgan-"):
+            if self.switches != Switches():
+                raise ValueError("switches are for diffusion checkpoints")
             return self  # its tensors say what they are
+        if self.family == "sd2-depth" and self.switches.fuse_qkv_projections:
+            raise ValueError("the pipeline of sd2-depth cannot fuse_qkv_projections")
         if (self.file is None) != (self.config is None):
             raise ValueError(
                 "file and config go together: a single file without a local config would go to the network"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, SerializeAsAny, ValidationError
 
 from farm.errors import FieldError, InvalidJob
 from farm.image import Fit
@@ -41,6 +41,12 @@ class Chain(BaseModel):
     exact: bool = Field(False, description="run alone in every batch, so that the bits do not depend on companions")
     reuse: bool = Field(True, description="take committed outputs of equal recipes instead of running them again")
     stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(min_length=1, max_length=MAX_STAGES)
+    _given_files: dict[str, bytes] = PrivateAttr(default_factory=dict)
+
+    @property
+    def given_files(self) -> dict[str, bytes]:
+        """Images that stages name and that were given as bytes; no part of what the chain is."""
+        return self._given_files
 
 
 def read_chain_file(path: Path) -> dict[str, Any]:

@@ -47,7 +47,6 @@ class Farm:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or Settings.load()
-        self._bytes: dict[str, bytes] = {}
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -128,7 +127,9 @@ class Farm:
         data |= {name: value for name, value in given.items() if value is not None}
         if parameters and isinstance(data.get("stages"), list):
             data["stages"] = override(data["stages"], parameters)
-        parsed = parse_chain({**data, "stages": self._named(data.get("stages"))})
+        files: dict[str, bytes] = {}
+        parsed = parse_chain({**data, "stages": _named(data.get("stages"), files)})
+        parsed.given_files.update(files)
         stages = [
             stage.with_uploads({loc: self._located(value, folder) for loc, (value, _) in found.items()})
             if (found := stage.uploads())
@@ -136,20 +137,6 @@ class Farm:
             for stage in parsed.stages
         ]
         return parsed.model_copy(update={"stages": tuple(stages)})
-
-    def _named(self, value: Any, depth: int = 0) -> Any:
-        """`value` with each file's bytes in it as a name, under which they are kept, and each path as text."""
-        if depth > MAX_DEPTH:
-            raise InvalidJob(errors=(FieldError("stages", "nested too deep"),))
-        if isinstance(value, bytes):
-            name = BYTES + hashlib.sha256(value).hexdigest()
-            self._bytes[name] = value
-            return name
-        if isinstance(value, Mapping):
-            return {key: self._named(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._named(item, depth + 1) for item in value]
-        return str(value) if isinstance(value, Path) else value
 
     def _located(self, value: str, folder: Path) -> str:
         """A file's path, in the chain file's `folder` or the current one, as an absolute one."""
@@ -205,7 +192,6 @@ class Farm:
                 self.ledger.ping()  # where no job can be written, no image is left behind
         for image in images:
             self.inbox.put_blob(image, "image/png")
-        self._bytes.clear()
 
     def fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
         """`chain` with the images that its stages name as they will see them, and those that the store lacks.
@@ -223,15 +209,18 @@ class Farm:
             for loc, (value, mark) in item.stage.uploads().items():
                 where = f"stages.{item.index}.{loc}"
                 size = {"given": item.given or item.size, "emitted": item.size, None: None}[mark.fitted]
-                if value.startswith(STORED) and self._is_stored(value, size, where):
+                stored = value.startswith(STORED) and self._is_stored(value, size, where)
+                if stored and mark.shows is None:
                     continue  # as it was fitted before
-                picture = self._picture(value, where)
-                if mark.shows and not picture.getbbox():
-                    told = "all black: nothing would be drawn; white is what is drawn anew"
-                    raise InvalidJob(errors=(FieldError(where, told, "bad_image"),))
+                picture = self._picture(value, where, chain)
                 if size is None:
                     picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
-                data = to_png(fit(picture, size, chain.fit) if size else picture)
+                elif not stored:
+                    picture = fit(picture, size, chain.fit)
+                _check_shown(picture, mark.shows, where)
+                if stored:
+                    continue
+                data = to_png(picture)
                 named[loc] = STORED + hashlib.sha256(data).hexdigest()
                 fresh.append(data)
             stages.append(item.stage.with_uploads(named) if named else item.stage)
@@ -247,14 +236,14 @@ class Farm:
         data = self.inbox.get_blob(sha256, self.settings.max_area * 4)
         return png_size(data) == size
 
-    def _picture(self, value: str, loc: str) -> Image:
+    def _picture(self, value: str, loc: str, chain: Chain) -> Image:
         """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
         try:
             if value.startswith(STORED):
                 return read_input(
                     self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4), self.settings
                 )
-            return read_input(self._bytes.get(value) or Path(value), self.settings)
+            return read_input(chain.given_files.get(value) or Path(value), self.settings)
         except BadBlob:
             raise InvalidJob(errors=(FieldError(loc, "no such image is stored", "bad_image"),)) from None
         except InvalidJob as error:
@@ -468,6 +457,33 @@ class Farm:
             if hashlib.sha256(data).hexdigest() == image.sha256:
                 return data
         raise InvalidJob(errors=(FieldError("image", "not the image that this picture began from", "bad_image"),))
+
+
+def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:
+    """`value` with each file's bytes in it as a name, by which they are in `files` then, and each path as text."""
+    if depth > MAX_DEPTH:
+        raise InvalidJob(errors=(FieldError("stages", "nested too deep"),))
+    if isinstance(value, bytes):
+        name = BYTES + hashlib.sha256(value).hexdigest()
+        files[name] = value
+        return name
+    if isinstance(value, Mapping):
+        return {key: _named(item, files, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(item, files, depth + 1) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_shown(picture: Image, wanted: str | None, loc: str) -> None:
+    """Refuses a picture that shows nothing of what a stage looks for in it."""
+    grey = picture.convert("L")
+    # As diffusers binarises a mask.
+    if wanted == "white" and not grey.point(lambda level: 255 * (level > 127)).getbbox():
+        told = "all black as it is fitted: nothing would be drawn; white is what is drawn anew"
+        raise InvalidJob(errors=(FieldError(loc, told, "bad_image"),))
+    lowest, highest = grey.getextrema()
+    if wanted == "depth" and lowest == highest:
+        raise InvalidJob(errors=(FieldError(loc, "one level everywhere: brighter must be nearer", "bad_image"),))
 
 
 def _data_or_path(source: ImageSource) -> bytes | Path:

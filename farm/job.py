@@ -154,8 +154,12 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
             found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
         _check_switches(index, stage, checkpoint)
+        words: dict[str, str] = {}
         for loc, (name, mark) in stage.adapters().items():
-            catalog.adapter(name, mark.type, checkpoint, f"stages.{index}.{loc}")
+            adapter = catalog.adapter(name, mark.type, checkpoint, f"stages.{index}.{loc}")
+            if adapter.token is not None and words.setdefault(adapter.token, name) != name:
+                msg = f"{name} and {words[adapter.token]} have the same word, {adapter.token}"
+                raise _wrong(f"stages.{index}.{loc}", msg, "wrong_adapter")
     _check_schedule(-1, None, chain.stages[0], Medium.IMAGE)
     medium, size, planned = _start(chain.stages[0], image), image, []
     for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
@@ -176,7 +180,7 @@ def input_multiple(chain: Chain) -> int:
     """What the sides of an input image must be multiples of, in pixels, for all stages of `chain` to take them."""
     multiple, scale = 8, 1
     for stage in chain.stages:
-        grown = stage.output_size(Size(64, 64), 64).width // 64
+        grown = getattr(stage, "factor", stage.scale)  # a border is no scale
         multiple, scale = max(multiple, stage.multiple // scale), scale * grown
     return multiple
 

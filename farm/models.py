@@ -342,6 +342,11 @@ def _wanted(checkpoint: Weights, components: list[str], names: Iterable[str]) ->
 def _whole(checkpoint: Weights, path: Path, revision: str | None) -> Lock:
     """What lies at `path`, of which each safetensors file is one to its end."""
     files = _hashes(checkpoint, path)
+    if isinstance(checkpoint, Adapter) and checkpoint.file is None:
+        encoder = f"{checkpoint.image_encoder}/config.json" if checkpoint.image_encoder else None
+        for needed in filter(None, (checkpoint.weights, encoder)):
+            if needed not in files:
+                raise _bad(checkpoint, f"there is no {needed}")
     for name in files:
         if name.endswith(".safetensors"):
             _check_header(checkpoint, (path if checkpoint.file is None else path.parent) / name)

@@ -55,7 +55,7 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
 
 
 def adapter_source(catalog: Catalog, name: str, dtype: str) -> str:
-    """The arguments that load the adapter `name` from its local files; of an image prompt, its three parts."""
+    """The arguments that load the adapter `name` from its local files; of some types, its parts."""
     if name not in catalog.adapters:
         raise InvalidJob(f"the catalog here has no adapter {name}", code="unknown_adapter")
     adapter = catalog.adapters[name]
@@ -67,8 +67,9 @@ def adapter_source(catalog: Catalog, name: str, dtype: str) -> str:
     found = f"{str(folder)!r}, weight_name={weights!r}"
     if adapter.type == "ip_adapter":
         return f"{str(folder)!r} | {weights!r} | {adapter.image_encoder!r}"
-    token = f", token={adapter.token!r}" if adapter.token else ""
-    return f"{found}{token}, use_safetensors=True, local_files_only=True"
+    if adapter.type == "textual_inversion":
+        return f"{str(folder / weights)!r} | {adapter.token!r}"
+    return f"{found}, use_safetensors=True, local_files_only=True"
 
 
 def file_of(value: str) -> str:
@@ -81,7 +82,7 @@ def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> Source:
     path = catalog.path(checkpoint)
     if checkpoint.file is not None:
         arguments = f"{str(path)!r}, config={checkpoint.config!r}, local_files_only=True, torch_dtype=torch.{dtype}"
-        return Source(checkpoint.family, arguments, is_file=True, path=str(path))
+        return Source(checkpoint.family, arguments, is_file=True, path=str(path), dtype=f"torch.{dtype}")
     if path.exists() or checkpoint.repo is None:
         where = f"{str(path)!r}, local_files_only=True"
     else:
@@ -89,4 +90,4 @@ def _source(catalog: Catalog, checkpoint: Checkpoint, dtype: str) -> Source:
         where = f"{checkpoint.repo!r}, revision={revision!r}"
     variant = f", variant={checkpoint.variant!r}" if checkpoint.variant else ""
     arguments = f"{where}{variant}, torch_dtype=torch.{dtype}, use_safetensors=True"
-    return Source(checkpoint.family, arguments, path=str(path) if path.exists() else "")
+    return Source(checkpoint.family, arguments, path=str(path) if path.exists() else "", dtype=f"torch.{dtype}")

@@ -59,8 +59,8 @@ class Upload:
 
     fitted: Literal["given", "emitted"] | None = "given"
     """The submit fits it, by the chain's own rule, to the size of what the stage is given or emits."""
-    shows: bool = False
-    """Whether it must not be all black: a mask of nothing."""
+    shows: Literal["white", "depth"] | None = None
+    """What it must show to be of use: white somewhere, as fitted, or two levels at least."""
 
 
 AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae", "safety_checker"]
@@ -143,6 +143,7 @@ class Source:
     is_file: bool = False
     path: str = ""
     """Where the files lie, if they lie here."""
+    dtype: str = "torch.float32"
     switches: Mapping[str, Any] = field(default_factory=dict)
     """How the checkpoint is run otherwise than it was made, by the catalog's names."""
     adapters: Mapping[str, str] = field(default_factory=dict)

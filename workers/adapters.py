@@ -8,6 +8,7 @@ without them, for an attached embedding changes what its word means. Base weight
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,17 +131,49 @@ def _take_off(pipe: Any, name: str) -> None:
 
 
 def _put_on(pipe: Any, files: Files) -> None:
-    tensors = _tensors(files)
+    names = _header(files)
     before = {part: _lora_tensors(pipe, part) for part in _PARTS}
-    pipe.load_lora_weights(tensors, adapter_name=peft_name(files.name))
+    # As a file, for its header may say how strong it is.
+    pipe.load_lora_weights(
+        str(files.weights.parent),
+        weight_name=files.weights.name,
+        adapter_name=peft_name(files.name),
+        use_safetensors=True,
+        local_files_only=True,
+    )
     added = sum(_lora_tensors(pipe, part) - before[part] for part in _PARTS)
     # What does not fit is left out with a mere warning.
-    expected = sum(not name.endswith(".alpha") and "dora_scale" not in name for name in tensors)
+    expected = sum(not name.endswith(".alpha") for name in names)
     if added != expected:
         raise ValueError(f"{expected - added} of {expected} tensors have no place in the checkpoint")
 
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2")
+_TOLD = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "lora_bias", "bias",
+    "peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
+    "auto_mapping", "fan_in_fan_out", "qalora_group_size",
+}  # fmt: skip
+"""What a LoRA's header may say of itself, as fields of peft's `LoraConfig`. Some others change the base weights."""
+
+
+def _header(files: Files) -> list[str]:
+    """The names of a LoRA's tensors.
+
+    Raises:
+        ValueError: it is more than a LoRA.
+    """
+    from safetensors import safe_open
+
+    with safe_open(files.weights, "pt") as opened:
+        names, told = [*opened.keys()], json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    said = {key.rpartition(".")[2]: value for key, value in told.items() if value}
+    plain = said.pop("init_lora_weights", True) in (True, "gaussian")
+    if more := (said.keys() - _TOLD) | ({"init_lora_weights"} if not plain else set()):
+        raise ValueError(f"its header asks for {', '.join(sorted(more))}")
+    if any("dora_scale" in name for name in names):
+        raise ValueError("a DoRA, which diffusers would take for a LoRA")
+    return names
 
 
 def _lora_tensors(pipe: Any, part: str) -> int:
@@ -180,11 +213,31 @@ def set_embeddings(pipe: Any, wanted: Sequence[Files]) -> None:
         with _loading(files):
             tensors = _tensors(files)
             for words, part, name in parts:
+                if files.token in getattr(pipe, words).get_vocab():
+                    raise StageFailed(
+                        f"{files.token!r}, the word of the adapter {files.name}, is in the checkpoint's vocabulary",
+                        code="bad_checkpoint",
+                        hint="give it another `token` in the catalog",
+                    )
                 found = tensors[name] if name in tensors else next(iter(tensors.values()))
                 pipe.load_textual_inversion(
                     found, token=files.token, tokenizer=getattr(pipe, words), text_encoder=getattr(pipe, part)
                 )
     pipe.own.embeddings = [*wanted]
+
+
+def embedding_lines(family: str, arguments: str) -> list[str]:
+    """The lines of a plain program that give a word its meaning; `arguments` are the file and the word."""
+    one, two = '("clip_l", pipe.tokenizer, pipe.text_encoder)', '("clip_g", pipe.tokenizer_2, pipe.text_encoder_2)'
+    encoders = {"sdxl": f"({one}, {two})", "sdxl-refiner": f"({two},)"}.get(family, f"({one},)")
+    path, _, token = arguments.partition(" | ")
+    return [
+        "from safetensors.torch import load_file",
+        f"vectors = load_file({path})",
+        f"for part, tokenizer, encoder in {encoders}:",
+        "    found = vectors.get(part, next(iter(vectors.values())))",
+        f"    pipe.load_textual_inversion(found, token={token}, tokenizer=tokenizer, text_encoder=encoder)",
+    ]
 
 
 def _copied(tokenizer: Any) -> Any:
@@ -213,9 +266,12 @@ def set_ip_adapters(pipe: Any, wanted: Sequence[tuple[Files, float]]) -> None:
         if wanted:
             pipe.own.attention = dict(pipe.unet.attn_processors)
             # One load for all: diffusers' puts each call's adapters in place of the former.
+            states = []
+            for files, _ in wanted:
+                with _loading(files):
+                    states.append(_split(_tensors(files)))
             with _loading(wanted[0][0]):
                 _put_encoder(pipe, wanted[0][0])
-                states = [_split(_tensors(files)) for files, _ in wanted]
                 nothing = [""] * len(states)
                 pipe.load_ip_adapter(states, subfolder=nothing, weight_name=nothing, image_encoder_folder=None)
         pipe.own.ip_adapters = [files for files, _ in wanted]

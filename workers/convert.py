@@ -75,7 +75,7 @@ def unpickled(source: Path, target: Path) -> None:
 
     held = torch.load(source, map_location="cpu", weights_only=True)
     if isinstance(held, dict):
-        held = held.get("state_dict", held)
+        held = next((held[name] for name in ("state_dict", "params_ema", "params") if name in held), held)
         if isinstance(held.get("string_to_param"), dict):  # a textual inversion as A1111 keeps it
             held = {"emb_params": next(iter(held["string_to_param"].values()))}
     found = dict(_tensors(held, ""))

@@ -201,15 +201,17 @@ class Adapted(Sampled):
     def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
         """With FreeU, and one by one where companions would change a picture.
 
-        Prompts with weights may be of any length, and a batch pads them to the longest; SDXL has zeros for no negative
-        prompt, and a batch has them for all members or none.
+        diffusers knows only one reference for all members, and would mix several. Prompts with weights may be of any
+        length, and a batch pads them to the longest; SDXL has zeros for no negative prompt, and a batch has them for
+        all members or none.
         """
         count = len(batch.prompts)
         mixed = 0 < sum(map(bool, batch.negative_prompts)) < count and pipe.own.files.family.startswith("sdxl")
         if self.freeu is not None:
             pipe.unet.enable_freeu(**self.freeu.model_dump())
         try:
-            if count == 1 or (self.weighting == "none" and not mixed):
+            references = getattr(self, "ip_adapters", [])
+            if count == 1 or (self.weighting == "none" and not mixed and not references):
                 return super().called(pipe, batch, report, **inputs)
             made = []
             for row in range(count):
@@ -229,7 +231,8 @@ class Adapted(Sampled):
         ]
         if self.loras:
             lines.append(f"pipe.set_adapters({names}, {weights})")
-        lines += [f"pipe.load_textual_inversion({source.adapters[name]})" for name in self.embeddings]
+        for name in self.embeddings:
+            lines += adapters.embedding_lines(source.family, source.adapters[name])
         if self.freeu is not None:
             told = ", ".join(f"{name}={value}" for name, value in self.freeu.model_dump().items())
             lines.append(f"pipe.unet.enable_freeu({told})")
@@ -237,12 +240,13 @@ class Adapted(Sampled):
         if self.vae:
             before.append("from diffusers import AutoencoderKL")
             loading += f", vae=AutoencoderKL.from_pretrained({source.adapters[self.vae]})"
-        inputs = dict(program.inputs)
+        inputs, placed = dict(program.inputs), [*program.placed]
         if self.weighting != "none":
             texts = self.prompt or "", self.negative_prompt or ""
-            lines += weighting.program(source.family, self.weighting, *texts, words=bool(self.embeddings))
+            placed += weighting.program(source.family, self.weighting, *texts, words=bool(self.embeddings))
             inputs["**texts"] = ""
-        program = replace(program, adapted=[*program.adapted, *lines], inputs=inputs, before=before, loading=loading)
+        lines = [*program.adapted, *lines]
+        program = replace(program, adapted=lines, placed=placed, inputs=inputs, before=before, loading=loading)
         return super().programmed(program, named, source)
 
 

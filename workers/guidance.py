@@ -96,7 +96,9 @@ class Guided(Adapted):
         adapters.set_ip_adapters(pipe, wanted)
         if self.ip_adapters:
             rows = [[own[f"ip_adapters.{row}.image"] for own in batch.uploads] for row in range(len(wanted))]
-            guided = self.guidance_scale > 1 and pipe.unet.config.time_cond_proj_dim is None
+            # diffusers' ControlNet pipelines that take an image ask only for the scale.
+            asked = pipe.unet.config.time_cond_proj_dim is None or bool(self.controls and self.takes)
+            guided = self.guidance_scale > 1 and asked
             inputs = {**inputs, "ip_adapter_image_embeds": adapters.image_embeds(pipe, rows, guided)}
         if not self.controls:
             return beside, inputs

@@ -171,16 +171,19 @@ def load(class_name: str, files: Files, device: str) -> Any:
                 )
                 if hasattr(pipe, "depth_estimator"):
                     # The published checkpoint's index names a class that transformers 5 no longer has.
-                    from transformers import DPTImageProcessor
+                    import transformers
 
-                    extractor = DPTImageProcessor.from_pretrained(
-                        files.path / "feature_extractor", local_files_only=True
-                    )
+                    # Without torchvision this is the class that transformers falls back to.
+                    named = getattr(transformers, "DPTImageProcessorPil", transformers.DPTImageProcessor)
+                    extractor = named.from_pretrained(files.path / "feature_extractor", local_files_only=True)
                     pipe.register_modules(feature_extractor=extractor)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             # A loader's message may quote whole configurations; its type is enough here, the rest is chained.
             raise _bad(files.name, f"diffusers cannot load it ({type(error).__name__})") from error
-        _switch(pipe, files.switches, device)
+        try:
+            _switch(pipe, files.switches, device)
+        except (ImportError, ValueError, AttributeError, NotImplementedError) as error:
+            raise _bad(files.name, f"it cannot be run as its switches say ({type(error).__name__})") from error
     pipe.set_progress_bar_config(disable=True)
     pipe.own = Own(files, pipe.scheduler)
     _LOADED[key] = pipe
@@ -332,7 +335,8 @@ def _spared(pipe: Any, frugal: bool, tiling: bool) -> Iterator[None]:
     One picture at a time through the VAE; on CUDA also one model at a time on the device, the others in host memory.
     What ran out of memory runs again alone, where that is exact; several members would each be rounded as if alone.
     """
-    device, offload = pipe.device, frugal and pipe.device.type == "cuda"
+    device = pipe.device
+    offload = frugal and device.type == "cuda" and pipe.own.files.switches.offload == "none"
     if frugal:
         pipe.vae.enable_slicing()
     if tiling:

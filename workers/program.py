@@ -15,7 +15,7 @@ class Program:
     """What the plain program of a stage is made of, as Python source.
 
     `inputs` are arguments of the call that are no plain values, `before` lines ahead of the loading, `loading` further
-    arguments of it, `adapted` lines after it.
+    arguments of it, `adapted` lines after it, `placed` lines once it is on the device.
     """
 
     class_name: str
@@ -23,6 +23,7 @@ class Program:
     before: Sequence[str] = ()
     loading: str = ""
     adapted: Sequence[str] = ()
+    placed: Sequence[str] = ()
 
 
 def script(
@@ -50,6 +51,7 @@ def script(
         *_renamed(class_name, source),
         *program.adapted,
         'pipe = pipe.to("cuda" if torch.cuda.is_available() else "cpu")',
+        *program.placed,
     ]
     name, options = scheduler
     if name:
@@ -86,8 +88,10 @@ def _renamed(class_name: str, source: Source) -> list[str]:
         return []
     where = source.arguments.partition(", variant=")[0].partition(", torch_dtype=")[0]
     return [
-        "from transformers import DPTImageProcessor  # it was a DPTFeatureExtractor",
-        f'extractor = DPTImageProcessor.from_pretrained({where}, subfolder="feature_extractor")',
+        "import transformers",
+        "# it was a DPTFeatureExtractor; its pixels depend on whether torchvision is there",
+        'processor = getattr(transformers, "DPTImageProcessorPil", None) or transformers.DPTImageProcessor',
+        f'extractor = processor.from_pretrained({where}, subfolder="feature_extractor")',
         "pipe.register_modules(feature_extractor=extractor)",
     ]
 

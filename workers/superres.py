@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from farm.errors import StageFailed
 from farm.stage import Report, Size, Source
+from workers import tiles
 from workers.pipelines import device_errors
-from workers.tiles import Box, blended
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -162,7 +162,7 @@ def enlarge(network: Any, image: Image, size: Size, tile: int | None, report: Re
     given = np.asarray(image, np.float32) / 255.0
     report.phase("step")
 
-    def piece(_index: int, _count: int, box: Box) -> Any:
+    def piece(_index: int, _count: int, box: tiles.Box) -> Any:
         report.phase("tile")
         left, top, right, bottom = box
         return _called(network, given[top:bottom, left:right])
@@ -171,7 +171,7 @@ def enlarge(network: Any, image: Image, size: Size, tile: int | None, report: Re
         made = (
             _called(network, given)
             if tile is None
-            else blended(Size(*image.size), size.width // image.width, tile, OVERLAP, piece)
+            else tiles.blended(Size(*image.size), size.width // image.width, tile, OVERLAP, piece)
         )
     report.step(1, 1)
     if made.shape[:2] != (size.height, size.width):
@@ -191,16 +191,21 @@ def _called(network: Any, given: Any) -> Any:
         return made.float().permute(1, 2, 0).cpu().numpy()
 
 
-def program(given: str, source: Source) -> list[str]:
+def program(given: str, size: Size, factor: int, tile: int | None, source: Source) -> list[str]:
     """The lines of a plain program, with spandrel."""
     path = Path(source.path)
     file = path if path.is_file() else next(iter(sorted(path.glob("*.safetensors"))), path)
-    return [
+    lines = [
         "import numpy as np",
         "from spandrel import ModelLoader  # pip install spandrel torchvision",
-        f"network = ModelLoader().load_from_file({str(file)!r}).eval()",
-        f"image = torch.from_numpy(np.asarray({given}, np.float32) / 255.0).permute(2, 0, 1)[None]",
-        "with torch.inference_mode():",
-        "    out = network(image)[0].clamp(0, 1)",
-        "out = Image.fromarray((out * 255).round().byte().permute(1, 2, 0).numpy())",
+        f"network = ModelLoader().load_from_file({str(file)!r}).eval().model.to({source.dtype})",
+        "def enlarged(image):",
+        "    given = torch.from_numpy(np.asarray(image, np.float32) / 255.0).permute(2, 0, 1)[None]",
+        "    with torch.inference_mode():",
+        f"        return network(given.to({source.dtype}))[0].float().permute(1, 2, 0).numpy()",
     ]
+    if tile is None:
+        lines.append(f"made = enlarged({given})")
+    else:
+        lines += tiles.program(given, size, factor, tile, OVERLAP, ["piece = enlarged(part)"])
+    return [*lines, "out = Image.fromarray((made.clip(0, 1) * 255).round().astype(np.uint8))"]

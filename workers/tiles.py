@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,31 @@ def blended(given: Size, factor: int, tile: int, overlap: int, make: Callable[[i
         made[top:bottom, left:right] += piece * weight
         weights[top:bottom, left:right] += weight
     return made / weights
+
+
+def program(given: str, size: Size, factor: int, tile: int, overlap: int, part: Sequence[str]) -> list[str]:
+    """The lines of a plain program that leave in `made` what `blended` gives.
+
+    `part` are those that make `piece` of the variable `part`.
+    """
+    spanned = [[*spans(side // factor, tile, overlap)] for side in (size.height, size.width)]
+    box = f"{factor} * top : {factor} * bottom, {factor} * left : {factor} * right"
+    return [
+        "import numpy as np",
+        "def fading(length):",
+        "    place = np.arange(length, dtype=np.float32) + 0.5",
+        f"    return (np.minimum(place, length - place) / {factor * overlap}).clip(max=1.0)",
+        f"made = np.zeros(({size.height}, {size.width}, 3), np.float32)",
+        "weights = np.zeros((*made.shape[:2], 1), np.float32)",
+        f"for top, bottom in {spanned[0]}:",
+        f"    for left, right in {spanned[1]}:",
+        f"        part = {given}.crop((left, top, right, bottom))",
+        *(f"        {line}" for line in part),
+        "        weight = (fading(piece.shape[0])[:, None] * fading(piece.shape[1])[None, :])[..., None]",
+        f"        made[{box}] += piece * weight",
+        f"        weights[{box}] += weight",
+        "made = made / weights",
+    ]
 
 
 def _fading(length: int, overlap: int) -> Any:

@@ -90,7 +90,9 @@ def embeds(pipe: Any, how: Weighting, prompts: Sequence[str], negatives: Sequenc
 def _encoders(pipe: Any) -> list[Any]:
     """A `Compel` for each of the pipeline's text encoders, told as compel's `CompelForSD` and `CompelForSDXL` do."""
     from compel import Compel, DiffusersTextualInversionManager, ReturnedEmbeddingsType
+    from pyparsing import ParserElement
 
+    ParserElement.enable_packrat()  # else each level of brackets takes four times as long as the one before
     told: dict[str, Any] = {"truncate_long_prompts": False}
     if pipe.own.embeddings:
         told["textual_inversion_manager"] = DiffusersTextualInversionManager(pipe)
@@ -114,25 +116,40 @@ def _read(encoder: Any, how: Weighting, text: str) -> Any:
     try:
         return encoder.parse_prompt_string(text)
     except Exception as error:  # its parser raises what pyparsing and Python raise
-        raise StageFailed(
-            f"the prompt cannot be read as compel's syntax ({type(error).__name__})",
-            code="bad_prompt",
-            hint="set weighting to none to take it as plain text",
-        ) from error
+        raise _unread(type(error).__name__) from error
 
 
 def _encoded(encoder: Any, asked: Any) -> Any:
-    """What one text encoder makes of a text: [1, tokens, width]."""
+    """What one text encoder makes of a text: [1, tokens, width].
+
+    Raises:
+        StageFailed: (`bad_prompt`) compel has read what it cannot encode, or what only other programs do.
+    """
     import torch
 
-    with torch.no_grad():
-        made, _ = encoder.build_conditioning_tensor_for_conjunction(asked)
+    try:
+        with torch.no_grad():
+            made, options = encoder.build_conditioning_tensor_for_conjunction(asked)
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise _unread(type(error).__name__) from error
+    if options or getattr(asked, "lora_weights", None):
+        raise _unread("swap and useLora are not known here; name LoRAs in `loras`")
     return made
+
+
+def _unread(why: str) -> StageFailed:
+    return StageFailed(
+        f"the prompt cannot be read as compel's syntax ({why})",
+        code="bad_prompt",
+        hint="set weighting to none to take it as plain text",
+    )
 
 
 PROGRAM = """
 from compel import Compel, DiffusersTextualInversionManager, ReturnedEmbeddingsType
 from compel.prompt_parser import Conjunction, FlattenedPrompt
+from pyparsing import ParserElement
+ParserElement.enable_packrat()
 def weighted(encoders, asked, **told):
     words = told.pop("words")
     told |= {"truncate_long_prompts": False}

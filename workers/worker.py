@@ -53,7 +53,7 @@ from workers.supervisor import EX_TEMPFAIL, die_with_parent
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
-_LIBRARIES = ("torch", "diffusers", "transformers")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "compel", "opencv-python-headless")
 PATIENT = 3
 """A deaf child has so many times `deaf_s` for connecting anew: Celery first waits for what hangs on the old link."""
 PATIENCE_S = 10.0
@@ -106,7 +106,7 @@ class Worker:
         self._pipes: dict[str, Any] = {}
         self._loaded: dict[str, dict[str, Any]] = {}
         self._checked: dict[tuple[str, str], adapters.Files] = {}
-        self._checkers: dict[str, safety.Checker] = {}
+        self._checkers: dict[tuple[str, str], safety.Checker] = {}
         self._lock = threading.Lock()
 
     def load(self) -> None:
@@ -349,26 +349,39 @@ class Worker:
         Raises:
             StageFailed: (`unsafe_output`) it is refused; (`wrong_policy`) the job was submitted without the farm's.
         """
-        told, policy = work.recipe.get("safety"), self.settings.safety
-        if policy != "off" and work.claim.finishing and (told or {}).get("policy") != policy:
-            raise StageFailed(
-                f"the job was submitted without the safety policy of this farm, which is {policy}",
-                code="wrong_policy",
-                hint=f"set FARM_SAFETY={policy} where jobs are submitted",
-            )
+        told = work.recipe.get("safety")
+        if work.claim.finishing:
+            self._check_policy(work.recipe)
         if told is None:
             return image, []
         return safety.applied(told["policy"], self._safety_checker(told["name"], told["checker"]), image)
 
+    def _check_policy(self, recipe: dict[str, Any]) -> None:
+        """Refuses to give out a result under another safety policy than this farm's.
+
+        Raises:
+            StageFailed: (`wrong_policy`) says how to submit.
+        """
+        policy = self.settings.safety
+        if policy != "off" and recipe.get("safety") != safety_of(self.catalog, self.settings):
+            raise StageFailed(
+                f"the job was submitted without the safety policy of this farm, which is {policy} by "
+                f"{self.settings.safety_checker}",
+                code="wrong_policy",
+                hint="set FARM_SAFETY and FARM_SAFETY_CHECKER to these where jobs are submitted",
+            )
+
     def _safety_checker(self, name: str, wanted: dict[str, Any]) -> safety.Checker:
-        """The checker `name`, loaded once."""
-        if name not in self._checkers:
-            files = self._adapter(name, wanted)
-            self._checkers[name] = safety.Checker(files, self.device)
-        return self._checkers[name]
+        """The checker `name` of these files, loaded once."""
+        key = name, wanted["manifest"]
+        if key not in self._checkers:
+            self._checkers[key] = safety.Checker(self._adapter(name, wanted), self.device)
+        return self._checkers[key]
 
     def _publish(self, claim: Claim) -> Commit:
         """Writes the readable results of an output that is in the store already; the commit that says so."""
+        # It may be the middle of another chain, which nobody has judged.
+        self._check_policy(json.loads(claim.payload)["recipes"][-1])
         output = json.loads(claim.input)
         return publish(self.store, claim, output, self.store.get_blob(output["blob"], max_bytes=output["bytes"]))
 

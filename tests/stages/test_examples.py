@@ -40,7 +40,7 @@ def test_an_example_runs(path: Path, family: Catalog, tmp_path: Path, s3_setting
     # When it is planned as a submit would
     chain = farm.chain(tmp_path / path.name, steps=10)
     size = Size(64, 64) if chain.stages[0].takes else None
-    chain, fresh = farm._fitted(chain, size)
+    chain, fresh = farm.fitted(chain, size)
     planned = plan(chain, catalog, s3_settings, size)
     assert len(fresh) == sum(len(stage.uploads()) for stage in chain.stages)
     # Then every stage runs, on small weights of the same class, on what the stage before it emits

@@ -22,7 +22,7 @@ class Depth2Img(Redrawn):
     takes: ClassVar[frozenset[Medium]] = frozenset({Medium.IMAGE})
     by_family: ClassVar = {"sd2-depth": "StableDiffusionDepth2ImgPipeline"}
 
-    depth: Annotated[Picture | None, Upload()] = Field(
+    depth: Annotated[Picture | None, Upload(shows="depth")] = Field(
         None, description="a depth map, brighter is nearer; default: estimated from the input"
     )
 
@@ -34,7 +34,7 @@ class Depth2Img(Redrawn):
         images: dict[str, Any] = {"image": list(batch.given)}
         if self.depth is not None:
             maps = [np.asarray(own["depth"].convert("L")) for own in batch.uploads]
-            images["depth_map"] = torch.from_numpy(np.stack(maps)).to(pipe.device, pipe.unet.dtype)
+            images["depth_map"] = torch.from_numpy(np.stack(maps))
         return self.called(pipe, batch, report, **images)
 
     def script(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:
@@ -45,7 +45,7 @@ class Depth2Img(Redrawn):
             "import numpy as np",
             f'depth = torch.from_numpy(np.asarray({named["depth"]}.convert("L"))[None].copy())',
             *self.lines(
-                {"image": named["given"], "depth_map": "depth.to(pipe.device, pipe.unet.dtype)"},
+                {"image": named["given"], "depth_map": "depth"},
                 named, emits, size, seed, source,
             ),
         ]  # fmt: skip

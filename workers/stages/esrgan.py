@@ -60,4 +60,4 @@ class Esrgan(Stage):
 
     def script(self, named: Mapping[str, str], emits: Medium, size: Size, seed: int, source: Source) -> list[str]:  # noqa: ARG002
         """A plain program; it needs spandrel, which knows these networks."""
-        return superres.program(named["given"], source)
+        return superres.program(named["given"], size, self.factor, self.tile, source)

@@ -53,7 +53,7 @@ class Inpaint(Guided, Redrawn):
     }
     only: ClassVar = {"guidance_rescale": SDXL}
 
-    mask: Annotated[Picture | None, Upload(shows=True)] = Field(
+    mask: Annotated[Picture | None, Upload(shows="white")] = Field(
         None, description="an image, white where it is drawn anew, black where it stays"
     )
     border: Border = Field(Border(), description="pixels to draw beyond the edges: left, top, right, bottom")

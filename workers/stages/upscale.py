@@ -18,8 +18,8 @@ OVERLAP = 32
 
 def _scheduler_again(lines: Sequence[str]) -> list[str]:
     """The lines that give the pipeline a new scheduler: for each tile one, for they keep state."""
-    found = [f"        {line}" for line in lines if line.startswith("pipe.scheduler = ")]
-    return found or ["        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)"]
+    found = [line for line in lines if line.startswith("pipe.scheduler = ")]
+    return found or ["pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)"]
 
 
 class Upscale(Sampled):
@@ -89,26 +89,12 @@ class Upscale(Sampled):
         whole = self.lines({"image": "part"}, named, emits, size, seed, source)
         start = whole.index("out = pipe(")
         call = [line.replace(f'torch.Generator("cpu").manual_seed({seed})', "generator") for line in whole[start:]]
-        spans = [[*tiles.spans(side // 4, self.tile, OVERLAP)] for side in (size.height, size.width)]
+        part = [*_scheduler_again(whole[:start]), *call, "piece = np.asarray(out, np.float32)"]
         return [
             *whole[:start],
-            "import numpy as np",
             f'generator = torch.Generator("cpu").manual_seed({seed})',
-            "def fading(length):",
-            "    place = np.arange(length, dtype=np.float32) + 0.5",
-            f"    return (np.minimum(place, length - place) / {4 * OVERLAP}).clip(max=1.0)",
-            f"made = np.zeros(({size.height}, {size.width}, 3), np.float32)",
-            "weights = np.zeros((*made.shape[:2], 1), np.float32)",
-            f"for top, bottom in {spans[0]}:",
-            f"    for left, right in {spans[1]}:",
-            f"        part = {named['given']}.crop((left, top, right, bottom))",
-            *_scheduler_again(whole[:start]),
-            *(f"        {line}" for line in call),
-            "        piece = np.asarray(out, np.float32)",
-            "        weight = (fading(piece.shape[0])[:, None] * fading(piece.shape[1])[None, :])[..., None]",
-            "        made[4 * top : 4 * bottom, 4 * left : 4 * right] += piece * weight",
-            "        weights[4 * top : 4 * bottom, 4 * left : 4 * right] += weight",
-            "out = Image.fromarray((made / weights).round().astype(np.uint8))",
+            *tiles.program(named["given"], size, 4, self.tile, OVERLAP, part),
+            "out = Image.fromarray(made.round().astype(np.uint8))",
         ]
 
     def arguments(self, family: str, size: Size) -> dict[str, Any]:
