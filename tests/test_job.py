@@ -720,3 +720,17 @@ def test_the_input_image_is_the_job_s(catalog: Catalog, here: Settings) -> None:
 def test_overrides_leave_what_is_no_stage_for_the_parser_to_name() -> None:
     with refused("unknown_kind", "stages.0.kind", "mapping"):
         parse_chain({"stages": override(["text2img"], {"steps": 3})})
+
+
+def test_a_border_is_no_scale() -> None:
+    wide = {"kind": "inpaint", "border": {"right": 128}}
+    assert input_multiple(chain(wide, REDRAW, X2)) == input_multiple(chain(REDRAW, X2))
+    large = {"kind": "esrgan", "factor": 2, "checkpoint": "tiny-compact"}
+    assert input_multiple(chain(large, REDRAW)) == 8
+
+
+def test_two_embeddings_of_one_word_are_refused(catalog: Catalog, here: Settings) -> None:
+    word = catalog.adapters["tiny-word"]
+    catalog.adapters["twin"] = word.model_copy(update={"name": "twin"})
+    with refused("wrong_adapter", "stages.0.embeddings.1", "same word"):
+        plan(chain({**TEXT, "embeddings": ["tiny-word", "twin"]}), catalog, here)

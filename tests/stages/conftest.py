@@ -93,6 +93,7 @@ def call(
     report: Recorder | None = None,
     frugal: bool = False,
     files: dict[str, Any] | None = None,
+    uploads: Sequence[dict[str, Any]] | None = None,
 ) -> list[Any]:
     """The outputs of one call with one member per seed."""
     batch = Batch(
@@ -104,7 +105,7 @@ def call(
         generators=[pipelines.generator(seed) for seed in seeds],
         adapters=files
         or {name: files_of(CATALOG[0], CATALOG[0].adapters[name]) for name, _ in stage.adapters().values()},
-        uploads=[own_images(stage, side_of(given[0]) or size or Size(64, 64))] * len(seeds),
+        uploads=uploads or [own_images(stage, side_of(given[0]) or size or Size(64, 64))] * len(seeds),
         frugal=frugal,
     )
     return stage.run(pipe, batch, report or Recorder())

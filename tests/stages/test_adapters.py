@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import random
 import secrets
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from farm.catalog import Catalog
 from farm.errors import StageFailed
 from farm.stage import Medium, Stage
-from tests.stages.conftest import call, same
+from tests.stages.conftest import call, same, some_image
 from workers import adapters, pipelines
 from workers.adapters import Files, files_of
 from workers.diffusion import FreeU, Lora
@@ -45,14 +46,65 @@ def fresh(catalog: Catalog) -> Callable[[], Any]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the adapters whose weights are read, in order; they are really read."""
     found: list[str] = []
-    real = adapters._tensors
 
-    def counted(files: Files) -> dict[str, Any]:
-        found.append(files.name)
-        return real(files)
+    def counted(real: Callable[[Files], Any]) -> Callable[[Files], Any]:
+        def read(files: Files) -> Any:
+            found.append(files.name)
+            return real(files)
 
-    monkeypatch.setattr(adapters, "_tensors", counted)
+        return read
+
+    for name in ("_tensors", "_header"):
+        monkeypatch.setattr(adapters, name, counted(getattr(adapters, name)))
     return found
+
+
+def with_header(catalog: Catalog, folder: Path, **told: Any) -> Files:
+    """`tiny-lora` with what its header says of itself."""
+    own = files_of(catalog, catalog.adapters["tiny-lora"])
+    parts = {"unet": ["to_q", "to_k", "to_v"], "text_encoder": ["q_proj", "v_proj"]}
+    said = {f"{part}.{key}": value for part, targets in parts.items()
+            for key, value in {"r": 4, "lora_alpha": 4, "target_modules": targets, **told}.items()}  # fmt: skip
+    save_file(load_file(own.weights), folder / "lora.safetensors", {"lora_adapter_metadata": json.dumps(said)})
+    return dataclasses.replace(own, weights=folder / "lora.safetensors", manifest=secrets.token_hex(8))
+
+
+def test_a_lora_is_as_strong_as_its_header_says(fresh: Callable[[], Any], catalog: Catalog, tmp_path: Path) -> None:
+    strong = with_header(catalog, tmp_path, lora_alpha=8)
+    once, twice = (Text2Img(**QUICK, loras=[Lora(name="tiny-lora", weight=weight)]) for weight in (1.0, 2.0))
+    assert same(draw(once, fresh(), files={"tiny-lora": strong}), draw(twice, fresh()))
+    assert not same(draw(once, fresh()), draw(twice, fresh()))
+
+
+@pytest.mark.parametrize("told", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"layer_replication": [[0, 1]]}])
+def test_a_lora_that_would_change_more_is_refused(
+    fresh: Callable[[], Any], catalog: Catalog, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    # Given
+    pipe, stage = fresh(), Text2Img(**QUICK, loras=[Lora(name="tiny-lora")])
+    before = draw(Text2Img(**QUICK), pipe)
+    # When
+    with pytest.raises(StageFailed) as caught:
+        draw(stage, pipe, files={"tiny-lora": with_header(catalog, tmp_path, **told)})
+    # Then
+    assert caught.value.code == "bad_checkpoint"
+    assert same(draw(Text2Img(**QUICK), pipe), before)
+
+
+def test_each_member_has_its_own_reference(pipe: Pipe) -> None:
+    # Given two members with references that differ
+    stage = Text2Img(**QUICK, ip_adapters=[IPAdapter(name="tiny-ip", image="r", scale=0.8)])
+    pictures = [some_image(64, seed=seed) for seed in (5, 6)]
+
+    def drawn(*which: int) -> list[Any]:
+        own = [{"ip_adapters.0.image": pictures[row]} for row in which]
+        return call(stage, pipe(stage), emits=Medium.LATENTS, seeds=[1] * len(which), uploads=own)
+
+    # When they share a batch
+    together = drawn(0, 1)
+    # Then each is what it is alone
+    assert all(same(made, *drawn(row)) for row, made in enumerate(together))
+    assert not same(*together)
 
 
 def test_loras_change_hands_without_being_read_again(fresh: Callable[[], Any], reads: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from farm.errors import StageFailed
 from farm.stage import Medium
 from tests.stages.conftest import call, same
 from workers.stages.text2img import Text2Img
@@ -64,3 +65,17 @@ def test_words_beyond_the_encoders_length_count(pipe: Callable[..., Any]) -> Non
 
     assert not differ(plain)
     assert differ(weighted)
+
+
+def test_brackets_within_brackets_are_read(pipe: Callable[..., Any]) -> None:
+    # 15 levels: without a memory of what was read, each takes four times as long as the one before
+    stage = Text2Img(weighting="compel", num_inference_steps=1)
+    assert call(stage, pipe(stage), prompts=[f"{'(' * 15}cat{')' * 15}1.1"])
+
+
+@pytest.mark.parametrize("prompt", ["()", "a cat.swap(dog)", '("")-', "useLora(thing) a cat", "a.blend("])
+def test_what_compel_cannot_encode_is_the_prompts_fault(pipe: Callable[..., Any], prompt: str) -> None:
+    stage = Text2Img(weighting="compel", num_inference_steps=1)
+    with pytest.raises(StageFailed) as caught:
+        call(stage, pipe(stage), prompts=[prompt])
+    assert caught.value.code == "bad_prompt"
