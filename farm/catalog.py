@@ -37,7 +37,16 @@ class Space(_Entry):
     name: str = Field(pattern=NAME)
     channels: int = Field(ge=1, le=128, description="channels of one latent cell")
     factor: int = Field(ge=1, le=64, description="pixels per latent cell and side")
+    preview: list[list[float]] | None = Field(
+        None, description="[channels + 1, 3]: a cell's RGB in -1…1 is its channels times the rows, plus the last row"
+    )
     description: str = ""
+
+    @model_validator(mode="after")
+    def _whole_preview(self) -> Space:
+        if self.preview and [len(row) for row in self.preview] != [3] * (self.channels + 1):
+            raise ValueError(f"preview has {self.channels + 1} rows of 3 numbers: one per channel, and an offset")
+        return self
 
 
 class Checkpoint(_Entry):

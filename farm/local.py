@@ -54,7 +54,7 @@ def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print)
     with running(settings, slots, say, stop) as farm:
         if not stop.is_set():
             say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
-            say('In another terminal: farm render "a prompt" --wait -o out/')
+            say('In another terminal: farm render "a cat on a green background" --wait -o out/')
         stop.wait()
         say("Stopping: running stages finish or are given back.")
 
@@ -194,7 +194,14 @@ def demo(
         _draw(out / "input.png")
         jobs = [
             farm.render("a red apple on a blue background", chain="hires", steps=10, seed=seed),
-            farm.render("a green apple", chain="img-hires", image=out / "input.png", strength=0.6, steps=10, seed=seed),
+            farm.render(
+                "a basketball on a blue background",
+                chain="img-hires",
+                image=out / "input.png",
+                strength=0.8,
+                steps=10,
+                seed=seed,
+            ),
         ]
         say("A chain from a prompt: text2img → img2img → upscale_latent → upscale.")
         say("A chain from an image: img2img → upscale_latent → upscale.")
@@ -228,15 +235,9 @@ def _answers(settings: Settings) -> bool:
 
 
 def _draw(path: Path) -> None:
-    """A drawn apple on a table: an input image that belongs to nobody else."""
+    """An orange disc on blue, of the side that the demo family was made for: what img2img makes a basketball of."""
     from PIL import Image, ImageDraw
 
-    picture = Image.linear_gradient("L").resize((256, 256))
-    picture = Image.merge("RGB", (picture, picture.point(lambda x: x // 2 + 64), picture.point(lambda x: 255 - x // 2)))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 190, 255, 255), fill=(120, 72, 40))
-    draw.ellipse((68, 70, 188, 200), fill=(196, 30, 40))
-    draw.line((128, 76, 138, 40), fill=(70, 44, 20), width=7)
-    draw.ellipse((138, 40, 184, 62), fill=(52, 140, 60))
-    # The side that the tiny family was made for: larger ones only take longer.
+    picture = Image.new("RGB", (256, 256), (40, 98, 230))
+    ImageDraw.Draw(picture).ellipse((48, 48, 208, 208), fill=(245, 140, 30))
     picture.resize((64, 64), Image.Resampling.LANCZOS).save(path)

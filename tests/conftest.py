@@ -20,6 +20,9 @@ from farm.store import Store
 
 for name in [name for name in os.environ if name.startswith(("FARM_", "AWS_"))]:
     del os.environ[name]
+TINY = Path(__file__).with_name("tiny.toml")
+"""Catalog that makes the random family the default."""
+os.environ["FARM_CATALOG"] = str(TINY)
 
 
 def free_port() -> int:

@@ -55,7 +55,7 @@ def pull(
     """Fetch or build checkpoints, and record the hash of each file.
 
     \b
-    farm models pull tiny tiny-x2 tiny-x4
+    farm models pull demo demo-x2 demo-x4
     farm models pull sd15 --from /media/usb/huggingface/hub
     """
     from farm import models

@@ -13,6 +13,7 @@ from farm.catalog import Catalog
 from farm.local import running
 from farm.settings import Settings
 from farm.stage import kinds
+from tests.conftest import TINY
 
 PROMPT = "a red apple on a blue background"
 Arms = dict[str, Callable[[], dict[str, float]]]
@@ -21,7 +22,7 @@ Arms = dict[str, Callable[[], dict[str, float]]]
 @contextmanager
 def bench(folder: Path, count: int) -> Iterator[Arms]:
     """The two arms, each rendering `count` chains of the preset `hires` with other seeds every time."""
-    settings = Settings.load(data=folder)
+    settings = Settings.load(data=folder, catalog=TINY)
     seeds = itertools.count(1000)
     with running(settings, say=lambda _: None) as farm:
         script = Script(farm.catalog)

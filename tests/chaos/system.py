@@ -25,7 +25,7 @@ from farm.stage import kinds
 from farm.store import Store
 from tests.chaos import recorder, stages
 from tests.chaos.history import Writer
-from tests.conftest import Valkey
+from tests.conftest import TINY, Valkey
 from tests.e2e.proxy import Proxy
 from tests.e2e.rig import CHECKPOINT, ROOT
 
@@ -138,7 +138,8 @@ def install(folder: Path) -> dict[str, str]:
     (site / "sitecustomize.py").write_text(f"from {recorder.__name__} import wrap\n\nwrap()\n")
     (weights / "config.json").write_text("{}")
     quoted = ", ".join(f'"{kind}"' for kind in stages.KINDS)
-    (folder / "catalog.toml").write_text(CHECKPOINT.format(name=stages.CHECKPOINT, folder=weights, kinds=quoted))
+    fakes = CHECKPOINT.format(name=stages.CHECKPOINT, folder=weights, kinds=quoted)
+    (folder / "catalog.toml").write_text(TINY.read_text() + fakes)
     return {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "FARM_CATALOG": str(folder / "catalog.toml")}
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from farm.client import Farm
 from farm.records import WorkerRecord
-from tests.conftest import Valkey, pause
+from tests.conftest import TINY, Valkey, pause
 
 ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def install(folder: Path, source: str, kinds: Sequence[str]) -> dict[str, str]:
     (weights / "config.json").write_text("{}")
     quoted = ", ".join(f'"{kind}"' for kind in kinds)
     entries = [CHECKPOINT.format(name=checkpoint, folder=weights, kinds=quoted) for checkpoint in ("none", "none2")]
-    (folder / "catalog.toml").write_text("".join(entries))
+    (folder / "catalog.toml").write_text("".join([TINY.read_text(), *entries]))
     return {"PYTHONPATH": str(site), "FARM_CATALOG": str(folder / "catalog.toml")}
 
 

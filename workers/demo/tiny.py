@@ -2,7 +2,7 @@
 
 `python -m workers.demo.tiny NAME FOLDER` writes one checkpoint in the hub's layout: real diffusers and transformers
 classes, a real tokenizer, seeded random weights, no download, a second of work. Its pictures are bounded, coloured and
-follow prompt and seed, but mean nothing. It is what tests, the first run and a machine without a GPU work with.
+follow prompt and seed, but mean nothing. It is what tests work with; `tests/tiny.toml` is its catalog.
 
 ==========  ==========================================================================================================
 tiny        64 px, latents of 4 channels, 8 px per cell
