@@ -55,8 +55,9 @@ def _chunk(index: int, work: Path, side: int, crop: int, style: str | None, name
             y, x = dice.integers(side - crop + 1, size=2)
             image = image[y : y + crop, x : x + crop]
         images.append(image.transpose(2, 0, 1))
-        text = scenes.captioned(scene, dice).encode()
-        captions.append(np.frombuffer(text.ljust(128, b"\0"), np.uint8))
+        # A checkpoint of one style is not to need a word for it.
+        text = scenes.captioned(scene, dice).removesuffix(f", {style} style")
+        captions.append(np.frombuffer(text.encode().ljust(128, b"\0"), np.uint8))
     return np.stack(images), np.stack(captions)
 
 
