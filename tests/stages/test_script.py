@@ -91,10 +91,11 @@ CHAINS: list[list[Stage]] = [
     ],
     [
         Text2Img(
-            **WORDS,
+            prompt="a <gleam> castle",
             checkpoint="tiny-xl",
             freeu=FreeU(b1=1.3),
             loras=[Lora(name="tiny-xl-lora", weight=-0.5)],
+            embeddings=["tiny-xl-word"],
             controls=[Control(name="tiny-xl-canny", image="c")],
             num_inference_steps=5,
         ),

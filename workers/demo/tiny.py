@@ -43,7 +43,7 @@ VAE_SEEDS = {
 ADAPTERS = {
     "tiny-lora": 21, "tiny-lora-2": 22, "tiny-lora-3": 23, "tiny-xl-lora": 24, "tiny-canny": 25, "tiny-pose": 26,
     "tiny-xl-canny": 27, "tiny-ip": 28, "tiny-word": 29, "tiny-vae": 30,
-    "tiny-prude": 31, "tiny-lax": 32,
+    "tiny-prude": 31, "tiny-lax": 32, "tiny-xl-word": 33,
 }  # fmt: skip
 """Names of adapters with the seed of their weights."""
 TEXT_WIDTH = 32
@@ -150,6 +150,7 @@ def _adapter(name: str, folder: Path) -> None:
         make["tiny-prude"] = lambda folder: _safety(folder, threshold=-1.0)
         make["tiny-lax"] = lambda folder: _safety(folder, threshold=1.0)
         make["tiny-vae"] = lambda folder: _vae().save_pretrained(folder)
+        make["tiny-xl-word"] = lambda folder: _word(folder, "clip_l", "clip_g")
         make["tiny-xl-canny"] = lambda folder: _control(folder, xl=True)
         make.get(name, lambda folder: _lora(folder, xl="xl" in name))(folder)
 
@@ -243,12 +244,13 @@ def _superres(name: str, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def _word(folder: Path) -> None:
+def _word(folder: Path, *encoders: str) -> None:
     import torch
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"<gleam>": torch.randn(2, TEXT_WIDTH)}, folder / "learned_embeds.safetensors")
+    vectors = {name: torch.randn(2, TEXT_WIDTH) for name in encoders or ("<gleam>",)}
+    save_file(vectors, folder / "learned_embeds.safetensors")
 
 
 def _base(parts: dict[str, Any]) -> Any:
