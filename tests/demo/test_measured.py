@@ -32,6 +32,7 @@ from workers.demo.sprites import OBJECTS, Sprites
 
 FORTY = list(OBJECTS)[:40]
 Render = Callable[..., list[Any]]
+Arms = dict[str, tuple[float, float]]
 
 
 def share(good: Sequence[bool], what: str) -> float:
@@ -168,16 +169,17 @@ def seen(judge: Scorer, pictures: Sequence[Image.Image], wanted: Sequence[tuple[
 
 def test_two_objects_are_both_there_the_more_so_with_guidance(render: Render, judge: Scorer) -> None:
     # Given prompts for two objects side by side
-    wanted, right = pairs(64), {}
+    wanted, right, both = pairs(64), {}, {}
     prompts = [Scene((Thing(left), Thing(other)), ("white",)).caption() for left, other in wanted]
     # When
     for guidance in (1.0, 5.0, 7.5):
         found = seen(judge, render(prompts, guidance_scale=guidance), wanted)
-        share([all(both) for both in found], f"both of two objects, guidance {guidance}")
-        right[guidance] = share([one for both in found for one in both], f"one of two objects, guidance {guidance}")
+        both[guidance] = share([all(each) for each in found], f"both of two objects, guidance {guidance}")
+        right[guidance] = share([one for each in found for one in each], f"one of two objects, guidance {guidance}")
     # Then
     assert right[5.0] > right[1.0]
     assert right[7.5] > 0.25  # by chance 1 of 40
+    assert both[7.5] > 0.05  # by chance 1 of 1,600
 
 
 def half(picture: Image.Image, side: int) -> Image.Image:
@@ -286,45 +288,61 @@ def test_the_preview_shows_the_colours_of_latents(vae: Any, sprites: Sprites) ->
     assert found >= 15
 
 
-def test_latents_are_doubled_with_steeper_edges_than_pixels(render: Render, vae: Any, sprites: Sprites) -> None:
-    # Given latents of pictures of 64 px, and the same scenes at 128 px
+@pytest.fixture(scope="module")
+def doubled(render: Render, vae: Any, sprites: Sprites) -> Arms:
+    """Latents of pictures of 64 px, doubled by `demo-x2` and, as decoded pixels, by bicubic."""
     scenes = some(singles(list(OBJECTS)), 48)
     truth = [draw(scene, 128, sprites) for scene in scenes]
     small = as_tensor([picture.resize((64, 64), Image.Resampling.BOX) for picture in truth])
     with torch.no_grad():
         latents = vae.encode(small).latent_dist.mean * family.SCALING_FACTOR
         decoded = vae.decode(latents / family.SCALING_FACTOR).sample
-    # When they are doubled in latents, and as decoded pixels
     prompts = [scene.caption() for scene in scenes]
     made = render(prompts, list(latents), kind="upscale_latent", checkpoint="demo-x2")
-    # Then
-    compare("x2", made, enlarged(decoded, 128), truth)
+    return compared("x2", made, enlarged(decoded, 128), truth)
 
 
-def test_pictures_are_quadrupled_with_steeper_edges_than_by_bicubic(render: Render, vae: Any, sprites: Sprites) -> None:
-    # Given pictures of 128 px as a chain decodes them, and the same scenes at 512 px
-    scenes = some(singles(list(OBJECTS)), 12)
+@pytest.fixture(scope="module", params=["drawn", "decoded"])
+def quadrupled(request: pytest.FixtureRequest, render: Render, vae: Any, sprites: Sprites) -> Arms:
+    """Pictures of 128 px, as drawn or as a chain decodes them, quadrupled by `demo-x4` and by bicubic."""
+    scenes = some(singles(list(OBJECTS)), 8)
     truth = [draw(scene, 512, sprites) for scene in scenes]
-    drawn = [picture.resize((128, 128), Image.Resampling.BOX) for picture in truth]
-    with torch.no_grad():
-        small = enlarged(vae.decode(vae.encode(as_tensor(drawn)).latent_dist.mean).sample, 128)
-    # When
-    prompts = [scene.caption() for scene in scenes]
-    made = render(prompts, small, kind="upscale", checkpoint="demo-x4")
-    # Then
-    compare("x4", made, [picture.resize((512, 512), Image.Resampling.BICUBIC) for picture in small], truth)
+    small = [picture.resize((128, 128), Image.Resampling.BOX) for picture in truth]
+    if request.param == "decoded":
+        with torch.no_grad():
+            small = enlarged(vae.decode(vae.encode(as_tensor(small)).latent_dist.mean).sample, 128)
+    made = render([scene.caption() for scene in scenes], small, kind="upscale", checkpoint="demo-x4")
+    bicubic = [picture.resize((512, 512), Image.Resampling.BICUBIC) for picture in small]
+    return compared(f"x4 of {request.param} pictures", made, bicubic, truth)
 
 
-def compare(name: str, made: list[Image.Image], bicubic: list[Image.Image], truth: list[Image.Image]) -> None:
-    """Asserts that the edges of what was made are nearer to the truth's than bicubic's; prints how near pixels are."""
-    arms = {"made": made, "bicubic": bicubic}
-    wanted = as_tensor(truth)
-    found = {arm: np.mean([psnr(one, other) for one, other in zip(as_tensor(pictures), wanted, strict=True)])
-             for arm, pictures in arms.items()}  # fmt: skip
-    steep = {arm: steepness(as_tensor(pictures), wanted) for arm, pictures in arms.items()}
-    for arm in arms:
-        print(f"{name} {arm}: {found[arm]:.2f} dB, edges {steep[arm]:.2f} as steep as the truth's")
-    assert abs(1 - steep["made"]) < abs(1 - steep["bicubic"])
+def test_edges_are_steeper_when_latents_are_doubled(doubled: Arms) -> None:
+    assert abs(1 - doubled["made"][1]) < abs(1 - doubled["bicubic"][1])
+
+
+def test_edges_are_steeper_when_pictures_are_quadrupled(quadrupled: Arms) -> None:
+    assert abs(1 - quadrupled["made"][1]) < abs(1 - quadrupled["bicubic"][1])
+
+
+@pytest.mark.xfail(strict=True, reason="demo-x2 is not trained to its end: bicubic is nearer in PSNR")
+def test_pixels_are_nearer_when_latents_are_doubled(doubled: Arms) -> None:
+    assert doubled["made"][0] > doubled["bicubic"][0]
+
+
+@pytest.mark.xfail(strict=True, reason="demo-x4 is not trained to its end: bicubic is nearer in PSNR")
+def test_pixels_are_nearer_when_pictures_are_quadrupled(quadrupled: Arms) -> None:
+    assert quadrupled["made"][0] > quadrupled["bicubic"][0]
+
+
+def compared(name: str, made: list[Image.Image], bicubic: list[Image.Image], truth: list[Image.Image]) -> Arms:
+    """Of what was made and of bicubic: PSNR to the truth, dB, and how steep edges are beside the truth's; prints it."""
+    wanted, arms = as_tensor(truth), {}
+    for arm, pictures in {"made": made, "bicubic": bicubic}.items():
+        tensors = as_tensor(pictures)
+        near = float(np.mean([psnr(one, other) for one, other in zip(tensors, wanted, strict=True)]))
+        arms[arm] = near, steepness(tensors, wanted)
+        print(f"{name} {arm}: {near:.2f} dB, edges {arms[arm][1]:.2f} as steep as the truth's")
+    return arms
 
 
 def steepness(made: torch.Tensor, truth: torch.Tensor) -> float:

@@ -19,6 +19,7 @@ from farm.handle import JobHandle
 from farm.stage import kinds
 from tests.e2e.proxy import Proxy
 from tests.e2e.rig import Rig, install, until
+from workers.lease import LEAVE_S
 
 STAGES = '''
 """Two stages without torch: one that paints noise, once its gate is open, and one that hands it on."""
@@ -271,8 +272,8 @@ def test_a_cancelled_job_leaves_the_spool(farm: Farm, start: Start) -> None:
 
 
 def test_a_drain_gives_back_what_cannot_be_uploaded(farm: Farm, start: Start) -> None:
-    # Given
-    site = start(FARM_DRAIN_GRACE_S="1")
+    # Given a grace that leaves a worker `LEAVE_S` for giving back
+    site = start(FARM_DRAIN_GRACE_S=str(2 * LEAVE_S))
     site.proxy.cut()
     (job,) = jobs_of(farm, 1)
     until(lambda: len(site.spooled()) == 1)

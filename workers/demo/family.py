@@ -45,7 +45,7 @@ BETAS: dict[str, Any] = {
 
 SAMPLE: dict[str, Any] = {**BETAS, "prediction_type": "sample"}
 """The image upscaler's: its denoiser names the picture itself. What it is given decides nearly all of that, while with
-v-prediction a small network spends itself on naming the noise: 200 steps of this were worth 2,500 of that."""
+v-prediction a small network spends itself on naming the noise."""
 LOW_RES: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 """How the upscaler's input is noised. Source: low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler."""
 EULER: dict[str, Any] = {
