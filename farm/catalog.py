@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
+from collections.abc import Iterator
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from farm.errors import FieldError, InvalidJob
 from farm.settings import Settings
-from farm.stage import AdapterType, Stage
+from farm.stage import ALIASES, AdapterType, Stage, kinds
 
 LOCK = "farm.lock.json"
 NAME = r"^[a-z0-9][a-z0-9.-]{0,62}$"
+_SAMPLER = {"scheduler", "scheduler_options", "timesteps"}
+"""Fields that decide together which timesteps there are."""
+_NOT_ADVISED = {"kind", "checkpoint", "prompt", "negative_prompt", "seed"}
 
 
 class _Entry(BaseModel):
@@ -108,6 +112,9 @@ class Checkpoint(Weights):
     space: str = Field(description="latent space it works in")
     native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")
     switches: Switches = Switches()
+    recommended: dict[str, Any] = Field(
+        default_factory=dict, description="parameters of its stages, for where a chain does not give them"
+    )
 
     @model_validator(mode="after")
     def _configured(self) -> Self:
@@ -122,6 +129,41 @@ class Checkpoint(Weights):
                 "file and config go together: a single file without a local config would go to the network"
             )
         return self
+
+    def advise(self, stage: Stage) -> Stage:
+        """`stage` with what is recommended for this checkpoint, in fields that it has and that were not given.
+
+        A sampler is recommended as a whole: where the scheduler, its options or timesteps are given, that is left out.
+        """
+        given = stage.model_fields_set | (_SAMPLER if stage.model_fields_set & _SAMPLER else set())
+        told = {name: value for name, value in self._advice(type(stage)) if name not in given}
+        return type(stage).model_validate({**stage.model_dump(exclude_unset=True), **told}) if told else stage
+
+    def _advice(self, kind: type[Stage]) -> Iterator[tuple[str, Any]]:
+        """What is recommended for stages of `kind`, by the fields' own names."""
+        for alias, value in self.recommended.items():
+            name = ALIASES.get(alias, alias)
+            if name in kind.model_fields:
+                yield name, value
+
+    def misadvised(self) -> str | None:
+        """What is wrong with `recommended`: names that no stage has, values that a stage does not take."""
+        loads = [kind for name, kind in kinds().items() if name in self.kinds]
+        known = {name for kind in loads for name, _ in self._advice(kind)}
+        for alias in self.recommended:
+            if ALIASES.get(alias, alias) not in known - _NOT_ADVISED:
+                return f"{alias}: not a parameter of {', '.join(self.kinds)} that may be recommended"
+        for kind in loads:
+            try:
+                told = kind.model_validate(dict(self._advice(kind)))
+            except ValidationError as error:
+                for item in error.errors():
+                    if item["type"] != "missing":
+                        return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
+            else:
+                for found in told.check():
+                    return f"{found.loc}: {found.msg}"
+        return None
 
 
 class Adapter(Weights):
@@ -213,6 +255,8 @@ class Catalog(_Entry):
                 raise InvalidJob(
                     f"{settings.catalog}: checkpoints.{entry.name}.space: no [spaces.{entry.space}]", code="bad_file"
                 )
+            if wrong := entry.misadvised() if entry.recommended else None:
+                raise InvalidJob(f"{settings.catalog}: checkpoints.{entry.name}.recommended.{wrong}", code="bad_file")
         for name in catalog.adapters:
             if name in catalog.checkpoints:
                 raise InvalidJob(f"{settings.catalog}: adapters.{name}: a checkpoint has this name", code="bad_file")

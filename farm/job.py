@@ -145,12 +145,16 @@ def new_id() -> str:
 def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None = None) -> tuple[PlannedStage, ...]:
     """The chain with checkpoints, media, spaces and sizes fixed. `image` is the size of the fitted input, if any.
 
+    Where a chain does not give a parameter, what the catalog recommends for the checkpoint comes before the default.
+
     Raises:
         InvalidJob: an edge does not fit, a size is too large, a checkpoint is unknown; names the stage and the remedy.
     """
     checkpoints = [catalog.checkpoint(stage, f"stages.{index}") for index, stage in enumerate(chain.stages)]
+    advised = [checkpoint.advise(stage) for stage, checkpoint in zip(chain.stages, checkpoints, strict=True)]
+    chain = chain.model_copy(update={"stages": tuple(advised)})
     for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
-        if wrong := list(stage.fits(checkpoint.family)):
+        if wrong := [*stage.check(), *stage.fits(checkpoint.family)]:
             found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
         _check_switches(index, stage, checkpoint)

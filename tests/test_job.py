@@ -741,3 +741,64 @@ def test_two_embeddings_of_one_word_are_refused(catalog: Catalog, here: Settings
     catalog.adapters["twin"] = word.model_copy(update={"name": "twin"})
     with refused("wrong_adapter", "stages.0.embeddings.1", "same word"):
         plan(chain({**TEXT, "embeddings": ["tiny-word", "twin"]}), catalog, here)
+
+
+@pytest.fixture
+def quick(catalog: Catalog) -> Catalog:
+    """The catalog with a checkpoint that wants four trailing steps and no guidance."""
+    advice = {"steps": 4, "cfg_scale": 0.0, "strength": 0.4, "sampler_name": "Euler"}
+    advice["scheduler_options"] = {"timestep_spacing": "trailing"}
+    entry = catalog.checkpoints["tiny"].model_copy(update={"recommended": advice})
+    return catalog.model_copy(update={"checkpoints": {**catalog.checkpoints, "tiny": entry}})
+
+
+def test_what_is_recommended_for_a_checkpoint_is_its_default(quick: Catalog, here: Settings) -> None:
+    # Given a chain that leaves all of it open, and one that gives some
+    given = {"kind": "img2img", "num_inference_steps": 9, "scheduler": "DDIMScheduler"}
+    # When
+    job = make_job(chain(TEXT, given, X2), quick, here)
+    # Then each has what it has a field for, and what was given stays, a sampler as a whole
+    first, second, third = (recipe["parameters"] for recipe in job.recipes)
+    assert (first["num_inference_steps"], first["guidance_scale"]) == (4, 0.0)
+    assert (first["scheduler"], first["scheduler_options"]["timestep_spacing"]) == (
+        "EulerDiscreteScheduler",
+        "trailing",
+    )
+    assert (second["num_inference_steps"], second["guidance_scale"], second["strength"]) == (9, 0.0, 0.4)
+    assert (second["scheduler"], second["scheduler_options"]["timestep_spacing"]) == ("DDIMScheduler", None)
+    assert third == make_job(chain(TEXT, REDRAW, X2), quick, here).recipes[2]["parameters"]
+    assert "num_inference_steps" not in json.loads(job.spec)["chain"]["stages"][0]
+
+
+def test_what_is_given_must_go_with_what_is_recommended(catalog: Catalog, here: Settings) -> None:
+    # Given a recommended sampler that has no noise of its own
+    entry = catalog.checkpoints["tiny"].model_copy(update={"recommended": {"scheduler": "EulerDiscreteScheduler"}})
+    advised = catalog.model_copy(update={"checkpoints": {**catalog.checkpoints, "tiny": entry}})
+    # When, Then
+    with refused("invalid_field", "stages.0.eta", "EulerDiscreteScheduler"):
+        plan(chain({**TEXT, "eta": 0.5}), advised, here)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("{ num_inference_steps = 0 }", ("num_inference_steps", "greater than or equal to 1")),
+        ('{ num_inference_steps = "4" }', ("num_inference_steps", "valid integer")),
+        ("{ step = 4 }", ("step", "not a parameter of text2img")),
+        ("{ strength = 0.4 }", ("strength", "not a parameter of text2img")),
+        ("{ seed = 4 }", ("seed", "may be recommended")),
+        ('{ prompt = "best quality" }', ("prompt", "may be recommended")),
+        ('{ scheduler = "EulerDiscreteScheduler", eta = 0.5 }', ("eta", "EulerDiscreteScheduler")),
+    ],
+)
+def test_a_recommendation_that_no_stage_takes_is_refused(tmp_path: Path, told: str, words: tuple[str, ...]) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(
+        '[checkpoints.mine]\nkinds = ["text2img"]\nnative = 512\nspace = "sd1"\nlicence = "none"\n'
+        f'repo = "owner/name"\nrecommended = {told}\n'
+    )
+    with pytest.raises(InvalidJob) as raised:
+        Catalog.load(Settings(data=tmp_path, catalog=path))
+    assert raised.value.code == "bad_file"
+    for word in ("checkpoints.mine.recommended", *words):
+        assert word in str(raised.value)

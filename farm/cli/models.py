@@ -27,9 +27,11 @@ def ls() -> Outcome:
     catalog = Catalog.load(load_settings())
 
     def told(found: Weights) -> dict[str, Any]:
-        own: dict[str, Any] = {"kinds": [], "space": None, "native": None}
+        own: dict[str, Any] = {"kinds": [], "space": None, "native": None, "recommended": {}}
         if isinstance(found, Checkpoint):
-            own = {"kinds": found.kinds, "space": found.space, "native": found.native}
+            own = {
+                "kinds": found.kinds, "space": found.space, "native": found.native, "recommended": found.recommended
+            }  # fmt: skip
         return {
             "name": found.name,
             "type": found.type if isinstance(found, Adapter) else "checkpoint",

@@ -24,11 +24,14 @@ from workers import pipelines
 README = Path(__file__).parents[2] / "README.md"
 CLASSES: dict[str, dict[str, Any]] = {
     "text2img · SD": {"kind": "text2img", "checkpoint": "tiny"},
+    "text2img · SD 2": {"kind": "text2img", "checkpoint": "tiny-sd2"},
     "text2img · SDXL": {"kind": "text2img", "checkpoint": "tiny-xl"},
     "img2img · SD": {"kind": "img2img", "checkpoint": "tiny"},
+    "img2img · SD 2": {"kind": "img2img", "checkpoint": "tiny-sd2"},
     "img2img · SDXL": {"kind": "img2img", "checkpoint": "tiny-xl"},
     "img2img · SDXL refiner": {"kind": "img2img", "checkpoint": "tiny-xl-refiner"},
     "inpaint · SD": {"kind": "inpaint", "checkpoint": "tiny", "mask": "sha256:" + "0" * 64},
+    "inpaint · SD 2": {"kind": "inpaint", "checkpoint": "tiny-sd2", "mask": "sha256:" + "0" * 64},
     "inpaint · SDXL": {"kind": "inpaint", "checkpoint": "tiny-xl", "mask": "sha256:" + "0" * 64},
     "depth2img · SD": {"kind": "depth2img", "checkpoint": "tiny-depth"},
     "upscale_latent · SD": {"kind": "upscale_latent", "checkpoint": "tiny-x2"},

