@@ -16,8 +16,8 @@ FILES = {
     "text_encoder": "base/text_encoder",
     "unet": "base/unet",
     "unet_style": "style/unet",
-    "unet_x2": "x2/unet",
-    "unet_x4": "x4/unet",
+    "unet_x2": "x2-fine/unet",
+    "unet_x4": "x4-fine/unet",
 }
 """Names in the package, with where training left them."""
 
