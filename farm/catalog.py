@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterator
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -21,14 +20,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from farm.errors import FieldError, InvalidJob
+from farm.sampler import SchedulerOptions
 from farm.settings import Settings
-from farm.stage import ALIASES, AdapterType, Stage, kinds
+from farm.stage import AdapterType, Stage, kinds
 
 LOCK = "farm.lock.json"
 NAME = r"^[a-z0-9][a-z0-9.-]{0,62}$"
-_SAMPLER = {"scheduler", "scheduler_options", "timesteps"}
+_SCHEDULE = {"scheduler", "scheduler_options", "timesteps"}
 """Fields that decide together which timesteps there are."""
-_NOT_ADVISED = {"kind", "checkpoint", "prompt", "negative_prompt", "seed"}
 
 
 class _Entry(BaseModel):
@@ -81,6 +80,15 @@ class Switches(_Entry):
         return self
 
 
+class Recommended(_Entry):
+    """Parameters that a checkpoint's stages have where a chain does not give them."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = Field(None, description="diffusers' class, or a sampler's name in A1111")
+    scheduler_options: SchedulerOptions | None = None
+
+
 class Weights(_Entry):
     """Files of weights. Exactly one of `repo`, `folder`, `file` and `build` says where they come from."""
 
@@ -112,9 +120,7 @@ class Checkpoint(Weights):
     space: str = Field(description="latent space it works in")
     native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")
     switches: Switches = Switches()
-    recommended: dict[str, Any] = Field(
-        default_factory=dict, description="parameters of its stages, for where a chain does not give them"
-    )
+    recommended: Recommended = Recommended()
 
     @model_validator(mode="after")
     def _configured(self) -> Self:
@@ -133,36 +139,42 @@ class Checkpoint(Weights):
     def advise(self, stage: Stage) -> Stage:
         """`stage` with what is recommended for this checkpoint, in fields that it has and that were not given.
 
-        A sampler is recommended as a whole: where the scheduler, its options or timesteps are given, that is left out.
+        A schedule is recommended as a whole: where a chain gives the scheduler, its options or timesteps, none of that
+        is, and where it gives timesteps, no number of steps is either.
         """
-        given = stage.model_fields_set | (_SAMPLER if stage.model_fields_set & _SAMPLER else set())
-        told = {name: value for name, value in self._advice(type(stage)) if name not in given}
+        given = set(stage.model_fields_set)
+        if given & _SCHEDULE:
+            given |= _SCHEDULE
+        if "timesteps" in given:
+            given.add("num_inference_steps")
+        told = {name: value for name, value in self._advice(type(stage)).items() if name not in given}
         return type(stage).model_validate({**stage.model_dump(exclude_unset=True), **told}) if told else stage
 
-    def _advice(self, kind: type[Stage]) -> Iterator[tuple[str, Any]]:
-        """What is recommended for stages of `kind`, by the fields' own names."""
-        for alias, value in self.recommended.items():
-            name = ALIASES.get(alias, alias)
-            if name in kind.model_fields:
-                yield name, value
+    def _advice(self, kind: type[Stage]) -> dict[str, Any]:
+        """What is recommended for stages of `kind`."""
+        told = self.recommended.model_dump(exclude_none=True)
+        return {name: value for name, value in told.items() if name in kind.model_fields}
 
     def misadvised(self) -> str | None:
-        """What is wrong with `recommended`: names that no stage has, values that a stage does not take."""
+        """What is wrong with `recommended`: a name that no stage has, a value that one does not take."""
         loads = [kind for name, kind in kinds().items() if name in self.kinds]
-        known = {name for kind in loads for name, _ in self._advice(kind)}
-        for alias in self.recommended:
-            if ALIASES.get(alias, alias) not in known - _NOT_ADVISED:
-                return f"{alias}: not a parameter of {', '.join(self.kinds)} that may be recommended"
+        if len(loads) == len(self.kinds):
+            for name in self.recommended.model_dump(exclude_none=True):
+                if all(name not in kind.model_fields for kind in loads):
+                    return f"{name}: not a parameter of {', '.join(self.kinds)}"
         for kind in loads:
             try:
-                told = kind.model_validate(dict(self._advice(kind)))
+                plain, told = kind.model_validate({}), kind.model_validate(self._advice(kind))
             except ValidationError as error:
                 for item in error.errors():
                     if item["type"] != "missing":
                         return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
             else:
-                for found in told.check():
-                    return f"{found.loc}: {found.msg}"
+                # What a chain must give besides, such as a mask, is not its matter.
+                before = [*plain.check(), *plain.fits(self.family)]
+                for found in (*told.check(), *told.fits(self.family)):
+                    if found not in before:
+                        return f"{found.loc}: {found.msg}"
         return None
 
 
@@ -244,22 +256,21 @@ class Catalog(_Entry):
                 name: {"name": name, **entry} if isinstance(entry, dict) else entry
                 for name, entry in tables[table].items()
             }
+        place = settings.catalog or "catalog.toml"
         try:
             catalog = cls(models_dir=settings.models_dir, **tables)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise InvalidJob(f"{settings.catalog}: {where}: {first['msg']}", code="bad_file") from None
+            raise InvalidJob(f"{place}: {where}: {first['msg']}", code="bad_file") from None
         for entry in catalog.checkpoints.values():
             if entry.space not in catalog.spaces:
-                raise InvalidJob(
-                    f"{settings.catalog}: checkpoints.{entry.name}.space: no [spaces.{entry.space}]", code="bad_file"
-                )
-            if wrong := entry.misadvised() if entry.recommended else None:
-                raise InvalidJob(f"{settings.catalog}: checkpoints.{entry.name}.recommended.{wrong}", code="bad_file")
+                raise InvalidJob(f"{place}: checkpoints.{entry.name}.space: no [spaces.{entry.space}]", code="bad_file")
+            if entry.recommended != Recommended() and (wrong := entry.misadvised()):
+                raise InvalidJob(f"{place}: checkpoints.{entry.name}.recommended.{wrong}", code="bad_file")
         for name in catalog.adapters:
             if name in catalog.checkpoints:
-                raise InvalidJob(f"{settings.catalog}: adapters.{name}: a checkpoint has this name", code="bad_file")
+                raise InvalidJob(f"{place}: adapters.{name}: a checkpoint has this name", code="bad_file")
         return catalog
 
     def checkpoint(self, stage: Stage, loc: str) -> Checkpoint:
@@ -304,7 +315,10 @@ class Catalog(_Entry):
             raise InvalidJob(errors=(FieldError(loc, msg, "unknown_adapter"),))
         if name not in fitting:
             found = self.adapters[name]
-            msg = f"{name} is a {found.type} for {found.family}, not a {type_} for {family}; {choose}"
+            if found.space not in (None, checkpoint.space):
+                msg = f"{name} is of the space {found.space}, {checkpoint.name} of {checkpoint.space}; {choose}"
+            else:
+                msg = f"{name} is a {found.type} for {found.family}, not a {type_} for {family}; {choose}"
             raise InvalidJob(errors=(FieldError(loc, msg, "wrong_adapter"),))
         return self.adapters[name]
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, Seri
 
 from farm.errors import FieldError, InvalidJob
 from farm.image import Fit
+from farm.sampler import SAMPLERS
 from farm.stage import ALIASES, MAX_SEED, Prompt, Stage, kinds
 
 MAX_STAGES = 8
@@ -176,6 +177,11 @@ def parse_chain(data: Mapping[str, Any]) -> Chain:
     return chain
 
 
+def _words(cls: type[BaseModel]) -> list[str]:
+    """What the fields of `cls` may be called."""
+    return [*cls.model_fields, *(alias for alias, name in ALIASES.items() if name in cls.model_fields)]
+
+
 def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> list[FieldError]:
     """pydantic's findings in the farm's words; the input itself is not repeated."""
     found = []
@@ -183,7 +189,7 @@ def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> 
         name = ".".join(map(str, item["loc"]))[:100]
         loc, msg, code = (prefix + name).rstrip(".") or "chain", item["msg"], "invalid_field"
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, [*cls.model_fields, *ALIASES], 1) if "." not in name else None
+            near = difflib.get_close_matches(name, _words(cls), 1) if "." not in name else None
             msg, code = f"no such field{f'; did you mean {near[0]}?' if near else ''}", "unknown_field"
         elif item["type"] == "multiple_of" and name in {"width", "height"}:
             low = int(item["input"]) // 8 * 8
@@ -193,7 +199,7 @@ def _field_errors(error: ValidationError, prefix: str, cls: type[BaseModel]) -> 
         elif item["type"] == "string_pattern_mismatch":
             msg = "no control characters, but tab and newline"
         elif name == "scheduler" and item["type"] == "literal_error":
-            code = "unknown_scheduler"
+            msg, code = f"{msg}; or A1111's {', '.join(SAMPLERS)}", "unknown_scheduler"
         elif item["type"] == "value_error":
             msg = str(item["ctx"]["error"])
         found.append(FieldError(loc, msg, code))

@@ -439,7 +439,10 @@ class Farm:
         chain = parse_chain(written)
         for value, _ in (named for stage in chain.stages for named in stage.uploads().values()):
             if not self.inbox.exists(value.removeprefix(STORED)):
-                raise NotFound("an image that a stage of this picture names is no longer stored")
+                raise NotFound(
+                    "an image that a stage of this picture names is no longer stored",
+                    hint="render its chain once more with that file, which stores it again",
+                )
         missing = self._input_again(given, image) if given else None
         job = make_job(chain, self.catalog, self.settings, image=given)
         self._upload([*filter(None, [missing])])

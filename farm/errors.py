@@ -46,6 +46,7 @@ CODES: dict[str, str] = {
     # the caller's world
     "not_found": "There is no such object.",
     "conflict": "The object's state does not allow this.",
+    "disk_full": "The disk has no room for what is to be fetched.",
     "idempotency_conflict": "The idempotency key was used before, for another job.",
     "unavailable": "A part of the farm cannot be reached.",
     "outcome_unknown": "The reply was lost: the same key, sent again, yields exactly one job.",

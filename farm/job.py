@@ -152,10 +152,10 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
     """
     checkpoints = [catalog.checkpoint(stage, f"stages.{index}") for index, stage in enumerate(chain.stages)]
     advised = [checkpoint.advise(stage) for stage, checkpoint in zip(chain.stages, checkpoints, strict=True)]
-    chain = chain.model_copy(update={"stages": tuple(advised)})
-    for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):
+    for index, (asked, stage, checkpoint) in enumerate(zip(chain.stages, advised, checkpoints, strict=True)):
         if wrong := [*stage.check(), *stage.fits(checkpoint.family)]:
-            found = [FieldError(f"stages.{index}.{each.loc}", each.msg, each.code) for each in wrong]
+            told = f"; the catalog recommends for {checkpoint.name} what was not given" if stage is not asked else ""
+            found = [FieldError(f"stages.{index}.{each.loc}", each.msg + told, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
         _check_switches(index, stage, checkpoint)
         words: dict[str, str] = {}
@@ -164,6 +164,7 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
             if adapter.token is not None and words.setdefault(adapter.token, name) != name:
                 msg = f"{name} and {words[adapter.token]} have the same word, {adapter.token}"
                 raise _wrong(f"stages.{index}.{loc}", msg, "wrong_adapter")
+    chain = chain.model_copy(update={"stages": tuple(advised)})
     _check_schedule(-1, None, chain.stages[0], Medium.IMAGE)
     medium, size, planned = _start(chain.stages[0], image), image, []
     for index, (stage, checkpoint) in enumerate(zip(chain.stages, checkpoints, strict=True)):

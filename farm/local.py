@@ -193,13 +193,12 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
         _draw(out / "input.png")
         jobs = [
-            farm.render("a red apple on a blue background", chain="hires", steps=10, seed=seed),
+            farm.render("a red apple on a blue background", chain="hires", seed=seed),
             farm.render(
                 "a basketball on a blue background",
                 chain="img-hires",
                 image=out / "input.png",
                 strength=0.8,
-                steps=10,
                 seed=seed,
             ),
         ]
@@ -218,7 +217,10 @@ def _reachable(settings: Settings, say: Say) -> Iterator[Farm]:
         with Farm(settings) as farm:
             yield farm
     else:
-        with running(settings, say=say) as farm:
+        catalog = Catalog.load(settings)
+        shown = {stage["kind"] for stage in catalog.preset("hires").stages}
+        slots = [slot for slot in default_slots(catalog) if slot.partition(".")[0] in shown]
+        with running(settings, slots, say) as farm:
             yield farm
 
 

@@ -124,8 +124,10 @@ def remove(catalog: Catalog, name: str) -> int:
     catalog.lock_path(entry).unlink()
     if entry.folder is not None or entry.file is not None:
         return 0
-    freed = size_bytes(catalog, entry)
-    shutil.rmtree(catalog.path(entry), ignore_errors=True)
+    path = catalog.path(entry)
+    # What the hub's cache has too takes its room there still.
+    freed = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and file.stat().st_nlink == 1)
+    shutil.rmtree(path, ignore_errors=True)
     return freed
 
 
@@ -253,7 +255,7 @@ def _check_room(
             raise FarmError(
                 f"{checkpoint.name} needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free at {folder}",
                 code="disk_full",
-                hint="make room with `farm models rm`, or set HF_HOME and FARM_DATA to folders on a larger disk",
+                hint="`farm models rm` and `hf cache rm` make room; HF_HOME and FARM_DATA name larger disks",
             )
 
 

@@ -36,7 +36,7 @@ from pydantic import SecretStr
 
 from farm.errors import Conflict, FarmError, Unavailable
 from farm.places import SERVERS_FILE, Places
-from farm.settings import CONNECTION_FILE, Settings
+from farm.settings import CONNECTION_FILE, SHARED, Settings
 from farm.store import Store
 
 LOCK_FILE = "up.lock"
@@ -78,7 +78,9 @@ class Servers:
             hidden = {name: SecretStr(reached[name]) for name in ("redis_url", "s3_access_key", "s3_secret_key")}
             self.settings = self.settings.model_copy(update={"data": self._data, **reached, **hidden})
             self.revive()
-            self._write(CONNECTION_FILE, {**reached, "pid": os.getpid()})
+            shared = {name: value for name in SHARED if (value := getattr(self.settings, name)) is not None}
+            shared |= {name: str(value.absolute()) for name, value in shared.items() if isinstance(value, Path)}
+            self._write(CONNECTION_FILE, {**shared, **reached, "pid": os.getpid()})
             ending.callback((self._data / CONNECTION_FILE).unlink, missing_ok=True)
             self._ending = ending.pop_all()
         return self

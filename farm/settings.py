@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from farm.errors import FarmError, InvalidJob
 
 CONNECTION_FILE = "farm.json"
+SHARED = ("catalog", "models", "safety", "safety_checker")
+"""Settings that those who submit must have as the workers have them."""
 
 
 def _default_data() -> Path:
@@ -206,5 +208,5 @@ def read_connection(data: Path) -> dict[str, str]:
         raise FarmError(
             f"{data / CONNECTION_FILE} cannot be read", code="bad_file", hint="delete it and start `farm up` again"
         ) from error
-    names = {"redis_url", "bucket", "s3_endpoint", "s3_access_key", "s3_secret_key"}
+    names = {"redis_url", "bucket", "s3_endpoint", "s3_access_key", "s3_secret_key", *SHARED}
     return {key: value for key, value in found.items() if key in names and isinstance(value, str)}

@@ -6,9 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from pydantic_settings import BaseSettings
 
+from farm.catalog import Catalog
+from farm.chain import parse_chain
 from farm.errors import CODES
+from farm.job import plan
+from farm.sampler import SAMPLERS
 from farm.settings import PhaseLimits, Settings
 
 README = Path(__file__).parents[1] / "README.md"
@@ -60,6 +66,47 @@ def test_every_file_the_readme_links_to_is_there() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README.read_text("utf-8"))
     assert links
     assert not [link for link in links if not (README.parent / link).exists()]
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in `language`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+
+
+def test_every_sampler_is_named() -> None:
+    text = README.read_text("utf-8")
+    assert [name for name in SAMPLERS if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_a_chain_of_the_readme_is_possible(text: str) -> None:
+    catalog = Catalog.load(Settings(catalog=None))
+    assert plan(parse_chain(yaml.safe_load(text)), catalog, Settings(catalog=None))
+
+
+def test_the_catalog_of_the_readme_is_one(tmp_path: Path) -> None:
+    # Given its example as a file
+    (text,) = blocks("toml")
+    (tmp_path / "mine.toml").write_text(text, "utf-8")
+    # When
+    catalog = Catalog.load(Settings(catalog=tmp_path / "mine.toml"))
+    # Then it has what the example gives
+    assert catalog.checkpoints["mine"].recommended.num_inference_steps
+    assert catalog.checkpoints["mine"].switches.channels_last
+    assert catalog.adapters["my-style"].type == "lora"
+
+
+@pytest.mark.parametrize("path", sorted((README.parent / "farm/examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_example_says_what_it_needs(path: Path) -> None:
+    # Given
+    text = path.read_text("utf-8")
+    stages = parse_chain(yaml.safe_load(text)).stages
+    # When
+    told = {line.split()[2]: set(line.split()[3:]) - {"pull", "--stage"} for line in text.split("\n")[1:3]}
+    # Then
+    adapters = {name for stage in stages for name, _ in stage.adapters().values()}
+    assert told["models"] == {str(stage.checkpoint) for stage in stages} | adapters
+    assert told["worker"] == {f"{stage.kind}={stage.checkpoint}" for stage in stages}
 
 
 if __name__ == "__main__":

@@ -175,7 +175,9 @@ def load(class_name: str, files: Files, device: str) -> Any:
 
                     # Without torchvision this is the class that transformers falls back to.
                     named = getattr(transformers, "DPTImageProcessorPil", transformers.DPTImageProcessor)
-                    extractor = named.from_pretrained(files.path / "feature_extractor", local_files_only=True)
+                    extractor = named.from_pretrained(
+                        files.path / "feature_extractor", local_files_only=True, use_safetensors=True
+                    )
                     pipe.register_modules(feature_extractor=extractor)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             # A loader's message may quote whole configurations; its type is enough here, the rest is chained.

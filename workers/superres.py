@@ -198,11 +198,12 @@ def program(given: str, size: Size, factor: int, tile: int | None, source: Sourc
     lines = [
         "import numpy as np",
         "from spandrel import ModelLoader  # pip install spandrel torchvision",
-        f"network = ModelLoader().load_from_file({str(file)!r}).eval().model.to({source.dtype})",
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"network = ModelLoader().load_from_file({str(file)!r}).eval().model.to(device, {source.dtype})",
         "def enlarged(image):",
         "    given = torch.from_numpy(np.asarray(image, np.float32) / 255.0).permute(2, 0, 1)[None]",
         "    with torch.inference_mode():",
-        f"        return network(given.to({source.dtype}))[0].float().permute(1, 2, 0).numpy()",
+        f"        return network(given.to(device, {source.dtype}))[0].float().cpu().permute(1, 2, 0).numpy()",
     ]
     if tile is None:
         lines.append(f"made = enlarged({given})")

@@ -9,11 +9,12 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 
 from farm.cli.outcome import Outcome, Table, group, load_settings, say, usage
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from farm.job import PlannedStage
 
 app = group("chain", "Chains of stages: presets and files.")
@@ -121,6 +122,8 @@ def _fields(cls: type[BaseModel], before: str = "") -> Iterator[tuple[str, str, 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:
     """The model that a field holds one or several of."""
+    from pydantic import BaseModel
+
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_inner, get_args(annotation))), None)

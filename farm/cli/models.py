@@ -30,7 +30,8 @@ def ls() -> Outcome:
         own: dict[str, Any] = {"kinds": [], "space": None, "native": None, "recommended": {}}
         if isinstance(found, Checkpoint):
             own = {
-                "kinds": found.kinds, "space": found.space, "native": found.native, "recommended": found.recommended
+                "kinds": found.kinds, "space": found.space, "native": found.native,
+                "recommended": found.recommended.model_dump(mode="json", exclude_none=True),
             }  # fmt: skip
         return {
             "name": found.name,
@@ -46,11 +47,11 @@ def ls() -> Outcome:
     data = [told(found) for found in (*catalog.checkpoints.values(), *catalog.adapters.values())]
     rows = [
         (found["name"], found["type"], found["family"], ",".join(found["kinds"]), found["space"] or "",
-         found["native"] or "", f"{found['bytes'] / 1e6:,.1f} MB" if found["pulled"] else "no", found["licence"],
-         found["source"])
+         found["native"] or "", " ".join(f"{key}={value}" for key, value in found["recommended"].items()),
+         f"{found['bytes'] / 1e6:,.1f} MB" if found["pulled"] else "no", found["licence"], found["source"])
         for found in data
     ]  # fmt: skip
-    header = ("NAME", "TYPE", "FAMILY", "KINDS", "SPACE", "NATIVE", "PULLED", "LICENCE", "SOURCE")
+    header = ("NAME", "TYPE", "FAMILY", "KINDS", "SPACE", "NATIVE", "RECOMMENDED", "PULLED", "LICENCE", "SOURCE")
     return Outcome(data, [Table(header, rows)])
 
 
@@ -60,7 +61,8 @@ def rm(
 ) -> Outcome:
     """Remove the files and hashes of checkpoints and adapters.
 
-    What lies in a folder of your own stays, and so does the hub's cache, with which pulled files share their room.
+    What lies in a folder of your own stays, and so does the hub's cache, with which pulled files share
+    their room: `hf cache rm` clears that.
 
     \b
     farm models rm sd15
@@ -70,7 +72,7 @@ def rm(
 
     catalog = Catalog.load(load_settings())
     freed = {name: models.remove(catalog, name) for name in names}
-    lines = [f"{name}  {size / 1e6:,.1f} MB removed" for name, size in freed.items()]
+    lines = [f"{name}  removed, {size / 1e6:,.1f} MB are free again" for name, size in freed.items()]
     return Outcome([{"name": name, "bytes": size} for name, size in freed.items()], lines)
 
 

@@ -33,7 +33,7 @@ def render(
     guidance_scale: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the first stage, pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Height of the first stage, pixels.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Scheduler by diffusers' class name.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Scheduler, by diffusers' class name or A1111's.")] = None,
     noise_level: Annotated[int | None, typer.Option(help="Noise that upscale adds to its input.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="[I.]NAME=VALUE", help="Any parameter, JSON; I: stage from 0.")

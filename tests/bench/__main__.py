@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.bench import chains, overhead
+from tests.conftest import TINY
 
 FARM = str(Path(sys.executable).with_name("farm"))
 
@@ -46,21 +47,23 @@ def interleaved(arms: dict[str, Callable[[], dict[str, float]]], repeats: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--chains", type=int, default=12, help="four-stage chains of the tiny family per repeat")
+    parser.add_argument("--chains", type=int, default=12, help="four-stage chains of each family per repeat")
     parser.add_argument("--empty-chains", type=int, default=100, help="four-stage chains of no-op stages per repeat")
     given = parser.parse_args()
     console = Console()
     console.print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {given.repeats} repeats")
     with tempfile.TemporaryDirectory(prefix="farm-bench-") as folder:
-        with chains.bench(Path(folder) / "chains", given.chains) as arms:
-            found = interleaved(arms, given.repeats)
-        table = Table(title=f"{given.chains} four-stage chains of the tiny family", title_justify="left")
-        for title in ("", "chains/s", "against the script"):
-            table.add_column(title)
-        script = found["plain script, one thread"]["chains_per_s"]
-        for name, figures in found.items():
-            table.add_row(name, f"{figures['chains_per_s']:.2f}", f"{figures['chains_per_s'] / script:.2f}×")
-        console.print(table)
+        for family, catalog in (("tiny", TINY), ("demo", None)):
+            with chains.bench(Path(folder) / family, given.chains, catalog) as arms:
+                found = interleaved(arms, given.repeats)
+            table = Table(title=f"{given.chains} four-stage chains of the {family} family", title_justify="left")
+            for title in ("", "chains/s", "s a chain", "against the script"):
+                table.add_column(title)
+            script = found["plain script, one thread"]["chains_per_s"]
+            for name, figures in found.items():
+                rate = figures["chains_per_s"]
+                table.add_row(name, f"{rate:.2f}", f"{1 / rate:.2f}", f"{rate / script:.2f}×")
+            console.print(table)
         with overhead.bench(Path(folder) / "overhead", given.empty_chains) as arms:
             found = interleaved(arms, given.repeats)
         table = Table(

@@ -20,9 +20,12 @@ Arms = dict[str, Callable[[], dict[str, float]]]
 
 
 @contextmanager
-def bench(folder: Path, count: int) -> Iterator[Arms]:
-    """The two arms, each rendering `count` chains of the preset `hires` with other seeds every time."""
-    settings = Settings.load(data=folder, catalog=TINY)
+def bench(folder: Path, count: int, catalog: Path | None = TINY) -> Iterator[Arms]:
+    """The two arms, each rendering `count` chains of the preset `hires` with other seeds every time.
+
+    Without `catalog` they are the demo family's.
+    """
+    settings = Settings.load(data=folder, catalog=catalog)
     seeds = itertools.count(1000)
     with running(settings, say=lambda _: None) as farm:
         script = Script(farm.catalog)
@@ -64,20 +67,24 @@ class Script:
             "upscale": "StableDiffusionUpscalePipeline",
         }
         self.pipes: dict[str, Any] = {}
+        self.stage: dict[str, Any] = {}
         for kind, name in names.items():
-            path = catalog.path(catalog.checkpoints[catalog.defaults[kind]])
+            entry = catalog.checkpoints[catalog.defaults[kind]]
+            path = catalog.path(entry)
             unchecked = {} if kind.startswith("upscale") else {"safety_checker": None, "requires_safety_checker": False}
-            pipe = getattr(diffusers, name).from_pretrained(path, local_files_only=True, **unchecked)
+            pipe = getattr(diffusers, name).from_pretrained(
+                path, torch_dtype=torch.float32, local_files_only=True, **unchecked
+            )
             pipe.set_progress_bar_config(disable=True)
             self.pipes[kind] = pipe
-        # The farm's own defaults, so that both do the same steps.
-        self.stage = {kind: kinds()[kind].model_validate({"kind": kind}) for kind in names}
+            # The farm's own defaults, so that both do the same steps.
+            self.stage[kind] = entry.advise(kinds()[kind].model_validate({"kind": kind}))
 
     def render(self, seed: int) -> Any:
         import torch
 
         def run(kind: str, output_type: str, **given: Any) -> Any:
-            stage: Any = self.stage[kind]
+            stage = self.stage[kind]
             return self.pipes[kind](
                 prompt=PROMPT,
                 num_inference_steps=stage.num_inference_steps,

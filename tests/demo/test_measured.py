@@ -1,7 +1,7 @@
 """What the demo family was trained for, measured on combinations that its training never saw.
 
 The judge is `tests.demo.scorer`, which must itself be right on drawn scenes first. Bounds are for the shipped weights,
-rendered as `farm demo` does, in ten steps; `-s` prints what is found, with 95 % Wilson intervals.
+rendered as the catalog recommends; `-s` prints what is found, with 95 % Wilson intervals.
 """
 
 from __future__ import annotations
@@ -77,12 +77,14 @@ def some(scenes: Sequence[Scene], count: int) -> list[Scene]:
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
     """What a stage gives for prompts, run as a worker runs it."""
     folder, pipes = tmp_path_factory.mktemp("demo"), {}
+    catalog = Catalog.load(Settings(catalog=None))
 
     def run(
         prompts: Sequence[str], given: Sequence[Any] | None = None, *, checkpoint: str = "demo",
         kind: str = "text2img", negative: str = "", seed: int = 0, emits: Medium = Medium.IMAGE, **fields: Any,
     ) -> list[Any]:  # fmt: skip
-        (stage,) = parse_chain({"stages": [{"kind": kind, "num_inference_steps": 10, **fields}]}).stages
+        (stage,) = parse_chain({"stages": [{"kind": kind, **fields}]}).stages
+        stage = catalog.checkpoints[checkpoint].advise(stage)
         if (checkpoint, kind) not in pipes:
             place = folder / checkpoint
             if not place.exists():
