@@ -106,6 +106,21 @@ def test_the_connection_file_leads_to_both_servers(held: Held) -> None:
     assert json.loads((held.data / "farm.json").read_text())["pid"] == held.process.pid
 
 
+def test_other_terminals_submit_as_the_farm_was_started(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a catalog in the folder that the farm is started in
+    monkeypatch.delenv("FARM_CATALOG", raising=False)
+    monkeypatch.chdir(data.parent)
+    Path("mine.toml").write_text("[defaults]\n")
+    with Servers(Settings(data=data, catalog=Path("mine.toml"), safety="refuse", safety_checker="mine")):
+        # When settings are read in another one, where one thing is said otherwise
+        monkeypatch.chdir("/")
+        monkeypatch.setenv("FARM_SAFETY_CHECKER", "another")
+        found = Settings.load(data=data)
+    # Then
+    assert (found.catalog, found.safety) == (data.parent / "mine.toml", "refuse")
+    assert found.safety_checker == "another"
+
+
 def test_the_ledger_is_kept_on_disk_and_nothing_of_it_is_evicted(held: Held) -> None:
     config = client(Settings.load(data=held.data)).config_get("append*", "maxmemory-policy", "save", "bind", "dir")
     assert (config["appendonly"], config["appendfsync"]) == ("yes", "everysec")
