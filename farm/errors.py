@@ -4,7 +4,12 @@
 
     FarmError                     code                 exit  HTTP
     ├── InvalidJob                invalid_job …        2     422   a field is wrong; `errors` names each
-    ├── NotFound                  not_found            1     404
+    ├── BadRequest                bad_request …        1     400   what was sent cannot be read
+    │   ├── BodyTooLarge          body_too_large       1     413
+    │   └── BadMediaType          bad_media_type       1     415
+    ├── Unauthorized              unauthorized         1     401   no token, or one that does not hold
+    ├── Forbidden                 forbidden            1     403   the token's scopes do not cover the call
+    ├── NotFound                  not_found            1     404   also what belongs to somebody else
     ├── Conflict                  conflict             1     409
     ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
     ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
@@ -18,6 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 CODES: dict[str, str] = {
     # submit-time refusals (InvalidJob)
@@ -43,6 +49,16 @@ CODES: dict[str, str] = {
     "no_steps": "strength × num_inference_steps is less than one step.",
     "bad_image": "The input image cannot be used.",
     "bad_file": "The file cannot be read as what it should be.",
+    # what a program sends over the network
+    "bad_request": "What was sent cannot be read.",
+    "invalid_json": "The body is not JSON, or is nested too deep.",
+    "duplicate_key": "An object of the body gives a key twice.",
+    "invalid_unicode": "A text holds control characters or half a surrogate pair.",
+    "bad_media_type": "A body of this type is not taken here.",
+    "body_too_large": "The body is larger than the farm takes.",
+    "method_not_allowed": "This address does not know the method.",
+    "unauthorized": "The call needs a token, and the token must hold.",
+    "forbidden": "The token's scopes do not cover this call.",
     # the caller's world
     "not_found": "There is no such object.",
     "conflict": "The object's state does not allow this.",
@@ -89,6 +105,8 @@ class FarmError(Exception):
     """Something went wrong; see `code`."""
 
     code: str = "internal"
+    http: ClassVar[int] = 500
+    """The status that an HTTP answer has."""
 
     def __init__(self, message: str | None = None, *, code: str | None = None, hint: str = "") -> None:
         self.code = code or type(self).code
@@ -101,6 +119,7 @@ class InvalidJob(FarmError):
     """Mend the fields named in `errors` and submit again; nothing was stored."""
 
     code = "invalid_job"
+    http = 422
 
     def __init__(
         self,
@@ -116,22 +135,60 @@ class InvalidJob(FarmError):
         self.errors = errors
 
 
+class BadRequest(FarmError):
+    """Send a body that can be read; nothing was stored."""
+
+    code = "bad_request"
+    http = 400
+
+
+class BodyTooLarge(BadRequest):
+    """Send less at once; nothing was stored."""
+
+    code = "body_too_large"
+    http = 413
+
+
+class BadMediaType(BadRequest):
+    """Send what the call takes, and name its type in Content-Type; nothing was stored."""
+
+    code = "bad_media_type"
+    http = 415
+
+
+class Unauthorized(FarmError):
+    """Send `Authorization: Bearer TOKEN`; `farm token create` makes a token."""
+
+    code = "unauthorized"
+    http = 401
+
+
+class Forbidden(FarmError):
+    """Use a token with the scope that the call needs."""
+
+    code = "forbidden"
+    http = 403
+
+
 class NotFound(FarmError):
     """Check the id; the object may have passed its retention."""
 
     code = "not_found"
+    http = 404
 
 
 class Conflict(FarmError):
     """Look at the object's state first; this call is not possible in it."""
 
     code = "conflict"
+    http = 409
 
 
 class Unavailable(FarmError):
     """Try again after `retry_after_s`; the ledger, broker or store does not answer."""
 
     code = "unavailable"
+    http = 503
 
     def __init__(
         self, message: str | None = None, *, code: str | None = None, hint: str = "", retry_after_s: float = 2.0
@@ -150,6 +207,7 @@ class StaleToken(FarmError):
     """Drop the work: another worker holds the stage now, or the stage has ended."""
 
     code = "stale_token"
+    http = 409
 
 
 class Failure(StrEnum):

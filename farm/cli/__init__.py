@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from farm import __version__
-from farm.cli import chains, jobs, machine, models, quarantine, render
+from farm.cli import chains, jobs, machine, models, quarantine, render, serve
 from farm.cli.outcome import HELP_OPTIONS, INTERRUPTED, Outcome, is_plain, need_command, usage
 from farm.errors import FarmError
 
@@ -101,11 +101,12 @@ def _app(rich: bool) -> typer.Typer:
     app.callback()(_root)
     commands = (
         machine.up, machine.demo, render.render, render.rerun, render.script, chains.stages, machine.worker,
+        serve.serve,
     )  # fmt: skip
     for command in commands:
         app.command()(command)
     app.command()(machine.doctor)
-    for group in (jobs.app, jobs.queue, quarantine.app, chains.app, models.app):
+    for group in (jobs.app, jobs.queue, quarantine.app, chains.app, models.app, serve.app):
         app.add_typer(group)
     return app
 

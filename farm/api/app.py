@@ -1,0 +1,72 @@
+"""Of which parts is the HTTP API made?"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from farm import __version__
+from farm.api import events, health, jobs, machines, problems, runs, uploads
+from farm.api.desk import Desk
+from farm.api.guard import Guard
+from farm.api.views import BASE
+from farm.settings import Settings
+
+ABOUT = "A rendering farm for diffusion models: chains of stages, run durably by many workers."
+
+
+def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0) -> FastAPI:
+    """The app on the farm of `settings`. Without `auth` whoever reaches it may do everything.
+
+    `heartbeat_s`: a quiet event stream says so often that it is alive, seconds.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        desk = Desk(settings, auth=auth, heartbeat_s=heartbeat_s)
+        app.state.desk = desk
+        await desk.warm()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(desk.hub.run)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            desk.close()
+
+    # No pages of documentation: theirs need scripts from elsewhere.
+    app = FastAPI(
+        title="latent-farm", version=__version__, description=ABOUT, lifespan=lifespan,
+        openapi_url=f"{BASE}/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
+    api = APIRouter(prefix=BASE, responses=problems.described())
+    # Events first: their addresses go on where those of jobs and runs end.
+    for room in (events, jobs, runs, uploads, machines):
+        api.include_router(room.router)
+    app.include_router(api)
+    app.include_router(health.router)
+    problems.install(app)
+    app.add_middleware(Guard, max_upload_bytes=settings.max_upload_bytes)
+    _describe(app)
+    return app
+
+
+def _describe(app: FastAPI) -> None:
+    """Puts into the OpenAPI document what FastAPI does not know of: how errors look."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(title=app.title, version=app.version, description=ABOUT, routes=app.routes)
+            schema = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts = found.setdefault("components", {}).setdefault("schemas", {})
+            parts |= schema.pop("$defs", {})
+            parts["Problem"] = schema
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation says

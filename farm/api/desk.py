@@ -1,0 +1,104 @@
+"""What does every call work with, and how does it reach the synchronous farm in time?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, ParamSpec, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+from starlette.requests import HTTPConnection
+
+from farm.api.hub import Hub
+from farm.api.kept import Kept
+from farm.api.readings import Readings
+from farm.client import PATIENCE_S, Farm
+from farm.errors import FarmError, Unavailable
+from farm.ledger import FAN
+from farm.scripts import Server, within
+from farm.settings import Settings
+from farm.tokens import Tokens
+
+P = ParamSpec("P")
+T = TypeVar("T")
+THREADS = 32
+"""Calls of the farm at the same time. Each waits for a server most of its time."""
+QUEUE_S = 0.4
+"""How long a call waits for a thread, seconds: with `PATIENCE_S` it stays below the 3 s in which trouble is told."""
+DECODERS = 2
+"""Uploaded images decoded at the same time: each may take 4 bytes for every pixel that the settings allow."""
+
+
+class Desk:
+    """The farm's client, what the API keeps beside the ledger, and the threads in which both are asked."""
+
+    def __init__(self, settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0) -> None:
+        self.settings, self.auth, self.heartbeat_s = settings, auth, heartbeat_s
+        self.farm = Farm(settings)
+        self._server = Server(settings, FAN)
+        self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
+        self.hub = Hub(Readings(self.farm, self._server))
+        self._threads, self._decoders = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(DECODERS)
+        self._unlimited = anyio.CapacityLimiter(float("inf"))
+
+    async def warm(self) -> None:
+        """Makes what is made once: two threads at once would make it twice."""
+        await anyio.to_thread.run_sync(self._make)
+
+    def _make(self) -> None:
+        _ = self.farm.catalog, self.farm.ledger, self.farm.broker
+        with suppress(FarmError):  # a store that is not configured is told to whoever asks for it
+            _ = self.farm.inbox.client
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.farm.close()
+        self._server.close()
+
+    async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call` gives, from a thread; a server that does not answer is Unavailable within 3 s.
+
+        Raises:
+            Unavailable: all threads are busy, or what `call` asks does not answer.
+        """
+        return await self._within(self._threads, QUEUE_S, partial(_bounded, partial(call, *args, **kwargs)))
+
+    async def work(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call` gives, which may think for longer than a server is waited for, and bounds its own waits.
+
+        Raises:
+            Unavailable: all threads are busy, or what `call` asks does not answer.
+        """
+        return await self._within(self._threads, QUEUE_S, partial(call, *args, **kwargs))
+
+    async def decode(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call` gives, which decodes an image: few at a time, for they take memory.
+
+        Raises:
+            Unavailable: too many images are being decoded.
+        """
+        return await self._within(self._decoders, PATIENCE_S, partial(call, *args, **kwargs))
+
+    async def _within(self, limiter: anyio.CapacityLimiter, patience_s: float, call: Callable[[], T]) -> T:
+        borrower = object()
+        try:
+            with anyio.fail_after(patience_s):
+                await limiter.acquire_on_behalf_of(borrower)
+        except TimeoutError:
+            raise Unavailable("the farm's API has too many calls at once") from None
+        try:
+            return await anyio.to_thread.run_sync(call, limiter=self._unlimited)
+        finally:
+            limiter.release_on_behalf_of(borrower)
+
+
+def _bounded(call: Callable[[], Any]) -> Any:
+    with within(PATIENCE_S):
+        return call()
+
+
+def desk_of(connection: HTTPConnection) -> Desk:
+    """The desk of the app that the call came to."""
+    return cast("Desk", connection.app.state.desk)

@@ -1,0 +1,151 @@
+"""Who asks, may they, and can what they send be read?
+
+Every route under `/api/v1` is a `Door`: it looks at the token before it reads a body, and reads a body as strictly as
+JSON is defined. `needs` names the scope.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request, Security
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from farm.api.callers import LOCAL, Caller
+from farm.api.desk import desk_of
+from farm.chain import MAX_DEPTH
+from farm.errors import BadMediaType, BadRequest, FieldError, Forbidden, InvalidJob, Unauthorized
+from farm.tokens import SCOPES, Scope
+
+_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_bearer = HTTPBearer(auto_error=False, description="a token of `farm token create`")
+
+
+async def identify(connection: HTTPConnection) -> Caller:
+    """Who asks.
+
+    Raises:
+        Unauthorized: there is no token, or it does not hold.
+        Forbidden: no token is asked for, and the call comes from a web page of somewhere else.
+    """
+    desk = desk_of(connection)
+    if not desk.auth:
+        _refuse_strangers(connection)
+        return Caller(LOCAL, frozenset(SCOPES))
+    scheme, _, text = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not text:
+        raise Unauthorized("send the header `Authorization: Bearer TOKEN`")
+    token = await desk.ask(desk.tokens.find, text.strip())
+    return Caller(token.owner, token.scopes, text.strip())
+
+
+def _refuse_strangers(connection: HTTPConnection) -> None:
+    """Without tokens, who reaches this machine is its user; but so does every web page in the user's browser."""
+    host = connection.headers.get("host", "")
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if name not in ("127.0.0.1", "localhost", "[::1]"):  # a page may give its own name this machine's address
+        raise Forbidden("without tokens the farm is called by this machine's own name")
+    origin = connection.headers.get("origin")
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise Forbidden("without tokens no other site's page may call")
+
+
+def needs(scope: Scope) -> Any:
+    """The dependency that gives the caller, who has `scope`."""
+
+    async def caller(request: Request, _token: Annotated[Any, Security(_bearer)]) -> Caller:
+        found = cast("Caller", request.state.caller)
+        if scope not in found.scopes and not found.is_admin:
+            raise Forbidden(f"the call needs a token with the scope {scope}")
+        return found
+
+    return Depends(caller)
+
+
+Reader = Annotated[Caller, needs("read")]
+Submitter = Annotated[Caller, needs("submit")]
+Admin = Annotated[Caller, needs("admin")]
+
+
+class Door(APIRoute):
+    """A route that is open to callers with a token, and whose body, if it takes one, is strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, behind both checks."""
+        handle = super().get_route_handler()
+        takes_json = self.body_field is not None
+
+        async def handler(request: Request) -> Response:
+            request.state.caller = await identify(request)
+            if takes_json:
+                # Kept where FastAPI looks for it, so that it does not parse again.
+                request._json = request.state.given = await _read(request)
+            return await handle(request)
+
+        return handler
+
+
+async def _read(request: Request) -> Any:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise BadMediaType("send the body as application/json")
+    return read_json(await request.body())
+
+
+def read_json(data: bytes) -> Any:
+    """The JSON value in `data`, UTF-8.
+
+    Raises:
+        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is nested too deep;
+            (`duplicate_key`) an object has a key twice.
+        InvalidJob: (`invalid_unicode`) a text holds what no text may.
+    """
+    try:
+        found = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite
+        )
+    except (ValueError, RecursionError):
+        raise BadRequest(code="invalid_json") from None
+    _check(found)
+    return found
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadRequest(code="duplicate_key")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("beyond what a number holds")
+    return value
+
+
+def _check(value: Any, loc: str = "", depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise BadRequest(code="invalid_json")
+    if isinstance(value, str):
+        if _TEXT.search(value):
+            msg = "no control characters but tab and newline, and no half of a surrogate pair"
+            raise InvalidJob(errors=(FieldError(loc.lstrip(".") or "body", msg, "invalid_unicode"),))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check(key, loc, depth)
+            _check(item, f"{loc}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check(item, f"{loc}.{index}", depth + 1)

@@ -1,0 +1,151 @@
+"""How does a program follow jobs live?
+
+By Server-Sent Events (WHATWG HTML, 9.2), on one stream per job, per run and for the farm. Each event is a whole
+snapshot::
+
+    id: 1763781600000-0
+    event: job
+    data: {"id": …, "state": "running", "stage": 1, "progress": 0.31, …}
+
+A reader that comes back with `Last-Event-ID` gets the newest state of every job that has changed since. A job's stream
+says `end` after its last snapshot, and answers 204 to whoever comes back after that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Header, Request, Response
+from starlette.types import Receive, Scope, Send
+
+from farm.api.desk import Desk, desk_of
+from farm.api.door import Door, Reader, identify
+from farm.api.feed import Feed, Told
+from farm.api.jobs import record_of
+from farm.api.readings import NOW
+from farm.api.runs import jobs_of_run
+from farm.errors import FarmError, Unavailable
+from farm.records import ENDED
+
+router = APIRouter(route_class=Door, tags=["events"])
+RETRY_MS = 1000
+"""How long a browser waits before it comes back, milliseconds."""
+END = ".end"
+"""What the last id of a job's stream ends in."""
+_ID = re.compile(r"\d{1,19}-\d{1,19}")
+"""An id of the ledger's stream: two numbers of 64 bits."""
+_HELD: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "the stream"}
+}
+LastId = Annotated[str, Header(alias="Last-Event-ID", max_length=64)]
+
+
+class EventStream(Response):
+    """A response that goes on until its reader leaves, its token is removed, or the watched job has ended."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, request: Request, feed: Feed, names: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
+        super().__init__(headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._request, self._feed, self._names, self._desk = request, feed, names, desk_of(request)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 — ASGI's own
+        """Sends until it is over. `send` waits for a slow reader, and the feed meanwhile keeps the newest only."""
+
+        async def listen() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        with self._desk.hub.watching(self._feed):
+            # Only now: what happens while the names are looked up is offered already.
+            await self._desk.hub.catch_up(self._feed, await self._names())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(listen)
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for part in self._parts():
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+                tasks.cancel_scope.cancel()
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        yield f"retry: {RETRY_MS}\n\n".encode()
+        while True:
+            found: list[Told] = []
+            with anyio.move_on_after(self._desk.heartbeat_s):
+                found = await self._feed.take()
+            if not found:
+                if not await self._may_go_on():
+                    return
+                yield b": alive\n\n"
+                continue
+            yield b"".join(_event("job", told.id, told.data) for told in found)
+            last = found[-1]
+            if self._feed.job is not None and last.state in ENDED:
+                yield _event("end", last.id + END if last.id else "", last.data)
+                return
+
+    async def _may_go_on(self) -> bool:
+        """Whether the token still holds; where nobody can say, the stream goes on."""
+        try:
+            await identify(self._request)
+        except Unavailable:
+            return True
+        except FarmError:
+            return False
+        return True
+
+
+def _event(name: str, id_: str, data: str) -> bytes:
+    """One event on the wire; JSON has no line breaks of its own."""
+    return (f"id: {id_}\n" if id_ else "").encode() + f"event: {name}\ndata: {data}\n\n".encode()
+
+
+@router.get("/jobs/{job}/events", responses=_HELD)
+async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") -> Response:
+    """A job's snapshots, the newest first at once, until it has ended."""
+    desk = desk_of(request)
+    record = caller.check(await desk.ask(record_of, desk, job))
+    if last.endswith(END) and record.state in ENDED:
+        return Response(status_code=204)  # which tells a browser not to come back
+
+    async def names() -> dict[str, str]:
+        return {record.job: NOW}
+
+    return EventStream(request, Feed(lambda found: found.job == record.job, record.job), names)
+
+
+@router.get("/runs/{run}/events", responses=_HELD)
+async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") -> Response:
+    """Snapshots of a run's jobs, those of all of them at first."""
+    desk = desk_of(request)
+    await desk.ask(jobs_of_run, desk, caller, run)
+
+    async def names() -> dict[str, str]:
+        missed = await _since(desk, last)
+        if missed is not None:
+            return missed
+        return {found.job: "" for found in reversed(await desk.ask(jobs_of_run, desk, caller, run))}
+
+    return EventStream(request, Feed(lambda found: found.run == run and caller.owns(found)), names)
+
+
+@router.get("/events", responses=_HELD)
+async def of_farm(request: Request, caller: Reader, last: LastId = "") -> Response:
+    """Snapshots of all the caller's jobs, those of the newest unended ones of the farm at first."""
+    desk = desk_of(request)
+
+    async def names() -> dict[str, str]:
+        missed = await _since(desk, last)
+        return await desk.hub.readings.unended() if missed is None else missed
+
+    return EventStream(request, Feed(caller.owns), names)
+
+
+async def _since(desk: Desk, last: str) -> dict[str, str] | None:
+    """The jobs that a reader that saw the event `last` has missed; None where that cannot be said."""
+    return await desk.hub.readings.since(last) if _ID.fullmatch(last) else None

@@ -1,0 +1,94 @@
+"""What holds for every call, whatever it asks: an id, a size, headers, and no traceback?
+
+The outermost layer, plain ASGI. It counts what a body brings, whatever its Content-Length says, and answers what
+nobody else has answered.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from farm.api.problems import answer
+from farm.errors import BadMediaType, BodyTooLarge, FarmError
+
+MAX_BODY_BYTES = 1 << 20
+"""Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
+UPLOADS = "/api/v1/uploads"
+"""The one address that takes more: as much as an input image may have."""
+HEADERS = {
+    # Nothing that the API answers is a page.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "private, no-store",
+}
+_log = structlog.get_logger(__name__)
+
+
+class Guard:
+    """Wraps the app. `max_upload_bytes` bounds the body of an upload, `MAX_BODY_BYTES` every other."""
+
+    def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
+        self._app, self._max_upload_bytes = app, max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One call."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        limit = self._max_upload_bytes if scope["path"] == UPLOADS else MAX_BODY_BYTES
+        begun, brought = False, 0
+
+        async def counted() -> Message:
+            nonlocal brought
+            message = await receive()
+            brought += len(message.get("body", b""))
+            if brought > limit:
+                raise BodyTooLarge(f"the body is larger than {limit} bytes")
+            return message
+
+        async def dressed(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            _check(Headers(scope=scope), limit)
+            await self._app(scope, counted, dressed)
+        except FarmError as error:
+            if begun:
+                raise
+            await answer(scope, error)(scope, receive, dressed)
+        except Exception as error:
+            _log.exception("call_broke", request_id=request_id)
+            if begun:
+                raise
+            await answer(scope, FarmError(type(error).__name__))(scope, receive, dressed)
+
+
+def _check(headers: Headers, limit: int) -> None:
+    """Refuses what a header tells to be too large, or packed.
+
+    Raises:
+        BodyTooLarge: the body would be larger than `limit`, bytes.
+        BadMediaType: it is compressed: what it unpacks to could not be bounded.
+    """
+    length = headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+        raise BodyTooLarge(f"the body is larger than {limit} bytes")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise BadMediaType("send the body uncompressed, without Content-Encoding")

@@ -1,0 +1,38 @@
+"""Is the API alive, and can it do its work?
+
+Open to everybody, and telling nothing but that.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from farm.api.desk import Desk, desk_of
+from farm.api.views import View
+
+router = APIRouter(tags=["health"])
+
+
+class Health(View):
+    """All is well."""
+
+    status: str = "ok"
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """The process answers; nothing else is asked."""
+    return Health()
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Health:
+    """The ledger and the store answer; 503 where one does not."""
+    desk = desk_of(request)
+    await desk.ask(_look, desk)
+    return Health()
+
+
+def _look(desk: Desk) -> None:
+    desk.farm.ledger.ping()
+    desk.farm.inbox.exists("0" * 64)

@@ -1,0 +1,209 @@
+"""What can the farm draw, in which queues, and who works on it?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from farm.api.callers import Caller
+from farm.api.desk import Desk, desk_of
+from farm.api.door import Admin, Door, Reader, needs
+from farm.api.views import View
+from farm.errors import InvalidJob, NotFound
+from farm.records import QueueState, WorkerRecord
+from farm.stage import Stage, kinds
+
+router = APIRouter(route_class=Door, tags=["farm"])
+
+
+class CheckpointView(View):
+    """Base weights that a stage may name."""
+
+    name: str
+    kinds: list[str]
+    family: str
+    space: str
+    native: int
+    licence: str
+    pulled: bool
+    default_for: list[str]
+
+
+class AdapterView(View):
+    """Weights on top of a checkpoint's."""
+
+    name: str
+    type: str
+    family: str
+    licence: str
+    pulled: bool
+
+
+class CatalogView(View):
+    """Checkpoints and adapters that a chain may name. Where their files lie is not told."""
+
+    checkpoints: list[CheckpointView]
+    adapters: list[AdapterView]
+
+
+class ChainView(View):
+    """A preset: a chain that has a name."""
+
+    name: str
+    description: str
+    stages: list[dict[str, Any]]
+
+
+class KindView(View):
+    """A stage kind: what it takes and gives, and its parameters as JSON Schema."""
+
+    kind: str
+    about: str
+    takes: list[str]
+    gives: list[str]
+    scale: int
+    parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, kind: str, stage: type[Stage]) -> KindView:
+        """The view of a stage class."""
+        about = (stage.__doc__ or "").strip().splitlines() or [""]
+        return cls(
+            kind=kind, about=about[0], takes=sorted(stage.takes), gives=sorted(stage.gives), scale=stage.scale,
+            parameters=stage.model_json_schema(),
+        )  # fmt: skip
+
+
+class QueueView(View):
+    """One queue: executions that are ready and running, and live workers that serve it."""
+
+    queue: str
+    ready: int
+    running: int
+    workers: int
+
+    @classmethod
+    def of(cls, state: QueueState) -> QueueView:
+        """The view of a queue's state."""
+        return cls(queue=state.queue, ready=state.ready, running=state.running, workers=state.live)
+
+
+class WorkerView(View):
+    """One live worker. Its name, host and process are the operator's to know."""
+
+    name: str | None
+    host: str | None
+    pid: int | None
+    state: str
+    draining: bool
+    isolated_s: float
+    queues: list[str]
+    running: int
+
+    @classmethod
+    def of(cls, worker: WorkerRecord, caller: Caller) -> WorkerView:
+        """The view of a record, as `caller` may see it."""
+        told = caller.is_admin
+        return cls(
+            name=worker.worker if told else None, host=worker.host if told else None, pid=worker.pid if told else None,
+            state=worker.state, draining=worker.draining, isolated_s=worker.isolated_s, queues=list(worker.queues),
+            running=len(worker.held),
+        )  # fmt: skip
+
+
+@router.get("/catalog", dependencies=[needs("read")])
+async def catalog(request: Request) -> CatalogView:
+    """Checkpoints and adapters."""
+    desk = desk_of(request)
+    return await desk.ask(_catalog, desk)
+
+
+def _catalog(desk: Desk) -> CatalogView:
+    found = desk.farm.catalog
+
+    def pulled(entry: Any) -> bool:
+        try:
+            found.lock(entry)
+        except InvalidJob:
+            return False
+        return True
+
+    return CatalogView(
+        checkpoints=[
+            CheckpointView(
+                name=one.name, kinds=one.kinds, family=one.family, space=one.space, native=one.native,
+                licence=one.licence, pulled=pulled(one),
+                default_for=[kind for kind, name in found.defaults.items() if name == one.name],
+            )
+            for one in found.checkpoints.values()
+        ],
+        adapters=[
+            AdapterView(name=one.name, type=one.type, family=one.family, licence=one.licence, pulled=pulled(one))
+            for one in found.adapters.values()
+        ],
+    )  # fmt: skip
+
+
+@router.get("/chains", dependencies=[needs("read")])
+async def chains(request: Request) -> list[ChainView]:
+    """The presets."""
+    presets = desk_of(request).farm.catalog.presets.values()
+    return [ChainView(name=one.name, description=one.description, stages=one.stages) for one in presets]
+
+
+@router.get("/stages", dependencies=[needs("read")])
+async def stages() -> list[KindView]:
+    """The stage kinds that are installed."""
+    return [KindView.of(kind, stage) for kind, stage in kinds().items()]
+
+
+@router.get("/stages/{kind}", dependencies=[needs("read")])
+async def stage(kind: str) -> KindView:
+    """One stage kind."""
+    if kind not in kinds():
+        raise NotFound("there is no such stage kind")
+    return KindView.of(kind, kinds()[kind])
+
+
+@router.get("/queues", dependencies=[needs("read")])
+async def queues(request: Request) -> list[QueueView]:
+    """The queues: what is ready and running in each, and how many workers serve it."""
+    desk = desk_of(request)
+    return [QueueView.of(state) for state in await desk.ask(desk.farm.ledger.queues)]
+
+
+@router.get("/workers")
+async def workers(request: Request, caller: Reader) -> list[WorkerView]:
+    """The live workers."""
+    desk = desk_of(request)
+    return [WorkerView.of(worker, caller) for worker in await desk.ask(desk.farm.ledger.workers)]
+
+
+@router.post("/workers/{worker}/drain")
+async def drain(request: Request, worker: str, caller: Admin) -> WorkerView:
+    """Gives a worker nothing more; what it runs it finishes."""
+    return await _drain(request, worker, caller, on=True)
+
+
+@router.post("/workers/{worker}/resume")
+async def resume(request: Request, worker: str, caller: Admin) -> WorkerView:
+    """Gives a drained worker work again."""
+    return await _drain(request, worker, caller, on=False)
+
+
+async def _drain(request: Request, worker: str, caller: Caller, *, on: bool) -> WorkerView:
+    desk = desk_of(request)
+
+    def call() -> WorkerView:
+        def find() -> Any:
+            return next((one for one in desk.farm.ledger.workers() if one.worker == worker), None)
+
+        if find() is None:
+            raise NotFound("there is no such live worker")
+        desk.farm.ledger.drain(worker, on)
+        if (found := find()) is None:
+            raise NotFound("there is no such live worker")
+        return WorkerView.of(found, caller)
+
+    return await desk.ask(call)

@@ -1,0 +1,62 @@
+"""How does an image get in over HTTP?
+
+As the body of a call, streamed and counted, never as an address. What is stored are its pixels alone: the file is
+decoded by its content, turned, laid on white, and written anew, so nothing else of a stranger's file is kept.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from farm.api.callers import Caller
+from farm.api.desk import Desk, desk_of
+from farm.api.door import Door, Submitter
+from farm.api.views import View
+from farm.errors import BadMediaType, BodyTooLarge, InvalidJob
+from farm.image import FORMATS, read_input, to_png
+from farm.stage import STORED
+
+router = APIRouter(route_class=Door, tags=["uploads"])
+TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in TYPES},
+    }
+}
+
+
+class Uploaded(View):
+    """A stored image. `image` is its name in a job; width and height are in pixels."""
+
+    image: str
+    width: int
+    height: int
+    size_bytes: int
+
+
+@router.post("/uploads", status_code=201, openapi_extra=_BODY)
+async def upload(request: Request, caller: Submitter) -> Uploaded:
+    """Stores a PNG, JPEG or WebP, sent as the body. The same pixels give the same name."""
+    desk = desk_of(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in TYPES:
+        raise BadMediaType(f"send an image as {', '.join(TYPES)}")
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+    return await desk.decode(_store, desk, caller, bytes(data))
+
+
+def _store(desk: Desk, caller: Caller, data: bytes) -> Uploaded:
+    try:
+        picture = read_input(data, desk.settings)
+    except InvalidJob as error:
+        if error.code == "too_large":
+            raise BodyTooLarge(error.errors[0].msg) from None
+        raise
+    png = to_png(picture)
+    desk.farm.ledger.ping()  # where nobody can be noted as its owner, no image is left behind
+    sha256 = desk.farm.inbox.put_blob(png, "image/png")
+    desk.kept.own_image(caller.owner, sha256)
+    return Uploaded(image=STORED + sha256, width=picture.width, height=picture.height, size_bytes=len(png))

@@ -1,0 +1,254 @@
+"""How do jobs and what belongs to them look over HTTP?
+
+Times are ISO 8601 in UTC. `code` and `message` say why something failed, in the words of the README's error codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.api.callers import owner_of
+from farm.handle import Result
+from farm.job import Job, PlannedStage
+from farm.records import ENDED, JobRecord, StageRecord
+
+BASE = "/api/v1"
+
+
+class View(BaseModel):
+    """What is answered; it is made once and never changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class StageView(View):
+    """Where one stage of a job is."""
+
+    index: int
+    kind: str
+    checkpoint: str
+    state: str = Field(description="waiting, queued, running, backoff, committed, or what ended the job here")
+    phase: str
+    step: int
+    steps: int
+    attempt: int
+    code: str
+    message: str
+
+    @classmethod
+    def of(cls, stage: StageRecord) -> StageView:
+        """The view of a record. Who works on it is the operator's to know: `/workers` tells."""
+        kind, _, checkpoint = stage.queue.partition(".")
+        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "message")
+        return cls(kind=kind, checkpoint=checkpoint, **{name: getattr(stage, name) for name in names})
+
+
+class Snapshot(View):
+    """Where a job is: all that an event tells, whatever came before it."""
+
+    id: str
+    run: str | None
+    state: str = Field(description="queued, running, paused, done, failed, quarantined, cancelled or expired")
+    stage: int = Field(description="index of the current stage, from 0")
+    stages: int = Field(description="how many stages there are")
+    kind: str = Field("", description="of the current stage")
+    phase: str = Field("", description="of the running stage: load, fetch, encode, step, tile, decode, upload, spool")
+    step: int = 0
+    steps: int = 0
+    progress: float = Field(description="0 to 1 over the whole chain; each stage counts the same")
+    code: str = ""
+    message: str = ""
+    created: str
+    started: str | None = None
+    ended: str | None = None
+
+    @classmethod
+    def of(cls, record: JobRecord) -> Snapshot:
+        """The snapshot of a record; without its stages it knows no step."""
+        return cls(**_snapshot(record))
+
+
+class Urls(View):
+    """Where to go from a job."""
+
+    self: str
+    events: str
+    artifacts: str
+    cancel: str
+
+
+class JobView(Snapshot):
+    """A job."""
+
+    owner: str
+    lane: str
+    priority: int
+    seed: int
+    prompt: str
+    deadline: str | None
+    waits_for: str | None = Field(None, description="why its stage does not run yet")
+    chain: dict[str, Any] = Field(description="as a chain file would write it")
+    chain_stages: list[StageView] = []
+    urls: Urls
+
+    @classmethod
+    def of(cls, record: JobRecord, waits_for: str | None = None) -> JobView:
+        """The view of a record."""
+        chain = json.loads(record.spec)["chain"]
+        here = f"{BASE}/jobs/{record.job}"
+        return cls(
+            **_snapshot(record), owner=owner_of(record), lane=record.lane, priority=record.priority,
+            seed=chain["seed"], prompt=chain.get("prompt", ""), deadline=instant(record.deadline_ms),
+            waits_for=waits_for or None, chain=chain, chain_stages=[StageView.of(one) for one in record.stages],
+            urls=Urls(
+                self=here, events=f"{here}/events", artifacts=f"{here}/artifacts", cancel=f"{here}/cancel"
+            ),
+        )  # fmt: skip
+
+
+class JobPage(View):
+    """Jobs, the newest first."""
+
+    jobs: list[JobView]
+    next: str | None = Field(None, description="the cursor of the page after this one; none where this is the last")
+
+
+class MadeJob(View):
+    """One job that a submit made."""
+
+    id: str
+    seed: int
+    url: str
+
+
+class Made(View):
+    """What a submit made."""
+
+    run: str | None = Field(description="the run that the jobs belong to, where they are several")
+    count: int
+    idempotency_key: str
+    jobs: list[MadeJob]
+
+
+class PlannedView(View):
+    """One stage of a chain, with everything that the chain fixes for it. Sizes are width and height in pixels."""
+
+    index: int
+    kind: str
+    checkpoint: str
+    queue: str
+    takes: str | None
+    emits: str
+    space: str
+    given_size: list[int] | None
+    size: list[int]
+    parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, item: PlannedStage) -> PlannedView:
+        """The view of a planned stage."""
+        return cls(
+            index=item.index, kind=item.stage.kind, checkpoint=item.checkpoint.name, queue=item.queue,
+            takes=item.takes, emits=item.emits, space=item.space.name, given_size=item.given and list(item.given),
+            size=list(item.size),
+            parameters=item.stage.model_dump(mode="json", exclude={"kind", "checkpoint"}, exclude_none=True),
+        )  # fmt: skip
+
+
+class DryRun(View):
+    """What a submit would make; nothing was stored."""
+
+    count: int
+    seed: int | None = Field(description="of the first job; none where it would be drawn")
+    steps: int = Field(description="denoising steps of all jobs together")
+    pixels: int = Field(description="pixels of the final images together")
+    stages: list[PlannedView] = Field(description="of the first job")
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job]) -> DryRun:
+        """The view of jobs that are not submitted."""
+        first = jobs[0]
+        return cls(
+            count=len(jobs),
+            seed=None if first.chain.seed is None else first.seed,
+            steps=sum(getattr(item.stage, "num_inference_steps", 0) for job in jobs for item in job.plan),
+            pixels=sum(job.plan[-1].size.width * job.plan[-1].size.height for job in jobs),
+            stages=[PlannedView.of(item) for item in first.plan],
+        )
+
+
+class RunView(View):
+    """A run: jobs that were submitted together."""
+
+    id: str
+    count: int
+    states: dict[str, int] = Field(description="how many of its jobs are in each state")
+    progress: float = Field(description="0 to 1: the share of jobs that have ended")
+    events: str
+
+    @classmethod
+    def of(cls, run: str, records: Sequence[JobRecord]) -> RunView:
+        """The view of a run's jobs."""
+        states: dict[str, int] = {}
+        for record in records:
+            states[record.state] = states.get(record.state, 0) + 1
+        ended = sum(count for state, count in states.items() if state in ENDED)
+        share = ended / len(records)
+        return cls(id=run, count=len(records), states=states, progress=share, events=f"{BASE}/runs/{run}/events")
+
+
+class Artifact(View):
+    """One final image. Its URL leads on to a signed one that needs no token and holds for a while."""
+
+    index: int
+    sha256: str
+    width: int
+    height: int
+    url: str
+
+    @classmethod
+    def of(cls, job: str, index: int, result: Result) -> Artifact:
+        """The view of a result."""
+        url = f"{BASE}/jobs/{job}/artifacts/{index}"
+        return cls(index=index, sha256=result.sha256, width=result.size.width, height=result.size.height, url=url)
+
+
+def instant(ms: float) -> str | None:
+    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet"."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
+
+
+def _snapshot(record: JobRecord) -> dict[str, Any]:
+    """The fields of a `Snapshot`."""
+    stage = record.stages[record.at] if record.at < len(record.stages) else None
+    running = stage is not None and stage.state == "running"
+    return {
+        "id": record.job,
+        "run": record.run or None,
+        "state": record.state,
+        "stage": record.at,
+        "stages": record.n,
+        "kind": stage.queue.partition(".")[0] if stage else "",
+        "phase": stage.phase if stage and running else "",
+        "step": stage.step if stage and running else 0,
+        "steps": stage.steps if stage and running else 0,
+        "progress": _progress(record, stage if running else None),
+        "code": record.code,
+        "message": record.message,
+        "created": instant(record.created_ms) or "",
+        "started": instant(record.started_ms),
+        "ended": instant(record.ended_ms),
+    }
+
+
+def _progress(record: JobRecord, running: StageRecord | None) -> float:
+    """How far the job is, from 0 to 1: whole stages, and the steps of the running one."""
+    if record.state == "done":
+        return 1.0
+    share = running.step / running.steps if running is not None and running.steps else 0.0
+    return round((record.at + min(share, 1.0)) / record.n, 4)

@@ -1,0 +1,195 @@
+"""Does whoever listens see the true state: from the start, late, again, slowly?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from farm.api.feed import Feed, Told
+from tests.api.conftest import Site, made, problem, txt
+from tests.api.listener import Listener
+from tests.e2e.rig import until
+from tests.test_cli import Hand
+
+JOBS = "/api/v1/jobs"
+QUEUE = "text2img.tiny"
+
+
+@pytest.fixture
+def hand(site: Site) -> Iterator[Hand]:
+    """A worker by hand, on an empty farm."""
+    yield Hand(site.settings, site.farm.store)
+    for state in ("queued", "running", "paused"):
+        for record in site.farm.jobs(state=state, limit=1000):
+            site.farm.ledger.cancel(record.job)
+
+
+def submit(client: httpx2.Client, **given: object) -> str:
+    """The id of a new job."""
+    return str(made(client.post(JOBS, json=txt(**given)))["jobs"][0]["id"])
+
+
+def test_a_job_is_followed_from_its_start_to_its_end(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a listener
+    job = submit(ada)
+    with Listener(ada, f"{JOBS}/{job}/events") as ear:
+        ear.hears(job, "queued")
+        # When the job runs, step by step
+        claim = hand.claim(QUEUE)
+        ear.hears(job, "running")
+        for step in (1, 2, 3):
+            site.farm.ledger.beat([claim], "step", step, 4)
+            until(lambda step=step: ear.heard[-1].data["step"] == step, 30, f"step {step}")
+        hand.serve(claim)
+        assert ear.over.wait(30)
+    # Then each event is a whole snapshot, the progress rises to 1, and the last one says that it is the last
+    assert ear.states(job) == ["queued", "running", "done"]
+    shares = [one.data["progress"] for one in ear.heard]
+    assert shares == sorted(shares)
+    assert {0.0, 0.25, 0.5, 0.75, 1.0} <= set(shares)
+    assert all(one.data["run"] is None and one.data["stages"] == 1 for one in ear.heard)
+    assert ear.heard[-1].event == "end"
+    assert ear.heard[-1].data["state"] == "done"
+    # And whoever comes back after it is told not to
+    again = ada.get(f"{JOBS}/{job}/events", headers={"Last-Event-ID": ear.heard[-1].id})
+    assert (again.status_code, again.content) == (204, b"")
+
+
+def test_progress_goes_over_the_whole_chain(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a chain of two stages, the first of them done
+    job = submit(ada, chain="x2")
+    hand.serve(hand.claim(QUEUE))
+    claim = hand.claim("upscale_latent.tiny-x2")
+    site.farm.ledger.beat([claim], "step", 1, 2)
+    # When, Then
+    with Listener(ada, f"{JOBS}/{job}/events") as ear:
+        ear.hears(job, "running")
+        until(lambda: ear.heard[-1].data["progress"] == 0.75, 30)
+        last = ear.heard[-1].data
+        assert (last["stage"], last["kind"], last["phase"], last["step"]) == (1, "upscale_latent", "step", 1)
+
+
+def test_a_late_listener_sees_where_the_job_is(hand: Hand, ada: httpx2.Client) -> None:
+    # Given a job that has ended
+    job = submit(ada)
+    hand.serve(hand.claim(QUEUE))
+    # When, Then
+    with Listener(ada, f"{JOBS}/{job}/events") as ear:
+        assert ear.over.wait(30)
+    assert [(one.event, one.data["state"]) for one in ear.heard] == [("job", "done"), ("end", "done")]
+
+
+def test_a_retried_job_is_followed_again(ada: httpx2.Client, hand: Hand) -> None:
+    # Given a stream that has ended
+    job = submit(ada)
+    ada.post(f"{JOBS}/{job}/cancel")
+    with Listener(ada, f"{JOBS}/{job}/events") as ear:
+        assert ear.over.wait(30)
+    # When
+    ada.post(f"{JOBS}/{job}/retry")
+    # Then
+    with Listener(ada, f"{JOBS}/{job}/events", ear.heard[-1].id) as again:
+        again.hears(job, "queued")
+
+
+def test_a_run_is_followed_as_a_whole(hand: Hand, ada: httpx2.Client) -> None:
+    # Given a run, and another job
+    found = made(ada.post(JOBS, json=txt(count=4)))
+    other = submit(ada)
+    with Listener(ada, f"/api/v1/runs/{found['run']}/events") as ear:
+        # When
+        ids = [job["id"] for job in found["jobs"]]
+        for _ in range(5):
+            hand.serve(hand.claim(QUEUE))
+        # Then
+        for job in ids:
+            ear.hears(job, "done")
+    assert ear.states(other) == []
+
+
+def test_the_farms_stream_tells_the_callers_own_jobs_in_order_and_whole(
+    site: Site, hand: Hand, ada: httpx2.Client
+) -> None:
+    # Given a listener, and jobs of two owners
+    with site.client() as bob, Listener(ada, "/api/v1/events") as ear:
+        theirs = submit(bob)
+        mine = [job["id"] for job in made(ada.post(JOBS, json=txt(count=40)))["jobs"]]
+        # When some are cancelled, some paused and resumed, and all others served
+        for job in mine[:10]:
+            ada.post(f"{JOBS}/{job}/cancel")
+        for job in mine[10:15]:
+            ada.post(f"{JOBS}/{job}/pause")
+            ada.post(f"{JOBS}/{job}/resume")
+        for _ in range(31):
+            hand.serve(hand.claim(QUEUE))
+        # Then each is seen in its last state
+        for job in mine:
+            ear.hears(job, "cancelled" if job in mine[:10] else "done")
+    # And never in another order than the ledger's
+    for job in mine:
+        rest = iter(event.state for event in site.farm.ledger.events(job))
+        assert all(state in rest for state in ear.states(job)), (job, ear.states(job))
+    assert ear.states(theirs) == []
+    # An admin's has everybody's
+    with site.client("root", "admin") as root, Listener(root, "/api/v1/events", ear.heard[0].id) as all_of_it:
+        all_of_it.hears(theirs, "done")
+
+
+def test_who_comes_back_is_told_what_changed_meanwhile(hand: Hand, ada: httpx2.Client) -> None:
+    # Given a listener that leaves
+    same, changed = submit(ada), submit(ada)
+    with Listener(ada, "/api/v1/events") as ear:
+        ear.hears(same, "queued")
+        ear.hears(changed, "queued")
+    last = [one.id for one in ear.heard if one.id][-1]
+    # When something happens meanwhile
+    ada.post(f"{JOBS}/{changed}/pause")
+    ada.post(f"{JOBS}/{changed}/cancel")
+    fresh = submit(ada)
+    # Then it hears the newest of it, and not what it knows
+    with Listener(ada, "/api/v1/events", last) as again:
+        again.hears(changed, "cancelled")
+        again.hears(fresh, "queued")
+        assert again.states(changed) == ["cancelled"]
+        assert again.states(same) == []
+
+
+@pytest.mark.parametrize("last", ["x", "1-0", "0-0", "99999999999999999999-0", "1.end", "-1"])
+def test_an_id_that_the_stream_has_not_is_no_error(ada: httpx2.Client, hand: Hand, last: str) -> None:
+    # Given a job that waits
+    job = submit(ada)
+    # When somebody comes with an id from elsewhere
+    with Listener(ada, f"{JOBS}/{job}/events", last) as ear:
+        # Then
+        ear.hears(job, "queued")
+    with Listener(ada, "/api/v1/events", last) as ear:
+        assert ear.status == 200
+
+
+def test_a_quiet_stream_shows_that_it_lives_and_ends_with_its_token(site: Site, hand: Hand) -> None:
+    # Given
+    text = site.token("cid")
+    with site.anonymous(Authorization=f"Bearer {text}") as cid:
+        job = submit(cid)
+        with Listener(cid, f"{JOBS}/{job}/events") as ear:
+            until(lambda: ear.comments >= 2, 30, "two heartbeats")
+            # When
+            site.tokens.remove(text.split("_")[1])
+            # Then
+            assert ear.over.wait(30)
+        problem(cid.get(f"{JOBS}/{job}"), 401, "unauthorized")
+
+
+def test_a_feed_holds_the_newest_of_each_job_and_no_more(site: Site, ada: httpx2.Client, hand: Hand) -> None:
+    # Given two jobs, and a watcher that does not read
+    one, two = (site.farm.job(submit(ada)).record for _ in range(2))
+    feed = Feed(lambda record: True)
+    # When very much happens
+    for number in range(10_000):
+        feed.offer(one.job, Told(f"{number}-1", "queued", str(number)))
+        feed.offer(two.job, Told(f"{number}-2", "queued", str(number)))
+        feed.offer(one.job, Told("", "queued", "a step"))
+    # Then it has one snapshot of each, in the order of the stream, and a step took the id of what it replaced
+    assert [(told.id, told.data) for told in feed.pending.values()] == [("9999-1", "a step"), ("9999-2", "9999")]
