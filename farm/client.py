@@ -139,12 +139,13 @@ class Farm:
         return parsed.model_copy(update={"stages": tuple(stages)})
 
     def _located(self, value: str, folder: Path) -> str:
-        """A file's path, in the chain file's `folder` or the current one, as an absolute one."""
+        """A file's path, in the chain file's `folder` or the current one, as an absolute one, if it is there."""
         if value.startswith((STORED, BYTES)):
             return value
         try:
             path = Path(value).expanduser()
-            return str((folder / path if (folder / path).exists() else path).absolute())
+            found = folder / path if (folder / path).exists() else path
+            return str(found.absolute()) if found.exists() else value
         except (OSError, RuntimeError, ValueError):  # too long a name, a user that nobody is, a null byte
             return value  # reading it will say what is wrong
 
