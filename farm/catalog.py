@@ -85,6 +85,7 @@ class Recommended(_Entry):
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    noise_level: int | None = None
     scheduler: str | None = Field(None, description="diffusers' class, or a sampler's name in A1111")
     scheduler_options: SchedulerOptions | None = None
 

@@ -326,12 +326,10 @@ def test_edges_are_steeper_when_pictures_are_quadrupled(quadrupled: Arms) -> Non
     assert abs(1 - quadrupled["made"][1]) < abs(1 - quadrupled["bicubic"][1])
 
 
-@pytest.mark.xfail(strict=True, reason="demo-x2 is not trained to its end: bicubic is nearer in PSNR")
 def test_pixels_are_nearer_when_latents_are_doubled(doubled: Arms) -> None:
     assert doubled["made"][0] > doubled["bicubic"][0]
 
 
-@pytest.mark.xfail(strict=True, reason="demo-x4 is not trained to its end: bicubic is nearer in PSNR")
 def test_pixels_are_nearer_when_pictures_are_quadrupled(quadrupled: Arms) -> None:
     assert quadrupled["made"][0] > quadrupled["bicubic"][0]
 
