@@ -14,7 +14,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from farm.broker import Broker
 from farm.catalog import Catalog
-from farm.chain import MAX_DEPTH, Chain, override, parse_chain, read_chain_file
+from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, png_size, read_input, read_recipe, to_png
@@ -38,6 +38,8 @@ NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
+IMAGE_DEPTH = 5
+"""Stages, a stage, its controls, one of them, its image; and one more."""
 PATIENCE_S = 2.5
 """How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s."""
 
@@ -213,7 +215,7 @@ class Farm:
                 stored = value.startswith(STORED) and self._is_stored(value, size, where)
                 if stored and mark.shows is None:
                     continue  # as it was fitted before
-                picture = self._picture(value, where, chain)
+                picture = self._picture(value, where, chain, opaque=mark.shows == "white")
                 if size is None:
                     picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
                 elif not stored:
@@ -237,14 +239,14 @@ class Farm:
         data = self.inbox.get_blob(sha256, self.settings.max_area * 4)
         return png_size(data) == size
 
-    def _picture(self, value: str, loc: str, chain: Chain) -> Image:
+    def _picture(self, value: str, loc: str, chain: Chain, *, opaque: bool) -> Image:
         """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
         try:
             if value.startswith(STORED):
                 return read_input(
                     self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4), self.settings
                 )
-            return read_input(chain.given_files.get(value) or Path(value), self.settings)
+            return read_input(chain.given_files.get(value) or Path(value), self.settings, opaque=opaque)
         except BadBlob:
             raise InvalidJob(errors=(FieldError(loc, "no such image is stored", "bad_image"),)) from None
         except InvalidJob as error:
@@ -464,16 +466,17 @@ class Farm:
 
 
 def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:
-    """`value` with each file's bytes in it as a name, by which they are in `files` then, and each path as text."""
-    if depth > MAX_DEPTH:
-        raise InvalidJob(errors=(FieldError("stages", "nested too deep"),))
+    """`value` with each file's bytes in it as a name, by which they are in `files` then, and each path as text.
+
+    No image lies deeper than `IMAGE_DEPTH`, and what YAML's aliases make of a few lines may be endless.
+    """
     if isinstance(value, bytes):
         name = BYTES + hashlib.sha256(value).hexdigest()
         files[name] = value
         return name
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and depth < IMAGE_DEPTH:
         return {key: _named(item, files, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and depth < IMAGE_DEPTH:
         return [_named(item, files, depth + 1) for item in value]
     return str(value) if isinstance(value, Path) else value
 

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 """Unfinished jobs that are looked at in each round."""
-ROUND_S = 0.2
-"""Pause between two rounds, seconds."""
-PATIENCE_S = 60.0
-"""How long the ledger may be away before waiting ends, seconds. The jobs go on without us."""
 
 
 def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
@@ -53,6 +49,8 @@ def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
     Raises:
         Unavailable: the ledger was away for too long.
     """
+    from farm.handle import AWAY_S, ROUND_S
+
     waiting, open_jobs = deque(handles), dict[str, "JobHandle"]()
     ended: dict[str, JobRecord] = {}
     away_since: float | None = None
@@ -69,7 +67,7 @@ def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
                 away_since = None
             except Unavailable:
                 away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > PATIENCE_S:
+                if time.monotonic() - away_since > AWAY_S:
                     raise
                 records = []
             over = {record.job: record for record in records if _is_over(record)}

@@ -32,6 +32,8 @@ from workers.demo.sprites import OBJECTS, Sprites
 from workers.stages.upscale import OVERLAP
 from workers.tiles import spans
 
+pytestmark = pytest.mark.timeout(1200)
+"""Hundreds of pictures take minutes, and several times as many beside other work."""
 FORTY = list(OBJECTS)[:40]
 Render = Callable[..., list[Any]]
 Arms = dict[str, tuple[float, float]]
