@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import NAMESPACE_OID, uuid5
 
-from farm.broker import Broker
 from farm.catalog import Catalog
 from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
@@ -29,6 +28,8 @@ from farm.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from farm.broker import Broker
+
 ImageSource = str | Path | bytes
 REFERENCE_SIDE = 1024
 """Longest side at which a reference picture is stored, pixels: image encoders see 224 to 448."""
@@ -40,8 +41,9 @@ SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
 IMAGE_DEPTH = 5
 """Stages, a stage, its controls, one of them, its image; and one more."""
-PATIENCE_S = 2.5
-"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s."""
+PATIENCE_S = 1.8
+"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s; the command
+line takes nearly one of them to start."""
 
 
 class Farm:
@@ -73,6 +75,8 @@ class Farm:
     @cached_property
     def broker(self) -> Broker:
         """The doorbells."""
+        from farm.broker import Broker  # Celery takes its time to import, and a look needs none
+
         return Broker(self.settings)
 
     def close(self) -> None:
