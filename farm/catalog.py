@@ -85,6 +85,7 @@ class Recommended(_Entry):
 
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    noise_level: int | None = None
     scheduler: str | None = Field(None, description="diffusers' class, or a sampler's name in A1111")
     scheduler_options: SchedulerOptions | None = None
 
@@ -119,6 +120,9 @@ class Checkpoint(Weights):
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     space: str = Field(description="latent space it works in")
     native: int = Field(ge=8, multiple_of=8, description="side it was trained at, pixels")
+    prediction_type: Literal["sample"] | None = Field(
+        None, description="sample, where the denoiser names the picture itself: not all schedulers know that"
+    )
     switches: Switches = Switches()
     recommended: Recommended = Recommended()
 

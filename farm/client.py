@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from uuid import NAMESPACE_OID, uuid5
 
-from farm.broker import Broker
 from farm.catalog import Catalog
-from farm.chain import MAX_DEPTH, Chain, override, parse_chain, read_chain_file
+from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, png_size, read_input, read_recipe, to_png
@@ -29,6 +28,8 @@ from farm.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from farm.broker import Broker
+
 ImageSource = str | Path | bytes
 REFERENCE_SIDE = 1024
 """Longest side at which a reference picture is stored, pixels: image encoders see 224 to 448."""
@@ -38,8 +39,11 @@ NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
-PATIENCE_S = 2.5
-"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s."""
+IMAGE_DEPTH = 5
+"""Stages, a stage, its controls, one of them, its image; and one more."""
+PATIENCE_S = 1.8
+"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s; the command
+line takes nearly one of them to start."""
 
 
 class Farm:
@@ -71,6 +75,8 @@ class Farm:
     @cached_property
     def broker(self) -> Broker:
         """The doorbells."""
+        from farm.broker import Broker  # Celery takes its time to import, and a look needs none
+
         return Broker(self.settings)
 
     def close(self) -> None:
@@ -139,12 +145,13 @@ class Farm:
         return parsed.model_copy(update={"stages": tuple(stages)})
 
     def _located(self, value: str, folder: Path) -> str:
-        """A file's path, in the chain file's `folder` or the current one, as an absolute one."""
+        """A file's path, in the chain file's `folder` or the current one, as an absolute one, if it is there."""
         if value.startswith((STORED, BYTES)):
             return value
         try:
             path = Path(value).expanduser()
-            return str((folder / path if (folder / path).exists() else path).absolute())
+            found = folder / path if (folder / path).exists() else path
+            return str(found.absolute()) if found.exists() else value
         except (OSError, RuntimeError, ValueError):  # too long a name, a user that nobody is, a null byte
             return value  # reading it will say what is wrong
 
@@ -212,7 +219,7 @@ class Farm:
                 stored = value.startswith(STORED) and self._is_stored(value, size, where)
                 if stored and mark.shows is None:
                     continue  # as it was fitted before
-                picture = self._picture(value, where, chain)
+                picture = self._picture(value, where, chain, opaque=mark.shows == "white")
                 if size is None:
                     picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
                 elif not stored:
@@ -236,14 +243,14 @@ class Farm:
         data = self.inbox.get_blob(sha256, self.settings.max_area * 4)
         return png_size(data) == size
 
-    def _picture(self, value: str, loc: str, chain: Chain) -> Image:
+    def _picture(self, value: str, loc: str, chain: Chain, *, opaque: bool) -> Image:
         """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
         try:
             if value.startswith(STORED):
                 return read_input(
                     self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4), self.settings
                 )
-            return read_input(chain.given_files.get(value) or Path(value), self.settings)
+            return read_input(chain.given_files.get(value) or Path(value), self.settings, opaque=opaque)
         except BadBlob:
             raise InvalidJob(errors=(FieldError(loc, "no such image is stored", "bad_image"),)) from None
         except InvalidJob as error:
@@ -463,16 +470,17 @@ class Farm:
 
 
 def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:
-    """`value` with each file's bytes in it as a name, by which they are in `files` then, and each path as text."""
-    if depth > MAX_DEPTH:
-        raise InvalidJob(errors=(FieldError("stages", "nested too deep"),))
+    """`value` with each file's bytes in it as a name, by which they are in `files` then, and each path as text.
+
+    No image lies deeper than `IMAGE_DEPTH`, and what YAML's aliases make of a few lines may be endless.
+    """
     if isinstance(value, bytes):
         name = BYTES + hashlib.sha256(value).hexdigest()
         files[name] = value
         return name
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and depth < IMAGE_DEPTH:
         return {key: _named(item, files, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and depth < IMAGE_DEPTH:
         return [_named(item, files, depth + 1) for item in value]
     return str(value) if isinstance(value, Path) else value
 

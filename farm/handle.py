@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from farm.errors import InvalidJob, StageFailed
+from farm.errors import InvalidJob, StageFailed, Unavailable
 from farm.job import stage_of
 from farm.program import file_of, program
 from farm.records import ENDED, JobRecord
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
     from farm.client import Farm
 
+ROUND_S = 0.2
+"""Pause between two looks at jobs, seconds."""
+AWAY_S = 60.0
+"""How long the ledger may be away before waiting ends, seconds. The jobs go on without us."""
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -30,6 +36,23 @@ class Result:
     uri: str
     sha256: str
     size: Size
+
+
+def patient(call: Callable[[], T]) -> T:
+    """What `call` gives, tried again while the ledger is away; a server that was killed is back within seconds.
+
+    Raises:
+        Unavailable: it was away for longer than `AWAY_S`.
+    """
+    away_since = None
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > AWAY_S:
+                raise
+            time.sleep(ROUND_S)
 
 
 class JobHandle:
@@ -71,12 +94,13 @@ class JobHandle:
         Raises:
             StageFailed: it ended otherwise; `code` and `message` say why.
             TimeoutError: it has not ended within `timeout_s`; it goes on.
+            Unavailable: the ledger was away for longer than `AWAY_S`; it goes on.
         """
         until = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         seen = "0-0"
-        while (record := self.record).state not in ENDED:
+        while (record := patient(lambda: self.record)).state not in ENDED:
             # Wakes at each of the job's events, and once a second to look at the clock.
-            while not (events := self.farm.ledger.events(self.id, seen, block_ms=1000)):
+            while not (events := patient(lambda: self.farm.ledger.events(self.id, seen, block_ms=1000))):  # noqa: B023
                 if time.monotonic() > until:
                     raise TimeoutError(f"the job {self.id} is still {record.state} after {timeout_s} s")
             seen = events[-1].id

@@ -54,8 +54,8 @@ _UNREADABLE = (
 """What Pillow's plugins raise on damaged files: they have no common class. A test feeds them flipped bits."""
 
 
-def read_input(data: bytes | Path, settings: Settings) -> Image.Image:
-    """The picture in `data` (a file's bytes, or its path) as RGB without metadata.
+def read_input(data: bytes | Path, settings: Settings, *, opaque: bool = False) -> Image.Image:
+    """The picture in `data` (a file's bytes, or its path) as RGB without metadata; where it must be, it is `opaque`.
 
     Raises:
         InvalidJob: (`too_large`) the file or the picture is larger than the settings allow;
@@ -78,6 +78,12 @@ def read_input(data: bytes | Path, settings: Settings) -> Image.Image:
         if opened.format != "MPO" and getattr(opened, "is_animated", False):
             raise _refused("the image is animated: give one frame of it as PNG")
         opened.load()
+        if (
+            opaque
+            and opened.has_transparency_data
+            and opened.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+        ):
+            raise _refused("a mask is black and white, white is drawn anew; this one is transparent: lay it on black")
         return _bare(ImageOps.exif_transpose(opened))
 
 

@@ -26,6 +26,7 @@ from farm.catalog import Adapter, Catalog, Checkpoint, Space
 from farm.chain import Chain
 from farm.errors import FieldError, InvalidJob
 from farm.records import LANES, Lane
+from farm.sampler import NOT_OF_SAMPLE
 from farm.settings import Settings
 from farm.stage import MAX_SEED, STORED, Medium, Size, Stage, kinds
 
@@ -158,6 +159,10 @@ def plan(chain: Chain, catalog: Catalog, settings: Settings, image: Size | None 
             found = [FieldError(f"stages.{index}.{each.loc}", each.msg + told, each.code) for each in wrong]
             raise InvalidJob(errors=tuple(found))
         _check_switches(index, stage, checkpoint)
+        scheduler = getattr(stage, "scheduler", None)
+        if checkpoint.prediction_type == "sample" and scheduler in NOT_OF_SAMPLE:
+            msg = f"{checkpoint.name} does not go with {scheduler}; set it in another stage alone, or choose another"
+            raise _wrong(f"stages.{index}.scheduler", msg, "unknown_scheduler")
         words: dict[str, str] = {}
         for loc, (name, mark) in stage.adapters().items():
             adapter = catalog.adapter(name, mark.type, checkpoint, f"stages.{index}.{loc}")

@@ -27,6 +27,8 @@ UNSAFE = (
     ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack",
 )  # fmt: skip
 """Suffixes of files that are code, or may run code when they are read; nothing of the kind lies in a checkpoint."""
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Ends of files that `convert` makes safetensors of."""
 MAX_HEADER = 100_000_000
 """Bytes of a safetensors file's header at most, as the format's own reader has it."""
 WEIGHTS = r"(diffusion_pytorch_model|model)"
@@ -142,9 +144,9 @@ def convert(source: Path, target: Path, config: Path | None = None) -> None:
         raise InvalidJob(f"there is no file {source}", code="bad_file")
     if target.exists():
         raise InvalidJob(f"{target} exists already", code="bad_file", hint="choose another name, or remove it first")
-    pickled = source.suffix in (".ckpt", ".pt", ".pth", ".bin")
+    pickled = source.suffix in PICKLES
     if not pickled and source.suffix != ".safetensors":
-        raise InvalidJob(f"{source} is neither a .safetensors nor a .ckpt, .pt, .pth or .bin", code="bad_file")
+        raise InvalidJob(f"{source} is neither a .safetensors nor a {', '.join(PICKLES)}", code="bad_file")
     if pickled and (target.suffix != ".safetensors" or config is not None):
         hint = "make a .safetensors of it first, without --config; then a folder of that"
         raise InvalidJob(f"{source.suffix} becomes a .safetensors", code="usage", hint=hint)
@@ -289,11 +291,10 @@ def _index(checkpoint: Weights) -> str:
 
 def _wanted_of_adapter(adapter: Adapter, names: set[str]) -> list[str]:
     """The files that loading an adapter takes."""
+    variant = f".{adapter.variant}" if adapter.variant else ""
     if adapter.type in ("controlnet", "vae"):
-        variant = f".{adapter.variant}" if adapter.variant else ""
         wanted = {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}
     elif adapter.type == "safety_checker":
-        variant = f".{adapter.variant}" if adapter.variant else ""
         wanted = {"safety_checker/config.json", f"safety_checker/model{variant}.safetensors"}
         wanted.add("feature_extractor/preprocessor_config.json")
     else:

@@ -97,6 +97,12 @@ TAKE_TIMESTEPS = (
 )  # fmt: skip
 """Schedulers that can be told each of their timesteps."""
 
+NOT_OF_SAMPLE = (
+    "DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "PNDMScheduler",
+)  # fmt: skip
+"""Schedulers that cannot work with a denoiser that names the picture itself (`prediction_type: sample`)."""
+
 
 class SchedulerOptions(BaseModel):
     """What a scheduler is told beside the checkpoint's own settings."""

@@ -194,7 +194,7 @@ def test_latents_for_a_checkpoint_of_another_space_are_refused_with_both_names(
             "stages.0.weighting",
             "offload: model",
         ),
-        ([{"kind": "esrgan", "factor": 2}], True, "invalid_field", "stages.0.factor", "4"),
+        ([{"kind": "esrgan", "checkpoint": "tiny-esrgan", "factor": 2}], True, "invalid_field", "stages.0.factor", "4"),
         (
             [{**BASE, "denoising_end": None}, REFINE],
             False,
@@ -789,6 +789,17 @@ def test_a_recommendation_ends_where_it_was_recorded(catalog: Catalog, here: Set
 def test_what_is_given_must_go_with_what_is_recommended(catalog: Catalog, here: Settings) -> None:
     with refused("invalid_field", "stages.0.eta", "EulerDiscreteScheduler", "the catalog recommends for tiny"):
         plan(chain({**TEXT, "eta": 0.5}), advised(catalog, scheduler="EulerDiscreteScheduler"), here)
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ SDE Karras", "PLMS", "KDPM2DiscreteScheduler"])
+def test_a_scheduler_that_a_checkpoint_does_not_go_with_is_refused(here: Settings, sampler: str) -> None:
+    # Given an upscaler whose denoiser names the picture itself
+    catalog = Catalog.load(here)
+    upscale = {**X4, "checkpoint": "demo-x4"}
+    with refused("unknown_scheduler", "stages.0.scheduler", "demo-x4", "another stage alone"):
+        plan(chain({**upscale, "scheduler": sampler}), catalog, here, Size(64, 64))
+    # Then others go
+    assert plan(chain({**upscale, "scheduler": "DPM++ 2M Karras"}), catalog, here, Size(64, 64))
 
 
 def test_what_only_a_chain_can_give_is_no_fault_of_a_recommendation(here: Settings) -> None:

@@ -18,15 +18,22 @@ SIZE = Size(64, 64)
 
 def png(*white: tuple[int, int, int, int], size: Size = SIZE, level: int = 255) -> bytes:
     """A black picture with these boxes on it, all of one level."""
-    picture, buffer = Image.new("L", size), io.BytesIO()
+    picture = Image.new("L", size)
     for box in white:
         picture.paste(level, box)
+    return saved(picture)
+
+
+def saved(picture: Image.Image) -> bytes:
+    """As a PNG."""
+    buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def chain(farm: Farm, kind: str, name: str, image: bytes, **fields: Any) -> Any:
-    return farm.chain({"stages": [{"kind": kind, name: image}], **fields})
+    checkpoint = {"checkpoint": "tiny-depth"} if kind == "depth2img" else {}
+    return farm.chain({"stages": [{"kind": kind, name: image, **checkpoint}], **fields})
 
 
 @pytest.fixture
@@ -49,6 +56,16 @@ def test_a_mask_of_nothing_is_refused(farm: Farm, image: bytes, fit: str) -> Non
         farm.fitted(chain(farm, "inpaint", "mask", image, fit=fit), SIZE)
     (error,) = caught.value.errors
     assert (error.loc, error.code) == ("stages.0.mask", "bad_image")
+
+
+def test_a_transparent_mask_is_refused(farm: Farm) -> None:
+    # Given white strokes on nothing, and on a picture that only could be transparent
+    mask = Image.new("RGBA", SIZE, (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (8, 8, 24, 24))
+    with pytest.raises(InvalidJob, match="lay it on black"):
+        farm.fitted(chain(farm, "inpaint", "mask", saved(mask)), SIZE)
+    mask.putalpha(255)
+    assert farm.fitted(chain(farm, "inpaint", "mask", saved(mask)), SIZE)[1]
 
 
 def test_depth_of_one_level_is_refused(farm: Farm) -> None:

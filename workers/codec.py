@@ -15,7 +15,6 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from farm.errors import BadBlob, StageFailed
-from farm.image import png_size
 from farm.stage import Size
 
 if TYPE_CHECKING:
@@ -137,6 +136,8 @@ def image_size(data: bytes, max_area: int) -> Size:
     Raises:
         BadBlob: it is none, or has more than `max_area` pixels.
     """
+    from farm.image import png_size
+
     size = png_size(data)
     if size is None:
         raise BadBlob("the image is not a PNG")

@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+from farm.models import PICKLES
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ class Work:
         Raises:
             StageFailed: this worker does not know the stage, or not these parameters.
         """
-        recipes = json.loads(claim.payload)["recipes"]
+        recipes = _recipes(claim)
         recipe = recipes[-1]
         try:
             stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
@@ -88,6 +88,12 @@ class Work:
     def recipe(self) -> dict[str, Any]:
         """The recipe of the claimed stage."""
         return self.recipes[-1]
+
+
+def _recipes(claim: Claim) -> list[dict[str, Any]]:
+    """The recipes of the claimed stage and of all before it."""
+    found: list[dict[str, Any]] = json.loads(claim.payload)["recipes"]
+    return found
 
 
 class Worker:
@@ -381,7 +387,7 @@ class Worker:
     def _publish(self, claim: Claim) -> Commit:
         """Writes the readable results of an output that is in the store already; the commit that says so."""
         # It may be the middle of another chain, which nobody has judged.
-        self._check_policy(json.loads(claim.payload)["recipes"][-1])
+        self._check_policy(_recipes(claim)[-1])
         output = json.loads(claim.input)
         return publish(self.store, claim, output, self.store.get_blob(output["blob"], max_bytes=output["bytes"]))
 

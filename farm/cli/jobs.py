@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -123,16 +124,16 @@ def watch(job: Id) -> Outcome:
     \b
     farm jobs watch 3f9a
     """
+    from farm.handle import patient
+
     seen: list[Event] = []
     with open_farm() as farm:
         handle = farm.job(job)
         while True:
             # Read before the events: what ends the job is then among them.
-            record = handle.record
-            over = record.state in ENDED
-            found = farm.ledger.events(
-                record.job, after=seen[-1].id if seen else "0-0", block_ms=None if over else LISTEN_MS
-            )
+            record = patient(lambda: handle.record)
+            over, last = record.state in ENDED, seen[-1].id if seen else "0-0"
+            found = patient(partial(farm.ledger.events, record.job, last, block_ms=None if over else LISTEN_MS))
             for event in found:
                 stage = "" if event.stage < 0 else f"stage {event.stage}"
                 say("  ".join(filter(None, (clock(event.t), event.type, stage, event.state, event.worker, event.code))))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from farm.cli.outcome import Outcome, is_plain, say
-from farm.errors import Conflict, FarmError, StageFailed, Unavailable
+from farm.errors import Conflict, FarmError, StageFailed
 from farm.records import ENDED
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 """Unfinished jobs that are looked at in each round."""
-ROUND_S = 0.2
-"""Pause between two rounds, seconds."""
-PATIENCE_S = 60.0
-"""How long the ledger may be away before waiting ends, seconds. The jobs go on without us."""
 
 
 def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
@@ -53,26 +49,24 @@ def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
     Raises:
         Unavailable: the ledger was away for too long.
     """
+    from farm.handle import ROUND_S, patient
+
+    def look() -> list[JobRecord]:
+        """The open jobs' records, as they are shown."""
+        records = [handle.record for handle in open_jobs.values()]
+        for record in records:
+            display.show(record, _reason(farm, record))
+        return records
+
     waiting, open_jobs = deque(handles), dict[str, "JobHandle"]()
     ended: dict[str, JobRecord] = {}
-    away_since: float | None = None
     display = Lines() if is_plain(sys.stderr) else Bars(len(handles))
     with display.live():
         while waiting or open_jobs:
             while waiting and len(open_jobs) < SHOWN:
                 handle = waiting.popleft()
                 open_jobs[handle.id] = handle
-            try:
-                records = [handle.record for handle in open_jobs.values()]
-                for record in records:
-                    display.show(record, _reason(farm, record))
-                away_since = None
-            except Unavailable:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > PATIENCE_S:
-                    raise
-                records = []
-            over = {record.job: record for record in records if _is_over(record)}
+            over = {record.job: record for record in patient(look) if _is_over(record)}
             ended |= over
             for job in over:
                 del open_jobs[job]

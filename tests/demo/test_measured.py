@@ -29,7 +29,11 @@ from workers import pipelines
 from workers.demo import family
 from workers.demo.scenes import COLOURS, SHAPES, Scene, Thing, draw, held_out
 from workers.demo.sprites import OBJECTS, Sprites
+from workers.stages.upscale import OVERLAP
+from workers.tiles import spans
 
+pytestmark = pytest.mark.timeout(1200)
+"""Hundreds of pictures take minutes, and several times as many beside other work."""
 FORTY = list(OBJECTS)[:40]
 Render = Callable[..., list[Any]]
 Arms = dict[str, tuple[float, float]]
@@ -326,14 +330,39 @@ def test_edges_are_steeper_when_pictures_are_quadrupled(quadrupled: Arms) -> Non
     assert abs(1 - quadrupled["made"][1]) < abs(1 - quadrupled["bicubic"][1])
 
 
-@pytest.mark.xfail(strict=True, reason="demo-x2 is not trained to its end: bicubic is nearer in PSNR")
 def test_pixels_are_nearer_when_latents_are_doubled(doubled: Arms) -> None:
     assert doubled["made"][0] > doubled["bicubic"][0]
 
 
-@pytest.mark.xfail(strict=True, reason="demo-x4 is not trained to its end: bicubic is nearer in PSNR")
 def test_pixels_are_nearer_when_pictures_are_quadrupled(quadrupled: Arms) -> None:
     assert quadrupled["made"][0] > quadrupled["bicubic"][0]
+
+
+def test_tiles_meet_without_seams(render: Render, vae: Any, sprites: Sprites) -> None:
+    # Given pictures that are enlarged at once and in tiles, and large latents that are decoded at once and in tiles
+    truth = [draw(scene, 512, sprites) for scene in some(singles(list(OBJECTS)), 4)]
+    small = [picture.resize((128, 128), Image.Resampling.BOX) for picture in truth]
+    made = [as_tensor(render([""] * 4, small, kind="upscale", checkpoint="demo-x4", tile=tile)) for tile in (None, 64)]
+    with torch.no_grad():
+        latents = vae.encode(as_tensor(truth)).latent_dist.mean
+        decoded = [vae.decode(latents).sample.clamp(-1, 1)]
+        vae.enable_tiling()
+        decoded.append(vae.decode(latents).sample.clamp(-1, 1))
+        vae.disable_tiling()
+    # Then pixels hardly change, and their change hardly jumps where a tile ends
+    ends = {
+        "x4 in tiles": [4 * side for span in spans(128, 64, OVERLAP) for side in span if 0 < side < 128],
+        # Source: `AutoencoderKL.tiled_decode`: every three quarters of 64 px, blended over the last quarter.
+        "VAE in tiles": [side for left in range(0, 512, 48) for side in (left, left + 16) if 0 < side < 512],
+    }
+    for (name, columns), (whole, tiled) in zip(ends.items(), (made, decoded), strict=True):
+        off = (tiled - whole) * 127.5
+        jumps = (off[..., 1:] - off[..., :-1]).abs().mean((0, 1, 2))
+        there = float(jumps[[column - 1 for column in columns]].mean())
+        print(
+            f"{name}: {off.abs().mean():.2f} of 255 off, jumps at their ends {there:.2f}, anywhere {jumps.mean():.2f}"
+        )
+        assert there < 1
 
 
 def compared(name: str, made: list[Image.Image], bicubic: list[Image.Image], truth: list[Image.Image]) -> Arms:

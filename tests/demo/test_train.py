@@ -38,7 +38,7 @@ def test_a_training_that_was_stopped_ends_where_an_unbroken_one_does(work: Path)
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
-@pytest.mark.parametrize("part", ["vae", "decoder", "base", "style", "x2", "x4"])
+@pytest.mark.parametrize("part", ["vae", "decoder", "base", "style", "x2", "x2-fine", "x4", "x4-fine"])
 def test_each_part_trains_and_shows_itself(work: Path, part: str) -> None:
     # Given the parts before it, as the order of the parameters has it
     device = torch.device("cpu")
@@ -48,7 +48,9 @@ def test_each_part_trains_and_shows_itself(work: Path, part: str) -> None:
         "base": lambda: parts.Base(work, 64, device),
         "style": lambda: parts.Base(work, 64, device, "shaded"),
         "x2": lambda: parts.X2(work, 64, device),
+        "x2-fine": lambda: parts.X2(work, 64, device, fine=True),
         "x4": lambda: parts.X4(work, 64, device),
+        "x4-fine": lambda: parts.X4(work, 64, device, fine=True),
     }[part]()
     # When it takes two steps
     loop.fit(made, Accelerator(cpu=True), work, 2)

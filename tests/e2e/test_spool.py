@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,14 +219,16 @@ def test_a_result_outlives_the_ledgers_server(rig: Rig, farm: Farm, start: Start
     site, gate = start(), tmp_path / "gate"
     (job,) = jobs_of(farm, 1, gate=str(gate))
     until(lambda: job.record.stages[0].step == 1)
+    waiting = ThreadPoolExecutor(1).submit(job.wait, 120)
     # When the ledger is away, for longer than a lease, while it ends
     rig.valkey.kill()
     gate.touch()
     until(lambda: len(site.spooled()) == 1)
     outlast(farm)
     rig.valkey.start()
-    # Then
+    # Then, and who waits for it hears of it
     assert_ran_once(farm, job)
+    assert waiting.result(60).state == "done"
 
 
 def test_a_full_disk_keeps_the_result_in_memory_and_heals(farm: Farm, disk: Path, start: Start) -> None:

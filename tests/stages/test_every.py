@@ -16,7 +16,8 @@ from farm.stage import Medium, Size, Stage
 from tests.stages.conftest import EVERY, Recorder, Stopped, call, same, side_of, some_image, some_latents
 from workers import pipelines
 from workers.stages.img2img import Img2Img
-from workers.stages.upscale import Upscale
+from workers.stages.upscale import OVERLAP, Upscale
+from workers.tiles import spans
 
 Every = tuple[Stage, Any, Medium]
 Pipe = Callable[..., Any]
@@ -62,10 +63,16 @@ def test_marks_in_order(every: Every, pipe: Pipe) -> None:
     report = Recorder()
     # When the stage runs
     call(stage, pipe(stage), [given], emits=emits, report=report)
-    # Then it hears the phases and each step once, in order; a decode only where there is one
+    # Then it hears the phases and each step once, in order, of each tile; a decode only where there is one
     steps = math.floor(stage.num_inference_steps * getattr(stage, "strength", 1))  # type: ignore[attr-defined]
     decode = ["decode"] if emits is Medium.IMAGE else []
-    assert report.marks == ["encode", "step", *((step, steps) for step in range(1, steps + 1)), *decode]
+    tile = getattr(stage, "tile", None)
+    tiles = len([*spans(given.width, tile, OVERLAP)]) ** 2 if tile else 1
+    assert report.marks == [
+        mark
+        for done in range(0, tiles * steps, steps)
+        for mark in ["encode", "step", *((done + step, tiles * steps) for step in range(1, steps + 1)), *decode]
+    ]
 
 
 @pytest.mark.parametrize("stop", ["encode", "step", 1, 2])

@@ -83,7 +83,7 @@ def test_a_lack_of_memory_names_the_size_and_what_would_fit(pipe: Pipe) -> None:
     assert (error.failure, error.code) == (Failure.OOM, "gpu_oom")
     assert error.message == (
         "128×128 does not fit into the memory of cpu; 64×64 is the largest that has run on this worker; "
-        "smaller sides, or vae_tiling, need less memory"
+        "smaller sides, or working in tiles, need less memory"
     )
 
 

@@ -113,6 +113,12 @@ CHAINS: list[list[Stage]] = [
         Img2Img(prompt="(bright:0.5) sky", checkpoint="tiny-xl", weighting="a1111", num_inference_steps=5),
     ],
     [Text2Img(**WORDS, width=96), Upscale(**WORDS, num_inference_steps=2, tile=64)],
+    # SD 2.x, and its latents to SD 1.x
+    [
+        Text2Img(**WORDS, checkpoint="tiny-sd2", num_inference_steps=5),
+        Img2Img(**WORDS, num_inference_steps=5),
+        Inpaint(**WORDS, checkpoint="tiny-sd2", mask="m", num_inference_steps=5),
+    ],
     # a sampler by A1111's name
     [Text2Img.model_validate({**WORDS, "sampler_name": "DPM++ 2M SDE Karras", "steps": 5})],
 ]

@@ -38,7 +38,8 @@ def test_one_space_is_one_vae(catalog: Catalog) -> None:
     by_space: dict[str, set[str]] = {}
     for name in tiny.SEEDS:
         entry = catalog.checkpoints[name]
-        by_space.setdefault(entry.space, set()).add(catalog.lock(entry).files[weights])
+        if not entry.family.startswith("esrgan"):
+            by_space.setdefault(entry.space, set()).add(catalog.lock(entry).files[weights])
     # Then checkpoints of one space share theirs, and spaces do not
     assert all(len(hashes) == 1 for hashes in by_space.values())
     assert len(set.union(*by_space.values())) == len(by_space)

@@ -43,9 +43,10 @@ BETAS: dict[str, Any] = {
     "clip_sample": False,
 }
 
-SAMPLE: dict[str, Any] = {**BETAS, "prediction_type": "sample"}
+SAMPLE: dict[str, Any] = {**BETAS, "prediction_type": "sample", "timestep_spacing": "trailing"}
 """The image upscaler's: its denoiser names the picture itself. What it is given decides nearly all of that, while with
-v-prediction a small network spends itself on naming the noise."""
+v-prediction a small network spends itself on naming the noise. Trailing timesteps begin in pure noise however few they
+are (arXiv:2305.08891, §3.3)."""
 LOW_RES: dict[str, Any] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 """How the upscaler's input is noised. Source: low_res_scheduler of stabilityai/stable-diffusion-x4-upscaler."""
 EULER: dict[str, Any] = {
@@ -53,8 +54,9 @@ EULER: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "prediction_type": "sample",
+    "timestep_spacing": "trailing",
 }
-"""The latent upscaler's scheduler. Source: scheduler_config.json of stabilityai/sd-x2-latent-upscaler."""
+"""The latent upscaler's. Source: scheduler_config.json of stabilityai/sd-x2-latent-upscaler, but for the spacing."""
 
 MEMBERS = {"demo": "unet", "demo-style": "unet_style", "demo-x2": "unet_x2", "demo-x4": "unet_x4"}
 """Names of the family with the file of their denoiser."""
