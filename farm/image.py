@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from math import isqrt
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from PIL import Image, ImageOps, PngImagePlugin
@@ -127,17 +128,21 @@ def natural_size(width: int, height: int, area: int, max_side: int, multiple: in
     return Size(*(max(MIN_SIDE, side // multiple * multiple) for side in (width, height)))
 
 
-def to_png(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
-    """A lossless PNG of an RGB image, with the recipe as its only metadata; the same input gives the same bytes.
+def to_png(
+    image: Image.Image, recipe: Mapping[str, Any] | None = None, texts: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    """A lossless PNG of an RGB image, with the recipe and `texts` as its only metadata; same input, same bytes.
 
     Raises:
         StageFailed: (`bad_output`) the image is not RGB.
     """
     if image.mode != "RGB":
         raise StageFailed(f"an image of mode {image.mode} came where RGB was expected", code="bad_output")
-    text = None
+    text = PngImagePlugin.PngInfo()
+    for keyword, told in texts.items():
+        # As A1111 does: Latin-1 where that holds the text, for that is what most readers look for.
+        text.add_itxt(keyword, told) if keyword.startswith("XML:") else text.add_text(keyword, told)
     if recipe is not None:
-        text = PngImagePlugin.PngInfo()
         text.add_itxt(RECIPE_KEY, json.dumps(recipe, sort_keys=True, separators=(",", ":")))
     bare, out = image.copy(), BytesIO()
     bare.info = {}  # Pillow would write a profile or a transparent colour that it finds here

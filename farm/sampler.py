@@ -5,7 +5,7 @@ The tables are those of diffusers' classes; a test holds that they agree with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -134,6 +134,15 @@ class SchedulerOptions(BaseModel):
         if timesteps is not None or any(found.get(name) for name in SPACINGS):
             found = {name: False for name in SPACINGS if scheduler in KNOWN_BY[name]} | found
         return found
+
+
+def a1111_name(scheduler: str | None, options: Mapping[str, Any]) -> str:
+    """What A1111 calls a scheduler with these options, as nearly as it has a name for them."""
+    if scheduler is None:
+        return "default"
+    given = options.items()
+    fitting = [(len(told), name) for name, (cls, told) in SAMPLERS.items() if cls == scheduler and told.items() <= given]
+    return max(fitting)[1] if fitting else scheduler.removesuffix("Scheduler")
 
 
 def check(

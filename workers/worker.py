@@ -39,6 +39,7 @@ from farm.catalog import Catalog
 from farm.errors import BadBlob, Failure, FarmError, InvalidJob, StageFailed, StaleToken, Unavailable
 from farm.image import hash_pixels, to_png
 from farm.job import adapter_of, safety_of, stage_of, weights_of
+from farm.label import label
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
 from farm.records import Claim, Commit
@@ -329,7 +330,8 @@ class Worker:
             found["space"] = space.name
         else:
             output, tags = self._judged(work, output)
-            data = to_png(output, {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made})
+            recipe = {"v": 1, "farm": __version__, "recipes": work.recipes, "made": made}
+            data = to_png(output, recipe, label(work.recipes))
             content_type = "image/png"
             found["pixels"] = hash_pixels(output)
             if codec.is_black(output):
