@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, PrivateAttr, SerializeAsAny, ValidationError
@@ -20,6 +20,7 @@ from farm.image import Fit
 from farm.sampler import SAMPLERS
 from farm.stage import ALIASES, MAX_SEED, Prompt, Stage, kinds
 
+Keep = Literal["none", "preview", "image"]
 MAX_STAGES = 8
 MAX_FILE_BYTES = 1 << 20
 """Largest chain file; eight stages with the longest prompts take about 200 KiB."""
@@ -41,6 +42,9 @@ class Chain(BaseModel):
     fit: Fit = Field("cover", description="how an input image meets a size of another aspect: crop, pad or stretch")
     exact: bool = Field(False, description="run alone in every batch, so that the bits do not depend on companions")
     reuse: bool = Field(True, description="take committed outputs of equal recipes instead of running them again")
+    keep: Keep = Field(
+        "none", description="of each stage before the last: its picture, a small preview of it (WebP), or nothing"
+    )
     stages: tuple[SerializeAsAny[InstanceOf[Stage]], ...] = Field(min_length=1, max_length=MAX_STAGES)
     _given_files: dict[str, bytes] = PrivateAttr(default_factory=dict)
 

@@ -102,6 +102,7 @@ class Farm:
         fit: str | None = None,
         exact: bool | None = None,
         reuse: bool | None = None,
+        keep: str | None = None,
         **parameters: Any,
     ) -> Chain:
         """The chain of a preset's name, a chain file or a mapping, with what is given here over it.
@@ -129,6 +130,7 @@ class Farm:
             "fit": fit,
             "exact": exact,
             "reuse": reuse,
+            "keep": keep,
         }
         data |= {name: value for name, value in given.items() if value is not None}
         if parameters and isinstance(data.get("stages"), list):
@@ -354,8 +356,8 @@ class Farm:
     ) -> list[JobHandle]:
         """Submits `count` jobs of one chain, image i with seed + i.
 
-        `given` are the chain's own fields (`negative_prompt`, `seed`, `fit`, `exact`, `reuse`) and stage parameters
-        (`num_inference_steps`, `strength`, …), as in `chain`.
+        `given` are the chain's own fields (`negative_prompt`, `seed`, `fit`, `exact`, `reuse`, `keep`) and stage
+        parameters (`num_inference_steps`, `strength`, …), as in `chain`.
 
         Raises:
             InvalidJob: something does not fit; nothing was stored.

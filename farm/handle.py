@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from farm.errors import InvalidJob, StageFailed, Unavailable
 from farm.job import stage_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from farm.client import Farm
+    from farm.ledger import Ledger
 
 ROUND_S = 0.2
 """Pause between two looks at jobs, seconds."""
@@ -36,6 +37,22 @@ class Result:
     uri: str
     sha256: str
     size: Size
+
+
+@dataclass(frozen=True)
+class Intermediate:
+    """What was kept of a stage before the last: an image (PNG), or a preview of it (WebP). Its size is in pixels."""
+
+    stage: int
+    keep: Literal["image", "preview"]
+    sha256: str
+    size: Size
+    size_bytes: int
+
+    @property
+    def suffix(self) -> str:
+        """What a file of it ends in."""
+        return ".png" if self.keep == "image" else ".webp"
 
 
 def patient(call: Callable[[], T]) -> T:
@@ -127,24 +144,43 @@ class JobHandle:
 
         return [Image.open(io.BytesIO(self._read(result))) for result in self.results]
 
-    def download(self, target: str | Path) -> list[Path]:
+    @property
+    def preview(self) -> Image | None:
+        """The running stage's picture as it is now, small and rough; None where there is none."""
+        from PIL import Image
+
+        data = preview_of(self.farm.ledger, self.record)
+        return Image.open(io.BytesIO(data)) if data else None
+
+    @property
+    def intermediates(self) -> list[Intermediate]:
+        """What was kept of the stages before the last, as far as they are done."""
+        return intermediates_of(self.record)
+
+    def intermediate(self, found: Intermediate) -> bytes:
+        """The file of an intermediate. Raises BadBlob, Unavailable."""
+        return self.farm.store.get_blob(found.sha256, max_bytes=found.size_bytes)
+
+    def download(self, target: str | Path, *, intermediates: bool = False) -> list[Path]:
         """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
 
+        With `intermediates` also what was kept of other stages, beside them, as `<job>-<stage>.png` or `.webp`.
+
         Raises:
-            InvalidJob: (`bad_file`) the file cannot be written.
+            InvalidJob: (`bad_file`) a file cannot be written.
         """
         target = Path(target)
-        written = []
-        for result in self.results:
-            path = target if target.suffix == ".png" else target / f"{self.id}.png"
-            data = self._read(result)
+        path = target if target.suffix == ".png" else target / f"{self.id}.png"
+        wanted = [(path, self._read(result)) for result in self.results]
+        for found in self.intermediates if intermediates else ():
+            wanted.append((path.with_name(f"{path.stem}-{found.stage}{found.suffix}"), self.intermediate(found)))
+        for path, data in wanted:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             except OSError as error:
                 raise InvalidJob(f"{path} cannot be written: {error.strerror}", code="bad_file") from None
-            written.append(path)
-        return written
+        return [path for path, _ in wanted]
 
     def _read(self, result: Result) -> bytes:
         limit = 1 << 20 | 4 * result.size.width * result.size.height
@@ -180,3 +216,19 @@ class JobHandle:
     def script(self) -> str:
         """A plain diffusers program that makes the same pixels."""
         return program(json.loads(self.record.spec), self.farm.catalog, self.farm.store.blob_uri)
+
+
+def preview_of(ledger: Ledger, record: JobRecord) -> bytes | None:
+    """The WebP of the stage that the job is at, as it is being made; None where there is none."""
+    stage = record.stages[record.at] if record.at < len(record.stages) else None
+    return ledger.preview(stage.exec) if stage is not None and stage.preview else None
+
+
+def intermediates_of(record: JobRecord) -> list[Intermediate]:
+    """What was kept of the stages before the last."""
+    outputs = {stage.index: json.loads(stage.output) for stage in record.stages[:-1] if stage.output}
+    told = {index: output["kept"] for index, output in outputs.items() if "kept" in output}
+    return [
+        Intermediate(index, kept["keep"], kept["blob"], Size(*kept["size"]), kept["bytes"])
+        for index, kept in told.items()
+    ]

@@ -97,8 +97,10 @@ class Job:
         )
 
     def payload(self, index: int) -> str:
-        """What a worker needs to run stage `index`: the recipes up to it, no job id."""
-        return canonical({"v": 1, "recipes": self.recipes[: index + 1]})
+        """What a worker needs to run stage `index`: the recipes up to it and what to keep of it, no job id."""
+        keep = self.chain.keep if index + 1 < len(self.recipes) else "none"
+        kept = {"keep": keep} if keep != "none" else {}
+        return canonical({"v": 1, "recipes": self.recipes[: index + 1], **kept})
 
     def execution(self, index: int) -> str:
         """The execution of stage `index`: its recipe key, or one of its own where reuse is off."""

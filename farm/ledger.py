@@ -12,6 +12,7 @@ Execution (`x:<exec>`)::
     failed       a job attaches      ready        oom cleared                         waiters, ready
     ready        claim               running      attempt      claimed                -ready, leases, held, tokens
     running      beat                running                                          leases; progress
+    running      show                running                                          preview; progress
     running      commit              committed                 committed              -leases, -held, -waiters: on
     running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
                  the last of 3       quarantined  crash        .., quarantined        -leases, -held, -waiters
@@ -78,6 +79,7 @@ The scripts are in `lua/`, each with `lua/common.lua` before it. All keys begin 
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import secrets
@@ -286,6 +288,15 @@ class Ledger:
         """
         return [Beat(one) for one in self._call("beat", phase, step, steps, len(claims), *_tokens(claims))]
 
+    def show(self, pictures: Sequence[tuple[Claim, str]]) -> list[bool]:
+        """For each whether it is looked at; then it is its stage's picture until the next one, for two leases at most.
+
+        A picture is base64 of an image of at most 20 KiB, or "" to ask only. It is taken from a claim that holds, and
+        not where all who wait do so in the lane `bulk`.
+        """
+        args = [part for claim, picture in pictures for part in (claim.exec, claim.token, picture)]
+        return [flag == 1 for flag in self._call("show", len(pictures), *args)]
+
     def commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
         """For each whether its output is taken (also where this claim's was before), and the queues made ready."""
         args: list[str | int] = []
@@ -411,6 +422,11 @@ class Ledger:
             NotFound: there is no such job, or it has passed its retention.
         """
         return read_job(*self._call("job", job))
+
+    def preview(self, exec: str) -> bytes | None:
+        """The newest picture of a running stage, as `show` was given it; None where there is none."""
+        found = self._server.run("GET", f"preview:{exec}")
+        return base64.b64decode(found) if found else None
 
     def jobs(
         self, state: str | None = None, run: str | None = None, limit: int = 50, before_ms: float | None = None

@@ -107,7 +107,8 @@ class StageRecord:
     """Where one stage of a job is.
 
     `state` is waiting, queued, running, backoff, committed, or what ended or paused the job there. The last stage of a
-    job whose output another job made shows the job's own publish execution.
+    job whose output another job made shows the job's own publish execution. `preview` numbers its live
+    pictures, rising; 0 for none.
     """
 
     index: int
@@ -127,6 +128,7 @@ class StageRecord:
     message: str = ""
     started_ms: int = 0
     committed_ms: int = 0
+    preview: int = 0
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def read_job(row: list[Any], stages: list[Any] | None = None) -> JobRecord:
 
 def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]) -> StageRecord:
     exec_, queue, fields = row
-    state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed = fields
+    state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed, preview = fields
     if index < at or job_state == "done":
         shown = "committed"
     elif index > at:
@@ -266,6 +268,7 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
         steps=int(steps or 0), worker=worker or "", attempt=int(attempt or 0), crash=int(crash or 0),
         oom=int(oom or 0), lapses=int(lapses or 0), output=output, code=code or "",
         message=message or CODES.get(code or "", ""), started_ms=int(started or 0), committed_ms=int(committed or 0),
+        preview=int(preview or 0) if shown == "running" else 0,
     )  # fmt: skip
 
 

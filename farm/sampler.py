@@ -141,8 +141,8 @@ def a1111_name(scheduler: str | None, options: Mapping[str, Any]) -> str:
     if scheduler is None:
         return "default"
     given = options.items()
-    fitting = [(len(told), name) for name, (cls, told) in SAMPLERS.items() if cls == scheduler and told.items() <= given]
-    return max(fitting)[1] if fitting else scheduler.removesuffix("Scheduler")
+    named = [(len(told), name) for name, (cls, told) in SAMPLERS.items() if cls == scheduler and told.items() <= given]
+    return max(named)[1] if named else scheduler.removesuffix("Scheduler")
 
 
 def check(

@@ -122,6 +122,9 @@ class Settings(BaseSettings):
         gt=0,
         description="finished results that may wait on a host's disk for the store; at most 80 % of the disk, bytes",
     )
+    preview_s: float = Field(
+        0.5, ge=0, description="shortest pause between two live pictures of a running stage, seconds; 0: none"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="device of a worker's child")
     torch_threads: int = Field(1, ge=1, description="torch threads of a worker on a CPU")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

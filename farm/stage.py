@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
@@ -132,6 +132,9 @@ class Report(Protocol):
 
     def step(self, step: int, steps: int) -> None:
         """Denoising step `step` of `steps` is done; counts from 1."""
+
+    def show(self, seen: Callable[[], Any], row: int = 0) -> None:
+        """A picture may be shown: `seen` gives latents [views, members, channels, …] of the members from `row` on."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,14 @@ class Stage(BaseModel):
 
         Raises:
             StageFailed: the output is not what the chain expects (`nan_output`, `bad_output`), or the device failed.
+        """
+        raise NotImplementedError
+
+    def decoded(self, pipe: Any, latents: Any, batch: Batch) -> Any:
+        """The PIL RGB image of one member's latents as `run` gave them, for people to see; never handed on.
+
+        Raises:
+            StageFailed: `nan_output`, `gpu_oom`.
         """
         raise NotImplementedError
 

@@ -169,6 +169,37 @@ class Store:
             self.client.put_object(Key=key, Body=data, ContentType="image/png", **shared)
         return key
 
+    # thumbnails
+
+    def thumbnail(self, sha256: str, side: int) -> bytes | None:
+        """The thumbnail of a picture, of `side` pixels, if one was made.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        try:
+            with _reaching("read a thumbnail"):
+                found = self.client.get_object(Bucket=self.bucket, Key=self._thumbnail_key(sha256, side))
+                with closing(found["Body"]) as body:
+                    return body.read()
+        except NotFound:
+            return None
+
+    def put_thumbnail(self, sha256: str, side: int, data: bytes) -> None:
+        """Writes the WebP `data` as the thumbnail of a picture; whoever makes it makes the same.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        with _reaching("write a thumbnail"):
+            self.client.put_object(
+                Bucket=self.bucket, Key=self._thumbnail_key(sha256, side), Body=data, ContentType="image/webp",
+                CacheControl=IMMUTABLE,
+            )  # fmt: skip
+
+    def _thumbnail_key(self, sha256: str, side: int) -> str:
+        return f"{self._settings.prefix}thumbs/{sha256}-{side}.webp"
+
     def presign(self, key: str, filename: str | None = None) -> str:
         """A URL that reads `key` for `presign_s` seconds without credentials; saved as `filename` where one is given.
 

@@ -90,6 +90,15 @@ class Diffusion(Stage):
         arguments = self.arguments(family, batch.size)
         return pipelines.call(pipe, batch, report, self.steps, tiling=self.vae_tiling, **inputs, **arguments)
 
+    def decoded(self, pipe: Any, latents: Any, batch: Batch) -> Any:
+        """The PIL RGB image of latents [channels, height / factor, width / factor] that a call of `run` gave."""
+        vae = self.decoder(pipe, batch)
+        return pipelines.decoded(pipe, vae, latents, frugal=batch.frugal, tiling=self.vae_tiling)
+
+    def decoder(self, pipe: Any, batch: Batch) -> Any:  # noqa: ARG002
+        """The VAE that decodes what the stage made."""
+        return pipe.vae
+
     def class_of(self, family: str) -> str:
         """The pipeline's class for checkpoints of `family`."""
         return self.by_family[family]
@@ -198,6 +207,10 @@ class Adapted(Sampled):
         beside, inputs = super().prepared(pipe, batch, inputs)
         return beside | ({"vae": adapters.vae(pipe, batch.adapters[self.vae])} if self.vae else {}), inputs
 
+    def decoder(self, pipe: Any, batch: Batch) -> Any:
+        """With `vae`, that one."""
+        return adapters.vae(pipe, batch.adapters[self.vae]) if self.vae else super().decoder(pipe, batch)
+
     def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
         """With FreeU, and one by one where companions would change a picture.
 
@@ -216,7 +229,7 @@ class Adapted(Sampled):
             made = []
             for row in range(count):
                 own = {name: value[row : row + 1] for name, value in inputs.items()}
-                made += super().called(pipe, batch.alone(row), tiles.Part(report, row, count), **own)
+                made += super().called(pipe, batch.alone(row), tiles.Row(report, row, count), **own)
             return made
         finally:
             if self.freeu is not None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from farm.errors import Unavailable
 from farm.ledger import Ledger
 from farm.records import Beat, Claim
 from farm.settings import PhaseLimits, Settings
+from workers.preview import Screen
 
 Mark = Callable[[str, float], None]
 """Tells the supervisor that a phase goes on, and for how many seconds it may stay silent."""
@@ -70,6 +72,7 @@ class Lease:
         self._lock = threading.Lock()
         self._verdict: type[StageStop] | None = None
         self._reachable, self._over = True, False
+        self.screen: Screen | None = None
         self._progress = ("fetch", 0, 0)
         self.phase("fetch")
 
@@ -85,6 +88,11 @@ class Lease:
         if self._reachable:
             self.renew()
         self._obey()
+
+    def show(self, seen: Callable[[], Any], row: int = 0) -> None:
+        """Hands latents to the screen, where there is one."""
+        if self.screen is not None:
+            self.screen.show(seen, row)
 
     def renew(self) -> None:
         """Renews the lease if the stage moves; remembers what the ledger says of it."""

@@ -25,6 +25,7 @@ from farm import models
 from farm.catalog import Catalog, Checkpoint, Switches
 from farm.errors import Failure, StageFailed
 from farm.stage import Batch, Medium, Report, Size
+from workers import preview
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 LEFT_OUT: dict[str, dict[str, Any]] = {
@@ -382,6 +383,7 @@ def call(
     as_latents = batch.emits is Medium.LATENTS
     report.phase("encode")
     hooks = _hooks(pipe, report, "tile" if tiling else "decode")
+    _watch(pipe.scheduler, report)
     try:
         with (
             device_errors(too_large(pipe, batch, tiling)),
@@ -410,6 +412,31 @@ def call(
         # picture would differ.
         if pipe.vae.dtype != pipe.unet.dtype:
             pipe.vae.to(dtype=pipe.unet.dtype)
+
+
+def decoded(pipe: Any, vae: Any, latents: Any, *, frugal: bool, tiling: bool) -> Any:
+    """The PIL RGB image of one member's latents [channels, height, width], as a pipeline of the family decodes them.
+
+    Raises:
+        StageFailed: `nan_output`, `gpu_oom`.
+    """
+    import torch
+    from PIL import Image
+
+    # In half precision SDXL's own VAE overflows. Source: `force_upcast` of its configuration, which only SDXL heeds.
+    half, config = vae.dtype, vae.config
+    raised = half == torch.float16 and config.force_upcast and pipe.own.files.family.startswith("sdxl")
+    with torch.no_grad(), device_errors(), _spared(pipe, frugal, tiling):
+        try:
+            if raised:
+                vae.to(dtype=torch.float32)
+            made = vae.decode(latents[None].to(pipe._execution_device, vae.dtype) / config.scaling_factor).sample
+        finally:
+            if raised:
+                vae.to(dtype=half)
+        _check_finite(made)
+        pixels = pipe.image_processor.postprocess(made, output_type="np")[0]
+    return Image.fromarray((pixels * 255).round().astype("uint8"))
 
 
 def _hooks(pipe: Any, report: Report, decode: str) -> list[Any]:
@@ -446,6 +473,18 @@ def _hooks(pipe: Any, report: Report, decode: str) -> list[Any]:
         pipe.vae.decoder.register_forward_hook(after_decoder),
     ]
     return hooks
+
+
+def _watch(scheduler: Any, report: Report) -> None:
+    """Lets `report` see what `scheduler`, which is made for one call, is given at each step."""
+    step = scheduler.step
+
+    @wraps(step)
+    def watched(made: Any, timestep: Any, sample: Any, *words: Any, **named: Any) -> Any:
+        report.show(lambda: preview.views(scheduler, made, timestep, sample))
+        return step(made, timestep, sample, *words, **named)
+
+    scheduler.step = watched
 
 
 def _callback(pipe: Any, report: Report, steps: int) -> dict[str, Any]:

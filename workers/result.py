@@ -1,7 +1,7 @@
 """What did a stage make, how does it get to the farm, and how does it lie on a disk until then?
 
 A file holds one result: the SHA-256 of its second line, then that line, which is JSON (claim, output, content type),
-then the bytes, whose SHA-256 the output names.
+then the bytes, whose SHA-256 the output names, and those of a picture that is kept of them, if there is one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from farm.job import canonical
 from farm.records import Claim, Commit
 from farm.store import Store
 
-FORMAT = 1
-"""Version of the files."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = (1, 2)
+"""Versions of the files: in the second the bytes of a kept picture follow those of the result."""
+TYPES = {"image": "image/png", "preview": "image/webp"}
+"""What a kept picture is, by how it is kept."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,22 @@ class Result:
     output: dict[str, Any]
     content_type: str
     data: bytes
+    beside: bytes = b""
+    """The picture that `output` says is kept, where that is not `data` itself."""
+
+
+def kept(result: Result, how: str, image: Image, data: bytes) -> Result:
+    """`result` with a picture of it, whose file is `data`, to be kept for people to see; `how` is image or preview."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    told = {"keep": how, "blob": sha256, "bytes": len(data), "size": list(image.size)}
+    beside = b"" if sha256 == result.output["blob"] else data
+    return replace(result, output={**result.output, "kept": told}, beside=beside)
 
 
 def upload(store: Store, result: Result) -> Commit:
     """Writes a result's bytes, then what `publish` writes; the commit that names them. Raises as `Store.put_blob`."""
+    if result.beside:
+        store.put_blob(result.beside, TYPES[result.output["kept"]["keep"]])
     store.put_blob(result.data, result.content_type)
     return publish(store, result.claim, result.output, result.data)
 
@@ -53,9 +70,10 @@ def publish(store: Store, claim: Claim, output: dict[str, Any], data: bytes) -> 
 
 def pieces(result: Result) -> tuple[bytes, bytes]:
     """The file of `result` in two pieces: what it is, and its bytes."""
-    about = {"v": FORMAT, "claim": asdict(result.claim), "output": result.output, "content_type": result.content_type}
+    version = FORMATS[bool(result.beside)]
+    about = {"v": version, "claim": asdict(result.claim), "output": result.output, "content_type": result.content_type}
     header = json.dumps(about).encode()
-    return hashlib.sha256(header).hexdigest().encode() + b"\n" + header + b"\n", result.data
+    return hashlib.sha256(header).hexdigest().encode() + b"\n" + header + b"\n", result.data + result.beside
 
 
 def write(path: Path, pieces: Sequence[bytes]) -> None:
@@ -88,9 +106,14 @@ def read(path: Path) -> Result:
     with path.open("rb") as file:
         claim, about = read_header(file)
         data = file.read()
-    if hashlib.sha256(data).hexdigest() != about["output"]["blob"]:
+    output, beside = about["output"], b""
+    if about["v"] == FORMATS[1]:
+        own = len(data) - output["kept"]["bytes"]
+        data, beside = data[:own], data[own:]
+    wrong = beside and hashlib.sha256(beside).hexdigest() != output["kept"]["blob"]
+    if wrong or hashlib.sha256(data).hexdigest() != output["blob"]:
         raise ValueError("the bytes of a spooled result are not those that were written")
-    return Result(claim, about["output"], about["content_type"], data)
+    return Result(claim, output, about["content_type"], data, beside)
 
 
 def read_header(file: BinaryIO) -> tuple[Claim, dict[str, Any]]:
@@ -100,7 +123,7 @@ def read_header(file: BinaryIO) -> tuple[Claim, dict[str, Any]]:
         raise ValueError("the head of a spooled result is not what was written")
     about = json.loads(header)
     shape = Claim.__dataclass_fields__.keys()
-    if not isinstance(about, dict) or about.get("v") != FORMAT or about.get("claim", {}).keys() != shape:
+    if not isinstance(about, dict) or about.get("v") not in FORMATS or about.get("claim", {}).keys() != shape:
         raise ValueError("a spooled result of another build")
     lists = {name: tuple(about["claim"][name]) for name in ("waiters", "finishing")}
     return Claim(**{**about["claim"], **lists}), about

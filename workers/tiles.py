@@ -94,3 +94,14 @@ class Part:
     def step(self, step: int, steps: int) -> None:
         """After the steps of the tiles before."""
         self.report.step(self.index * steps + step, self.count * steps)
+
+    def show(self, seen: Callable[[], Any], row: int = 0) -> None:
+        """Nothing: a tile is no picture."""
+
+
+class Row(Part):
+    """The report of one member of several, each in a call of its own."""
+
+    def show(self, seen: Callable[[], Any], row: int = 0) -> None:
+        """That member's."""
+        self.report.show(seen, row + self.index)

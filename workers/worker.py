@@ -46,15 +46,18 @@ from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
 from farm.store import Store
-from workers import adapters, codec, pipelines, safety
-from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
-from workers.result import Result, publish, upload
+from workers import adapters, codec, pipelines, preview, safety
+from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark, StageStop
+from workers.preview import Screen
+from workers.result import Result, kept, publish, upload
 from workers.spool import Full, Spool
 from workers.supervisor import EX_TEMPFAIL, die_with_parent
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "compel", "opencv-python-headless")
+UNSEEN = ("blur", "refuse")
+"""Safety policies under which no picture is seen that was not judged."""
 PATIENT = 3
 """A deaf child has so many times `deaf_s` for connecting anew: Celery first waits for what hangs on the old link."""
 PATIENCE_S = 10.0
@@ -84,6 +87,11 @@ class Work:
         except (InvalidJob, ValueError) as error:
             raise StageFailed(f"this worker cannot run {recipe['kind']}: {type(error).__name__}") from error
         return cls(claim, recipes, stage, json.loads(claim.input) if claim.input else None)
+
+    @property
+    def keep(self) -> str:
+        """What is to be kept of it for people to see: none, preview or image."""
+        return str(json.loads(self.claim.payload).get("keep", "none"))
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -264,10 +272,19 @@ class Worker:
             adapters=self._adapters(first),
             frugal=any(work.claim.oom for work in works),
         )
+        lease.screen = self._screen(works)
         outputs = first.stage.run(self._pipes[first.claim.queue], batch, lease)
         lease.phase("upload")
         rows = enumerate(zip(works, outputs, strict=True))
-        return [self._encode(work, output, batch, row) for row, (work, output) in rows]
+        encoded = [(work, self._encode(work, output, batch, row), output) for row, (work, output) in rows]
+        return [self._kept(*each, batch, lease) for each in encoded]
+
+    def _screen(self, works: Sequence[Work]) -> Screen | None:
+        """Where the call shows its pictures while it runs; nobody has judged them, so not where somebody should."""
+        rows = self.catalog.spaces[works[0].recipe["checkpoint"]["space"]].preview
+        if not rows or not self.settings.preview_s or self.settings.safety in UNSEEN:
+            return None
+        return Screen(self.ledger, [work.claim for work in works], rows, self.settings.preview_s)
 
     def _generator(self, work: Work) -> Any:
         seed = work.recipe["seed"]
@@ -342,6 +359,47 @@ class Worker:
             found["unread"] = unread
         found |= {"bytes": len(data), "blob": hashlib.sha256(data).hexdigest()}
         return Result(work.claim, found, content_type, data)
+
+    def _kept(self, work: Work, result: Result, output: Any, batch: Batch, lease: Lease) -> Result:
+        """`result` with the picture that is kept of it, if one is: from a copy, never in the way of what goes on."""
+        if work.keep == "none":
+            return result
+        try:
+            image = output
+            if batch.emits is Medium.LATENTS:
+                image = self._picture(work, output, batch, lease)
+            if image is None:
+                return result
+            seen = self._seen(image)
+            if work.keep == "preview":
+                seen = preview.scaled(seen)
+                return kept(result, "preview", seen, preview.webp(seen))
+            if seen is output:
+                return kept(result, "image", seen, result.data)
+            recipe = {"v": 1, "farm": __version__, "recipes": work.recipes, "made": result.output["made"]}
+            return kept(result, "image", seen, to_png(seen, recipe, label(work.recipes)))
+        except StageStop:
+            raise
+        except Exception as error:  # noqa: BLE001 — what goes on to the next stage is whole
+            _log.warning("not_kept", queue=work.claim.queue, stage=work.claim.stage, error=type(error).__name__)
+            return result
+
+    def _picture(self, work: Work, latents: Any, batch: Batch, lease: Lease) -> Any:
+        """What is kept of latents: decoded, or a projection; None where there is none, or nobody could judge it."""
+        if work.keep == "preview":
+            rows = self.catalog.spaces[work.recipe["checkpoint"]["space"]].preview
+            return preview.picture(latents, rows) if rows and self.settings.safety not in UNSEEN else None
+        lease.phase("decode")
+        found = work.stage.decoded(self._pipes[work.claim.queue], latents, batch)
+        lease.phase("upload")
+        return found
+
+    def _seen(self, image: Any) -> Any:
+        """The image that people may see under the farm's safety policy. Raises as `_judged`."""
+        if self.settings.safety == "off":
+            return image
+        told = safety_of(self.catalog, self.settings)
+        return safety.applied(told["policy"], self._safety_checker(told["name"], told["checker"]), image)[0]
 
     def _unread(self, work: Work) -> str:
         """What a stage's text encoder did not read of its prompts."""

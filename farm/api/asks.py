@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.api.callers import Caller
 from farm.api.kept import Kept
-from farm.chain import Chain, override, parse_chain
+from farm.chain import Chain, Keep, override, parse_chain
 from farm.client import Farm
 from farm.errors import BadBlob, FieldError, InvalidJob
 from farm.image import Fit
@@ -33,7 +33,7 @@ from farm.stage import MAX_SEED, STORED
 
 MAX_AXES = 8
 _STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
-_OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse")
+_OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself; every other name of a sweep or of `parameters` is a stage's."""
 
 
@@ -53,6 +53,7 @@ class JobAsk(Ask):
     fit: Fit | None = None
     exact: bool | None = None
     reuse: bool | None = None
+    keep: Keep | None = Field(None, description="of each stage before the last: its picture, a preview, or nothing")
     parameters: dict[str, Any] = Field({}, description="NAME sets every stage that has it, I.NAME that of stage I")
     image: str | None = Field(None, max_length=71, description="what the chain begins with: sha256:HEX of an upload")
     count: int = Field(1, ge=1, description="pictures of each variant, with seed, seed + 1, …")

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.responses import RedirectResponse
 
 from farm.api.asks import JobAsk, Place, body_sha256, jobs_of
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
-from farm.api.views import BASE, Artifact, DryRun, JobPage, JobView, Made, MadeJob
+from farm.api.views import BASE, DryRun, JobPage, JobView, Made, MadeJob
 from farm.client import PATIENCE_S
 from farm.errors import FieldError, InvalidJob, NotFound
 from farm.handle import JobHandle
@@ -162,26 +161,6 @@ async def _steer(request: Request, caller: Caller, job: str, steer: Callable[[Jo
     return await desk.ask(call)
 
 
-@router.get("/{job}/artifacts")
-async def artifacts(request: Request, job: str, caller: Reader) -> list[Artifact]:
-    """The final images; none until the job is done."""
-    desk = desk_of(request)
-    found = await desk.ask(_results, desk, caller, job)
-    return [Artifact.of(job, index, result) for index, result in enumerate(found)]
-
-
-@router.get("/{job}/artifacts/{index}", status_code=307, response_class=RedirectResponse)
-async def artifact(request: Request, job: str, index: int, caller: Reader) -> RedirectResponse:
-    """Leads on to a signed URL of a final image, which needs no token and holds for a while."""
-    desk = desk_of(request)
-    found = await desk.ask(_results, desk, caller, job)
-    if not 0 <= index < len(found):
-        raise NotFound("the job has no such artifact")
-    key = found[index].key
-    name = f"{job}-{index}.png"
-    return RedirectResponse(await desk.ask(desk.farm.inbox.presign, key, name), 307)
-
-
 def record_of(desk: Desk, job: str) -> JobRecord:
     """The record of the job, by its whole id.
 
@@ -196,11 +175,6 @@ def record_of(desk: Desk, job: str) -> JobRecord:
 def _view(desk: Desk, caller: Caller, job: str) -> JobView:
     record = caller.check(record_of(desk, job))
     return JobView.of(record, None if record.state in ENDED else desk.farm.ledger.waiting_for(record.job))
-
-
-def _results(desk: Desk, caller: Caller, job: str) -> Any:
-    caller.check(record_of(desk, job))
-    return JobHandle(desk.farm, job).results
 
 
 def _cursor(created_ms: float) -> str:

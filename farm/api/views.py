@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.api.callers import owner_of
-from farm.handle import Result
 from farm.job import Job, PlannedStage
 from farm.records import ENDED, JobRecord, StageRecord
 
@@ -61,6 +60,7 @@ class Snapshot(View):
     step: int = 0
     steps: int = 0
     progress: float = Field(description="0 to 1 over the whole chain; each stage counts the same")
+    preview: str | None = Field(None, description="address of the running stage's picture; another with each picture")
     code: str = ""
     message: str = ""
     created: str
@@ -203,19 +203,18 @@ class RunView(View):
 
 
 class Artifact(View):
-    """One final image. Its URL leads on to a signed one that needs no token and holds for a while."""
+    """One picture of a job. Its addresses need a token; `url` leads on to a signed one that needs none for a while."""
 
-    index: int
+    index: int = Field(description="0: the final image; stage + 1: what was kept of that stage")
+    kind: Literal["result", "intermediate"]
+    stage: int
+    medium: Literal["image", "preview"] = Field(description="image: a PNG as it was made; preview: a small WebP of it")
     sha256: str
     width: int
     height: int
+    size_bytes: int | None
     url: str
-
-    @classmethod
-    def of(cls, job: str, index: int, result: Result) -> Artifact:
-        """The view of a result."""
-        url = f"{BASE}/jobs/{job}/artifacts/{index}"
-        return cls(index=index, sha256=result.sha256, width=result.size.width, height=result.size.height, url=url)
+    thumbnail: str
 
 
 def instant(ms: float) -> str | None:
@@ -238,6 +237,7 @@ def _snapshot(record: JobRecord) -> dict[str, Any]:
         "step": stage.step if stage and running else 0,
         "steps": stage.steps if stage and running else 0,
         "progress": _progress(record, stage if running else None),
+        "preview": f"{BASE}/jobs/{record.job}/preview?v={stage.preview}" if stage and stage.preview else None,
         "code": record.code,
         "message": record.message,
         "created": instant(record.created_ms) or "",

@@ -65,9 +65,11 @@ def show(job: Id) -> Outcome:
         record = handle.record
         reason = "" if record.state in ENDED else farm.ledger.waiting_for(record.job)
         results = [result.uri for result in handle.results]
+        kept = [(found, farm.store.blob_uri(found.sha256)) for found in handle.intermediates]
     spec = json.loads(record.spec)
     stages = [asdict(stage) for stage in record.stages]
     data = {**_summary(record), "waits_for": reason, "chain": spec["chain"], "stages": stages, "results": results}
+    data["intermediates"] = [{"stage": found.stage, "keep": found.keep, "uri": uri} for found, uri in kept]
     facts = {
         "job": record.job,
         "state": f"{record.state}{f' ({record.code})' if record.code else ''}",
@@ -89,6 +91,7 @@ def show(job: Id) -> Outcome:
     lines += [
         Table(heads, rows),
         *(f"stage {stage.index}: {stage.message}" for stage in record.stages if stage.message),
+        *(f"stage {found.stage}: kept {uri}" for found, uri in kept),
         *(line for stage in record.stages if stage.output for line in _remarks(stage.index, json.loads(stage.output))),
     ]
     return Outcome(data, [*lines, *results])
@@ -206,20 +209,25 @@ def resume(jobs: Ids) -> Outcome:
 
 @app.command()
 def download(
-    job: Id, out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .png.")] = Path(".")
+    job: Id,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .png.")] = Path("."),
+    intermediates: Annotated[
+        bool, typer.Option("--intermediates", help="Also what `farm render --keep` kept of earlier stages.")
+    ] = False,
 ) -> Outcome:
     """Write the results of a job to disk.
 
     \b
     farm jobs download 3f9a -o apple.png
+    farm jobs download 3f9a -o out/ --intermediates
     """
     with open_farm() as farm:
         handle = farm.job(job)
         state = handle.state
-        if state != "done":
+        if state != "done" and not (intermediates and handle.intermediates):
             hint = f"`farm jobs show {job}` says why" if state in ENDED else f"`farm jobs wait {job}` waits for it"
             raise Conflict(f"the job is {state}: it has no result", hint=hint)
-        paths = [str(path) for path in handle.download(out)]
+        paths = [str(path) for path in handle.download(out, intermediates=intermediates)]
     return Outcome({"id": handle.id, "paths": paths}, paths)
 
 

@@ -43,6 +43,9 @@ def render(
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Run alone in every batch.")] = False,
     no_reuse: Annotated[bool, typer.Option("--no-reuse", help="Run even what is already made.")] = False,
+    keep: Annotated[
+        Literal["none", "preview", "image"] | None, typer.Option(help="What is kept of stages before the last. [none]")
+    ] = None,
     priority: Annotated[int, typer.Option(help="0 to 100; higher runs first.")] = 50,
     lane: Annotated[Literal["interactive", "bulk"], typer.Option(help="bulk runs when nothing else is there.")] = (
         "interactive"
@@ -75,6 +78,7 @@ def render(
         "fit": fit,
         "exact": exact or None,
         "reuse": False if no_reuse else None,
+        "keep": keep,
         "strength": strength,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,

@@ -184,7 +184,7 @@ local function leave(exec)
   redis.call('ZREM', P .. 'leases', exec)
   redis.call('SREM', P .. 'held:' .. worker, exec)
   redis.call('HINCRBY', P .. 'running', queue, -1)
-  redis.call('DEL', pk(exec))
+  redis.call('DEL', pk(exec), P .. 'preview:' .. exec)
 end
 
 -- Ready again where somebody waits.

@@ -29,6 +29,9 @@ class Silent:
     def step(self, step: int, steps: int) -> None:
         """Not told."""
 
+    def show(self, seen: object, row: int = 0) -> None:
+        """Not shown."""
+
 
 def main() -> None:
     """Measures one stage."""

@@ -40,6 +40,7 @@ class Recorder:
 
     def __init__(self, stop: Any = None) -> None:
         self.marks: list[Any] = []
+        self.shown: list[tuple[int, Any]] = []
         self.stop = stop
 
     def phase(self, name: str) -> None:
@@ -47,6 +48,9 @@ class Recorder:
 
     def step(self, step: int, steps: int) -> None:
         self._mark((step, steps))
+
+    def show(self, seen: Callable[[], Any], row: int = 0) -> None:
+        self.shown.append((row, seen()))
 
     def _mark(self, mark: Any) -> None:
         self.marks.append(mark)

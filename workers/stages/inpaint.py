@@ -106,7 +106,7 @@ class Inpaint(Guided, Redrawn):
         # The pipeline crops one picture at a time, and lays what it drew over the rest itself.
         made = []
         for row, (image, mask) in enumerate(drawn):
-            part = tiles.Part(report, row, len(drawn))
+            part = tiles.Row(report, row, len(drawn))
             made += self.called(pipe, batch.alone(row), part, image=image, mask_image=mask, as_pil=True)
         return made
 

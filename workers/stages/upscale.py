@@ -64,7 +64,7 @@ class Upscale(Sampled):
         if self.tile is None:
             return super().run(pipe, batch, report)
         rows = range(len(batch.prompts))
-        return [self._tiled(pipe, batch.alone(row), tiles.Part(report, row, len(rows))) for row in rows]
+        return [self._tiled(pipe, batch.alone(row), tiles.Row(report, row, len(rows))) for row in rows]
 
     def _tiled(self, pipe: Any, batch: Batch, report: Report) -> Any:
         """One picture in tiles. Its generator goes on from tile to tile."""
