@@ -584,6 +584,24 @@ class TestRecipes:
         keys = [make_job(chain(REDRAW, seed=7), catalog, here, image=image).keys for image in images]
         assert keys[0] != keys[1]
 
+    def test_what_is_kept_is_no_part_of_the_recipe(self, catalog: Catalog, here: Settings) -> None:
+        # Given the same chain twice, of which something is kept once
+        stages = [{"kind": "text2img"}, {"kind": "img2img"}]
+        plain, kept = (
+            make_job(parse_chain({"stages": stages, "seed": 1, **more}), catalog, here)
+            for more in ({}, {"keep": "preview"})
+        )
+        # Then both have the same executions, and the workers of all stages but the last are told
+        assert kept.keys == plain.keys
+        assert [json.loads(kept.payload(index)).get("keep") for index in (0, 1)] == ["preview", None]
+        assert [json.loads(plain.payload(index)).get("keep") for index in (0, 1)] == [None, None]
+
+    @pytest.mark.parametrize("keep", ["all", "", None, True, ["image"]])
+    def test_only_three_things_can_be_kept(self, keep: object) -> None:
+        with pytest.raises(InvalidJob) as info:
+            parse_chain({"stages": [{"kind": "text2img"}], "keep": keep})
+        assert [(each.loc, each.code) for each in info.value.errors] == [("keep", "invalid_field")]
+
     def test_no_recipe_or_payload_holds_the_job(self, catalog: Catalog, here: Settings) -> None:
         job = make_job(chain(*HIRES), catalog, here, idempotency_key="mine")
         for index in range(4):

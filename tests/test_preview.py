@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tomllib
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -14,14 +15,15 @@ import redis
 import torch
 from PIL import Image
 
-from farm.catalog import Catalog
+from farm import models
+from farm.catalog import Catalog, Space
 from farm.ledger import Ledger
 from farm.records import Claim, Commit, Lane, StageEntry, Submission
 from farm.sampler import SCHEDULERS
 from farm.settings import Settings
 from tests.conftest import Valkey, free_port
 from workers import preview
-from workers.demo import family
+from workers.demo import family, tiny
 from workers.preview import MAX_BYTES, SIDE, Screen, colours, fit, scaled, views, webp
 
 RED_AND_GREEN = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0, 0, 0], [0, 0, 0], [-1.0, -1.0, -1.0]]
@@ -223,6 +225,19 @@ def test_the_estimate_is_the_picture_where_the_model_is_right(name: str, kind: s
     assert float((found[1] - latents).abs().mean()) < 0.05
     # And the noisy ones are of a strength that can be shown, however the scheduler scales them
     assert 0.5 < float(found[0].std()) < 1.5
+
+
+def test_the_command_prints_a_line_of_the_catalog(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Given a checkpoint on this machine
+    settings = Settings.load()
+    catalog = Catalog.load(settings)
+    tiny.build("tiny", catalog.path(catalog.checkpoints["tiny"]))
+    models.record(catalog, catalog.checkpoints["tiny"])
+    # When
+    preview.main("tiny")
+    # Then it can be put into its space
+    told = tomllib.loads(capsys.readouterr().out)
+    assert Space(name="tiny", channels=4, factor=8, preview=told["preview"]).preview
 
 
 def test_a_space_without_a_projection_can_be_given_one(tmp_path: Path) -> None:

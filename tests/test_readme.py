@@ -94,6 +94,7 @@ def test_the_catalog_of_the_readme_is_one(tmp_path: Path) -> None:
     assert catalog.checkpoints["mine"].recommended.num_inference_steps
     assert catalog.checkpoints["mine"].switches.channels_last
     assert catalog.adapters["my-style"].type == "lora"
+    assert catalog.spaces["my-latents"].preview
 
 
 @pytest.mark.parametrize("path", sorted((README.parent / "farm/examples").glob("*.yaml")), ids=lambda path: path.stem)

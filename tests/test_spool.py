@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from farm.ledger import Ledger
 from farm.records import Claim, StageEntry, Submission
@@ -24,7 +25,7 @@ from farm.store import Store
 from tests.conftest import Valkey
 from tests.e2e.rig import ROOT, until
 from workers.lease import Drain
-from workers.result import Result, pieces, read, write
+from workers.result import Result, kept, pieces, read, upload, write
 from workers.spool import Full, Spool
 
 JOB = "01a1fe52-648c-778e-b8ef-f19bc2ff{:04x}"
@@ -98,9 +99,31 @@ def test_a_result_is_read_as_it_was_written(ledger: Ledger, tmp_path: Path) -> N
     assert list(tmp_path.glob("w.*")) == [path]
 
 
-def test_every_damage_is_seen(ledger: Ledger, tmp_path: Path) -> None:
+def with_picture(result: Result) -> Result:
+    """The same with a picture that is kept beside it."""
+    return kept(result, "preview", Image.new("RGB", (256, 128)), b"a picture" * 20)
+
+
+def test_a_kept_picture_is_read_with_it(ledger: Ledger, store: Store, tmp_path: Path) -> None:
     # Given
-    whole, path, rng = b"".join(pieces(result_of(claim_of(ledger)))), tmp_path / "damaged", random.Random(1)
+    result, path = with_picture(result_of(claim_of(ledger))), tmp_path / "w.1:a.result"
+    # When
+    write(path, pieces(result))
+    found = read(path)
+    # Then it goes to the store with the result, under the name that the output gives
+    assert found == result
+    upload(store, found)
+    told = found.output["kept"]
+    assert (told["keep"], told["bytes"], told["size"]) == ("preview", 180, [256, 128])
+    assert store.get_blob(told["blob"], 1000) == b"a picture" * 20
+    assert store.get_blob(found.output["blob"], 1000) == result.data
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_every_damage_is_seen(ledger: Ledger, tmp_path: Path, beside: bool) -> None:
+    # Given
+    result, path, rng = result_of(claim_of(ledger)), tmp_path / "damaged", random.Random(1)
+    whole = b"".join(pieces(with_picture(result) if beside else result))
     for _ in range(500):
         # When one bit is another, or the end is missing, wherever
         damaged = bytearray(whole)

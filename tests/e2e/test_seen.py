@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -125,6 +130,28 @@ def test_what_a_job_asks_for_is_kept(rig: Rig, api: httpx2.Client, how: str) -> 
         (0, "result"), (1, "intermediate"), (2, "intermediate"), (3, "intermediate"),
     ]  # fmt: skip
     assert all(api.get(one["thumbnail"]).headers["content-type"] == "image/webp" for one in listed)
+
+
+def test_the_command_line_asks_for_pictures_and_fetches_them(rig: Rig, tmp_path: Path) -> None:
+    def farm(*words: str) -> Any:
+        code = "import sys; from farm.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "--json", *words]
+        done = subprocess.run(command, env={**os.environ, **rig.env}, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)["data"]
+
+    # Given
+    given = ("--chain", "x2", "--seed", "9", "--steps", "4", "--no-reuse", "--keep", "image", "--wait")
+    (made,) = farm("render", "a lime", *given)["jobs"]
+    # When
+    paths = farm("jobs", "download", made["id"], "-o", str(tmp_path / "out"), "--intermediates")["paths"]
+    # Then
+    names = [f"{made['id']}.png", f"{made['id']}-0.png"]
+    assert [Path(path).name for path in paths] == names
+    assert [Image.open(path).size for path in paths] == [(128, 128), (64, 64)]
+    (kept,) = farm("jobs", "show", made["id"])["intermediates"]
+    assert (kept["stage"], kept["keep"]) == (0, "image")
+    assert kept["uri"].startswith("s3://")
 
 
 def test_a_kept_picture_is_what_a_shorter_chain_makes(rig: Rig) -> None:
