@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from farm.ledger import Ledger
 from farm.settings import Settings
+from farm.stage import Stage
 from tests.conftest import Valkey
 from tests.test_ledger import job, state, submit
 from workers.supervisor import EX_TEMPFAIL
-from workers.worker import Worker
+from workers.worker import Work, Worker
 
 DEAF = """
 import threading
@@ -48,6 +50,24 @@ def test_after_sigterm_nothing_is_claimed(settings: Settings, worker: Worker, dr
     assert state(ledger, "a") == ("queued" if drained else "running")
     assert ledger.job("a").stages[0].attempt == (0 if drained else 1)
     ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "shows"),
+    [({}, True), ({"preview_s": 0.0}, False), ({"safety": "blur"}, False), ({"safety": "refuse"}, False),
+     ({"safety": "tag"}, True)],
+)  # fmt: skip
+@pytest.mark.parametrize("space", ["tiny", "none"])
+def test_pictures_are_shown_where_they_may_be(
+    settings: Settings, worker: Worker, setting: dict[str, Any], shows: bool, space: str
+) -> None:
+    # Given a claim of a stage whose space has a projection, or none
+    submit(worker.ledger, job("a"))
+    claims, _ = worker.ledger.claim(["q0"], "w1", "boot")
+    work = Work(claims[0], [{"checkpoint": {"space": space}}], Stage(kind="x"), None)
+    worker.settings = settings.model_copy(update=setting)
+    # When, Then
+    assert (worker._screen([work]) is not None) is (shows and space == "tiny")
 
 
 def test_a_child_that_hears_no_doorbell_leaves(valkey: Valkey) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -23,6 +24,8 @@ from pydantic import SecretStr
 from farm import models
 from farm.client import Farm
 from farm.errors import Unavailable
+from farm.ledger import Ledger
+from farm.records import StageEntry, Submission
 from farm.servers import environment
 from farm.settings import Settings
 from farm.stage import kinds
@@ -153,6 +156,27 @@ def test_a_role_can_do_nothing_else(role: str, command: tuple[Any, ...], valkey:
         redis.Redis.from_url(url(role, valkey.port)).execute_command(*command)
     # Then it is denied
     assert raw.get("other:key") == b"whole"
+
+
+def test_a_worker_shows_pictures_and_a_producer_sees_them(valkey: Valkey, tmp_path: Path) -> None:
+    # Given both roles at one ledger
+    raw = redis.Redis.from_url(valkey.url)
+    raw.flushall()
+    raw.execute_command("ACL", "LOG", "RESET")
+    producer, worker = (
+        Ledger(Settings.load(redis_url=url(role, valkey.port), data=tmp_path)) for role in ("producer", "worker")
+    )
+    producer.submit([Submission("j", (StageEntry("x", "q", "{}"),), "{}", "", "h")])
+    (claim,), _ = worker.claim(["q"], "w", "boot")
+    # When
+    assert worker.show([(claim, base64.b64encode(b"picture").decode())]) == [True]
+    # Then
+    assert producer.job("j").stages[0].preview > 0
+    assert producer.preview("x") == b"picture"
+    worker.release([claim])
+    assert raw.acl_log() == []
+    producer.close()
+    worker.close()
 
 
 def test_a_producer_cannot_take_doorbells(valkey: Valkey) -> None:

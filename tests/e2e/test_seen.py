@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -172,6 +173,33 @@ def test_what_was_made_before_is_kept_as_it_was_then(rig: Rig) -> None:
     assert rig.farm.render("a date", chain=CHAIN, seed=7, steps=4, keep="image").wait(120).intermediates == []
     again = rig.farm.render("a date", chain=CHAIN, seed=7, steps=4, keep="image", reuse=False).wait(120)
     assert len(again.intermediates) == 3
+
+
+def test_nothing_is_kept_that_a_policy_would_hide(rig: Rig) -> None:
+    # Given workers that blur, and that refuse, what their checker finds, which is everything
+    for policy, checkpoint in (("blur", "tiny-style"), ("refuse", "tiny-sd2")):
+        told = {"FARM_SAFETY": policy, "FARM_SAFETY_CHECKER": "tiny-prude"}
+        rig.supervise([f"text2img.{checkpoint}"], policy, **told)
+    rig.ready(6)
+
+    def job(checkpoint: str, keep: str) -> JobHandle:
+        stages = [{"kind": "text2img", "checkpoint": checkpoint, "steps": 4}, {"kind": "img2img", "steps": 4}]
+        return rig.farm.render("a nut", chain={"stages": stages, "keep": keep}, seed=2, reuse=False).wait(120)
+
+    # When pictures of both are to be kept
+    clear, blurred, refused = (job(name, "image") for name in ("tiny", "tiny-style", "tiny-sd2"))
+    # Then they are blurred, or not there
+    (plain,), (smooth,) = clear.intermediates, blurred.intermediates
+    assert roughness(blurred.intermediate(smooth)) < roughness(clear.intermediate(plain)) / 2
+    assert refused.intermediates == []
+    # And what nobody could judge is not kept
+    assert [job(name, "preview").intermediates for name in ("tiny-style", "tiny-sd2")] == [[], []]
+
+
+def roughness(data: bytes) -> float:
+    """How much neighbouring pixels differ."""
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L"), float)
+    return float(np.abs(np.diff(pixels, axis=0)).mean())
 
 
 def test_a_result_tells_other_programs_what_made_it(rig: Rig) -> None:
