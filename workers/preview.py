@@ -77,6 +77,8 @@ class Screen:
             self._off = not any(self._ledger.show(list(zip(claims, pictures, strict=True))))
         except Exception as error:  # noqa: BLE001 — a server is away, or the picture is none; the stage goes on
             self._broken(error)
+        # From when the picture is there: however long its way was, the next one is not sooner.
+        self._due[row] = time.monotonic() + self._pause_s
 
     def _broken(self, error: Exception) -> None:
         self._off = True
