@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from farm.again import named_images
 from farm.errors import InvalidJob, StageFailed, Unavailable
-from farm.job import stage_of
-from farm.program import file_of, program
-from farm.records import ENDED, JobRecord
-from farm.stage import STORED, Size, kinds
+from farm.program import program
+from farm.records import ENDED, Event, JobRecord, Lane
+from farm.shown import html_of
+from farm.stage import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +56,24 @@ def patient(call: Callable[[], T]) -> T:
             time.sleep(ROUND_S)
 
 
+def write_pngs(job: str, pngs: Sequence[bytes], target: Path) -> list[Path]:
+    """Writes a job's final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
+
+    Raises:
+        InvalidJob: (`bad_file`) the file cannot be written.
+    """
+    written = []
+    for data in pngs:
+        path = target if target.suffix == ".png" else target / f"{job}.png"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:
+            raise InvalidJob(f"{path} cannot be written: {error.strerror}", code="bad_file") from None
+        written.append(path)
+    return written
+
+
 class JobHandle:
     """One submitted job. Every property asks the ledger anew."""
 
@@ -64,10 +83,23 @@ class JobHandle:
     def __repr__(self) -> str:
         return f"<job {self.id}>"
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     @property
     def record(self) -> JobRecord:
         """The job's record with its stages. Raises NotFound, Unavailable."""
         return self.farm.ledger.job(self.id)
+
+    def look(self) -> tuple[JobRecord, str]:
+        """The record, and why the job's stage does not run, "" where it does or the job has ended."""
+        record = self.record
+        moves = record.at < len(record.stages) and record.stages[record.at].state == "running"
+        return record, "" if moves or record.state in ENDED else self.farm.ledger.waiting_for(self.id)
+
+    def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
+        """The job's events after the id `after`, waiting up to `block_ms` for the first."""
+        return self.farm.ledger.events(self.id, after, block_ms)
 
     @property
     def state(self) -> str:
@@ -125,7 +157,7 @@ class JobHandle:
         """The final images, decoded. Raises BadBlob, Unavailable."""
         from PIL import Image
 
-        return [Image.open(io.BytesIO(self._read(result))) for result in self.results]
+        return [Image.open(io.BytesIO(png)) for png in self.pngs()]
 
     def download(self, target: str | Path) -> list[Path]:
         """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
@@ -133,22 +165,16 @@ class JobHandle:
         Raises:
             InvalidJob: (`bad_file`) the file cannot be written.
         """
-        target = Path(target)
-        written = []
-        for result in self.results:
-            path = target if target.suffix == ".png" else target / f"{self.id}.png"
-            data = self._read(result)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            except OSError as error:
-                raise InvalidJob(f"{path} cannot be written: {error.strerror}", code="bad_file") from None
-            written.append(path)
-        return written
+        return write_pngs(self.id, self.pngs(), Path(target))
 
-    def _read(self, result: Result) -> bytes:
+    def read(self, result: Result) -> bytes:
+        """The bytes of a final image. Raises BadBlob, Unavailable."""
         limit = 1 << 20 | 4 * result.size.width * result.size.height
         return self.farm.store.get_blob(result.sha256, max_bytes=limit)
+
+    def pngs(self) -> list[bytes]:
+        """The bytes of all final images. Raises BadBlob, Unavailable."""
+        return [self.read(result) for result in self.results]
 
     def cancel(self) -> str:
         """Ends the job as cancelled; the new state. Raises Conflict when it has ended otherwise."""
@@ -166,14 +192,13 @@ class JobHandle:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         self.farm.broker.ring(self.farm.ledger.retry(self.id))
 
+    def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
+        """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
+        self.farm.ledger.reprioritise(self.id, priority, lane)
+
     def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""
-        spec, found = json.loads(self.record.spec), {}
-        if spec["image"]:
-            found["input.png"] = spec["image"]["sha256"]
-        for recipe in spec["recipes"]:
-            stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
-            found |= {file_of(value): value.removeprefix(STORED) for value, _ in stage.uploads().values()}
+        found = dict(named_images(json.loads(self.record.spec)))
         limit = self.farm.settings.max_area * 4
         return {name: self.farm.store.get_blob(sha256, limit) for name, sha256 in found.items()}
 

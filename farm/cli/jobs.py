@@ -19,7 +19,7 @@ from farm.errors import Conflict, FarmError, NotFound
 from farm.records import ENDED
 
 if TYPE_CHECKING:
-    from farm.handle import JobHandle
+    from farm.protocol import AnyJob
     from farm.records import Event, JobRecord, WorkerRecord
 
 app = group("jobs", "Jobs: list, look, wait, steer, download.")
@@ -27,6 +27,8 @@ queue = group("queue", "Queues and the workers that serve them.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a job, or its last 4 or more characters.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, or their last 4 or more characters.")]
 State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
+MOST = 1_000_000
+"""More jobs than a run has."""
 LISTEN_MS = 1000
 """How long one look for further events blocks, milliseconds; shorter than the ledger's socket timeout."""
 
@@ -62,8 +64,7 @@ def show(job: Id) -> Outcome:
     """
     with open_farm() as farm:
         handle = farm.job(job)
-        record = handle.record
-        reason = "" if record.state in ENDED else farm.ledger.waiting_for(record.job)
+        record, reason = handle.look()
         results = [result.uri for result in handle.results]
     spec = json.loads(record.spec)
     stages = [asdict(stage) for stage in record.stages]
@@ -114,7 +115,7 @@ def wait_for(
     if len(jobs) > 1 and out is not None and out.suffix == ".png":
         raise usage("several pictures do not go into one .png", "give a folder with -o")
     with open_farm() as farm:
-        return wait(farm, [farm.job(job) for job in jobs], out)
+        return wait([farm.job(job) for job in jobs], out, farm.round_s)
 
 
 @app.command()
@@ -133,7 +134,7 @@ def watch(job: Id) -> Outcome:
             # Read before the events: what ends the job is then among them.
             record = patient(lambda: handle.record)
             over, last = record.state in ENDED, seen[-1].id if seen else "0-0"
-            found = patient(partial(farm.ledger.events, record.job, last, block_ms=None if over else LISTEN_MS))
+            found = patient(partial(handle.history, last, None if over else LISTEN_MS))
             for event in found:
                 stage = "" if event.stage < 0 else f"stage {event.stage}"
                 say("  ".join(filter(None, (clock(event.t), event.type, stage, event.state, event.worker, event.code))))
@@ -163,12 +164,7 @@ def cancel(
 def _of_run(run: str) -> list[str]:
     """The ids of the jobs of a run that have not ended. Raises NotFound where the run has no job."""
     with open_farm() as farm:
-        records, before = farm.ledger.jobs(run=run, limit=1000), None
-        found = list(records)
-        while len(records) == 1000:
-            before = records[-1].created_ms
-            records = farm.ledger.jobs(run=run, limit=1000, before_ms=before)
-            found += records
+        found = farm.jobs(run=run, limit=MOST)
     if not found:
         raise NotFound(f"there is no run {run}")
     return [record.job for record in found if record.state not in ENDED]
@@ -231,7 +227,7 @@ def status() -> Outcome:
     farm queue status
     """
     with open_farm() as farm:
-        queues, workers, stats = farm.ledger.queues(), farm.ledger.workers(), farm.ledger.stats()
+        queues, workers, stats = farm.queues(), farm.workers(), farm.stats()
     rows = [(found.queue, found.ready, found.running, found.live) for found in queues]
     serving = [(found.worker, _state(found), ",".join(found.queues), found.host, found.pid) for found in workers]
     data = {
@@ -246,7 +242,7 @@ def status() -> Outcome:
     return Outcome(data, [tables[0], "", tables[1]])
 
 
-def _each(ids: Sequence[str], steer: Callable[[JobHandle], object]) -> Outcome:
+def _each(ids: Sequence[str], steer: Callable[[AnyJob], object]) -> Outcome:
     """The state of each job after `steer`; the first refusal is the error, the others are told on stderr."""
     data: list[dict[str, Any]] = []
     lines, refused = [], []

@@ -21,7 +21,7 @@ from farm import __version__
 from farm.errors import FarmError, InvalidJob, StageFailed, Unavailable
 
 if TYPE_CHECKING:
-    from farm.client import Farm
+    from farm.protocol import AnyFarm
     from farm.settings import Settings
 
 INTERRUPTED = 130
@@ -145,10 +145,35 @@ def load_settings(**given: Any) -> Settings:
     return settings
 
 
-@contextmanager
-def open_farm() -> Iterator[Farm]:
-    """A client of the farm that the settings name."""
-    from farm.client import Farm
+def settings_here(command: str) -> Settings:
+    """The settings, for a command that needs the farm's own machine.
 
-    with Farm(load_settings()) as farm:
+    Raises:
+        FarmError: (`usage`) FARM_URL names a farm elsewhere.
+    """
+    settings = load_settings()
+    if settings.url:
+        message = f"`farm {command}` works on the farm's own machine, and FARM_URL names a farm elsewhere"
+        raise usage(message, "unset FARM_URL to use this machine")
+    return settings
+
+
+@contextmanager
+def open_farm() -> Iterator[AnyFarm]:
+    """The farm that the settings name: by FARM_URL over HTTP, else by its own servers."""
+    settings = load_settings()
+    farm: AnyFarm
+    if settings.url:
+        try:
+            from farm.remote import RemoteFarm
+        except ModuleNotFoundError as error:
+            raise Unavailable(f"FARM_URL needs {error.name}", hint="pip install 'latent-farm[client]'") from None
+        farm = RemoteFarm(settings.url, settings.token.get_secret_value(), settings)
+    else:
+        from farm.client import Farm
+
+        farm = Farm(settings)
+    try:
         yield farm
+    finally:
+        farm.close()

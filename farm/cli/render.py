@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from farm.cli.chains import edges
-from farm.cli.outcome import Outcome, open_farm, usage
+from farm.cli.outcome import Outcome, load_settings, open_farm, usage
 from farm.cli.wait import wait
 
 if TYPE_CHECKING:
-    from farm.job import Job
+    from farm.job import Forecast
+    from farm.protocol import AnyFarm, AnyJob
 
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
 
@@ -89,22 +90,25 @@ def render(
         if name in given or (name == "prompt" and prompt is not None):
             raise usage(f"{name} is given twice")
         given[name] = value
+    prompt = given.pop("prompt", prompt)
+    default = "hires" if image is None else "img"
+    source = sys.stdin.buffer.read(load_settings().max_upload_bytes + 1) if image == "-" else image
+    options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count, **given}
+    options |= {"chain": default if chain is None else chain, "image": source}
     with open_farm() as farm:
-        prompt = given.pop("prompt", prompt)
-        default = "hires" if image is None else "img"
-        asked = farm.chain(default if chain is None else chain, prompt, **given)
-        source = sys.stdin.buffer.read(farm.settings.max_upload_bytes + 1) if image == "-" else image
-        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "upload": not dry_run}
-        if not dry_run:
-            _check_out(out)
-        jobs = farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options)
         if dry_run:
-            return _dry_run(jobs, asked.seed is None)
-        handles = farm.submit(jobs)
-        if wait_ or out is not None:
-            return wait(farm, handles, out)
-        ids = [handle.id for handle in handles]
-        return Outcome({"jobs": [{"id": job} for job in ids]}, ids)
+            return _told(farm.dry_run(prompt, **options))
+        check_out(out)
+        handles = farm.run(prompt, idempotency_key=idempotency_key, **options)
+        return submitted(farm, handles, wait_, out)
+
+
+def submitted(farm: AnyFarm, handles: Sequence[AnyJob], wait_: bool, out: Path | None) -> Outcome:
+    """What came of submitted jobs, if that is waited for; else their ids."""
+    if wait_ or out is not None:
+        return wait(handles, out, farm.round_s)
+    ids = [handle.id for handle in handles]
+    return Outcome({"jobs": [{"id": job} for job in ids]}, ids)
 
 
 def rerun(
@@ -125,12 +129,11 @@ def rerun(
         handle, same_recipe = farm.rerun(picture, image)
         if not wait_ and out is None:
             return Outcome({"jobs": [{"id": handle.id}], "same_recipe": same_recipe}, [handle.id])
-        outcome = wait(farm, [handle], out)
+        outcome = wait([handle], out, farm.round_s)
         if outcome.error is not None:
             return outcome
         (result,) = handle.results
-        made = farm.store.get_blob(result.sha256, max_bytes=farm.settings.max_area * 4)
-        identical = pixels_sha256(made) == pixels_sha256(picture.read_bytes())
+        identical = pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes())
         told = "the pixels are identical" if identical else "the pixels differ"
         if not same_recipe:
             told += "; the checkpoints or stages here are not those that made the picture"
@@ -149,12 +152,13 @@ def script(
     farm script 3f9a > apple.py
     farm script 3f9a -o again/     # also writes the input images, as they were fitted at submit
     """
-    _check_out(out)
+    check_out(out)
     with open_farm() as farm:
         handle = farm.job(job)
         program = handle.script()
         if out is None:
             return Outcome({"script": program}, [program.rstrip("\n")])
+        out.mkdir(parents=True, exist_ok=True)
         (out / "program.py").write_text(program, "utf-8")
         paths = [str(out / "program.py")]
         for name, data in handle.input_images().items():
@@ -174,25 +178,24 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _dry_run(jobs: Sequence[Job], is_random: bool) -> Outcome:
+def _told(forecast: Forecast) -> Outcome:
     """The jobs as they would run, all checks done and nothing stored."""
-    table, data = edges(jobs[0].plan)
-    seeds = f"seeds {jobs[0].seed} to {jobs[-1].seed}" if len(jobs) > 1 else f"seed {jobs[0].seed}"
-    plural = "s" if len(jobs) > 1 else ""
-    told = f"{len(jobs)} job{plural}, {'a random seed' if is_random else seeds}; not submitted"
-    return Outcome({"count": len(jobs), "seed": None if is_random else jobs[0].seed, "stages": data}, [table, told])
+    count, seed = forecast.count, forecast.seed
+    seeds = "a random seed" if seed is None else f"seeds {seed} to {seed + count - 1}" if count > 1 else f"seed {seed}"
+    told = f"{count} job{'s' if count > 1 else ''}, {seeds}; not submitted"
+    return Outcome({"count": count, "seed": seed, "stages": forecast.stages}, [edges(forecast.stages), told])
 
 
-def _check_out(out: Path | None) -> None:
+def check_out(out: Path | None) -> None:
     """Refuses a target that cannot be written, before anything is rendered for it."""
     if out is None:
         return
     if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif"}:
         raise usage(f"-o {out}: results are PNG files", "give a folder, or a name that ends in .png")
     folder = out.parent if out.suffix == ".png" else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise usage(f"-o {out}: the folder cannot be made: {error.strerror}") from None
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise usage(f"-o {out}: the folder cannot be made: {folder} is a file")
     if not os.access(folder, os.W_OK):
         raise usage(f"-o {out}: the folder cannot be written")
