@@ -15,7 +15,7 @@ from uuid import NAMESPACE_OID, uuid5
 from farm.again import no_input, read_again, refitted
 from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound, Unavailable
-from farm.fork import forked_chain, kept_executions
+from farm.fork import StagesSource, forked_chain, kept_executions, read_stages
 from farm.handle import JobHandle
 from farm.image import fit, natural_size, png_size, read_input, to_png
 from farm.job import Forecast, InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan
@@ -58,12 +58,6 @@ class Farm(Overview):
     def inbox(self) -> Store:
         """The same store, for input images: a submit that it keeps waiting is told so within 3 s."""
         return Store(self.settings, PATIENCE_S)
-
-    def close(self) -> None:
-        """Sends the doorbells that are still to be rung, and closes the connections."""
-        for name in ("broker", "ledger"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
 
     def __enter__(self) -> Farm:
         return self
@@ -115,14 +109,19 @@ class Farm(Overview):
             data["stages"] = override(data["stages"], parameters)
         files: dict[str, bytes] = {}
         parsed = parse_chain({**data, "stages": _named(data.get("stages"), files)})
-        parsed.given_files.update(files)
+        return self._with_files(parsed, files, folder)
+
+    def _with_files(self, chain: Chain, files: Mapping[str, bytes], folder: Path) -> Chain:
+        """`chain` with the images of `files`, and paths of other ones found."""
         stages = [
             stage.with_uploads({loc: self._located(value, folder) for loc, (value, _) in found.items()})
             if (found := stage.uploads())
             else stage
-            for stage in parsed.stages
+            for stage in chain.stages
         ]
-        return parsed.model_copy(update={"stages": tuple(stages)})
+        located = chain.model_copy(update={"stages": tuple(stages)})
+        located.given_files.update(files)
+        return located
 
     def _located(self, value: str, folder: Path) -> str:
         """A file's path, in the chain file's `folder` or the current one, as an absolute one, if it is there."""
@@ -467,7 +466,7 @@ class Farm(Overview):
         job: str,
         from_stage: int,
         *,
-        stages: Sequence[Mapping[str, Any]] | None = None,
+        stages: StagesSource | None = None,
         idempotency_key: str | None = None,
         lane: Lane | None = None,
         priority: int | None = None,
@@ -485,7 +484,8 @@ class Farm(Overview):
         record = self.job(job).record
         options: dict[str, Any] = {"idempotency_key": idempotency_key, "deadline_s": deadline_s}
         options |= {"lane": lane or record.lane, "priority": record.priority if priority is None else priority}
-        return self.submit([self.fork_of(record, from_stage, stages, parameters, **options)])[0]
+        tail, folder = (None, Path()) if stages is None else read_stages(stages)
+        return self.submit([self.fork_of(record, from_stage, tail, parameters, folder=folder, **options)])[0]
 
     def fork_of(
         self,
@@ -494,10 +494,13 @@ class Farm(Overview):
         stages: Sequence[Mapping[str, Any]] | None,
         parameters: Mapping[str, Any],
         *,
+        folder: Path = Path(),  # noqa: B008 — it is never changed
         upload: bool = True,
         **options: Any,
     ) -> Job:
-        """The fork that `submit` takes. Without `upload` nothing is stored. `options` are those of `make_job`.
+        """The fork that `submit` takes. Files that its stages name lie in `folder`, or the current one.
+
+        Without `upload` nothing is stored. `options` are those of `make_job`.
 
         Raises:
             InvalidJob: something does not fit; nothing was stored.
@@ -505,7 +508,7 @@ class Farm(Overview):
         files: dict[str, bytes] = {}
         tail = _named(stages, files) if stages is not None else None
         chain, image = forked_chain(record, from_stage, tail, _named(parameters, files))
-        chain.given_files.update(files)
+        chain = self._with_files(chain, files, folder)
         chain, uploads = self.fitted(chain, Size(image.width, image.height) if image else None)
         job = make_job(chain, self.catalog, self.settings, image=image, **options)
         job = replace(job, kept=kept_executions(record, job, from_stage))

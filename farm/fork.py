@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from farm.chain import Chain, override, parse_chain
+from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import FieldError, InvalidJob
 from farm.job import InputImage, Job, canonical, recipe_key
 from farm.records import JobRecord
 
+StagesSource = str | Path | Sequence[Mapping[str, Any]]
+"""Stages, or the path of a chain file that has nothing else."""
 PUBLISHES = "p:"
 """How the ledger names the execution that only publishes what another job has made. Source: farm/lua/common.lua."""
 
@@ -43,6 +46,23 @@ def forked_chain(
         tail = _set(tail, name, value, from_stage)
     chain = parse_chain({**spec["chain"], "stages": [*written[:from_stage], *tail]})
     return chain, spec["image"] and InputImage.model_validate(spec["image"])
+
+
+def read_stages(source: StagesSource) -> tuple[list[Any], Path]:
+    """The stages of a list or a chain file, and the folder in which the files that they name are.
+
+    Raises:
+        InvalidJob: it is none, or says more than stages, which would change those before.
+    """
+    if not isinstance(source, str | Path):
+        return list(source), Path()
+    found = read_chain_file(Path(source))
+    if extra := sorted({*found} - {"stages"}):
+        told = f"{', '.join(extra)} would change the stages before; write it into the stages"
+        raise InvalidJob(errors=(FieldError("stages", told),))
+    if not isinstance(found.get("stages"), list):
+        raise InvalidJob(errors=(FieldError("stages", "a list of stages, each with its `kind`", "bad_length"),))
+    return found["stages"], Path(source).parent
 
 
 def _set(tail: list[Any], name: str, value: Any, from_stage: int) -> list[Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from farm.catalog import Adapter, Catalog, Checkpoint, Weights
 from farm.errors import Conflict, NotFound
-from farm.ledger import Ledger
 from farm.manual import about
 from farm.records import Attempt, Quarantined, QueueState, WorkerRecord
 from farm.settings import Settings
@@ -16,6 +15,7 @@ from farm.stage import kinds
 
 if TYPE_CHECKING:
     from farm.broker import Broker
+    from farm.ledger import Ledger
 
 
 class Overview:
@@ -35,6 +35,8 @@ class Overview:
     @cached_property
     def ledger(self) -> Ledger:
         """The truth in Redis."""
+        from farm.ledger import Ledger  # what the catalog says is told without Redis' client
+
         return Ledger(self.settings)
 
     @cached_property
@@ -43,6 +45,12 @@ class Overview:
         from farm.broker import Broker  # Celery takes its time to import, and a look needs none
 
         return Broker(self.settings)
+
+    def close(self) -> None:
+        """Sends the doorbells that are still to be rung, and closes the connections."""
+        for name in ("broker", "ledger"):
+            if name in self.__dict__:
+                self.__dict__.pop(name).close()
 
     # ------------------------------------------------------------------------------------------------ machines
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
+from farm.cli.outcome import Outcome, Table, group, open_farm, open_overview, say, usage
 
 app = group("chain", "Chains of stages: presets and files.")
 WIDE = 60
@@ -26,7 +26,7 @@ def ls() -> Outcome:
     \b
     farm chain ls
     """
-    with open_farm() as farm:
+    with open_overview() as farm:
         presets = farm.presets()
     rows = [
         (found["name"], " → ".join(str(stage["kind"]) for stage in found["stages"]), found["description"])
@@ -72,7 +72,7 @@ def stages(
     farm stages
     farm stages inpaint
     """
-    with open_farm() as farm:
+    with open_overview() as farm:
         found = {each["kind"]: each for each in farm.kinds()}
     if kind is not None and kind not in found:
         raise usage(f"no stage kind {kind}", f"choose one of {', '.join(found)}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
+from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import failure_of, wait
 from farm.errors import Conflict, FarmError, NotFound
 from farm.records import ENDED
@@ -198,6 +199,38 @@ def resume(jobs: Ids) -> Outcome:
     farm jobs resume 3f9a
     """
     return _each(jobs, lambda handle: handle.resume())
+
+
+@app.command()
+def fork(
+    job: Id,
+    from_stage: Annotated[
+        int, typer.Option("--from", metavar="STAGE", help="The first stage that is another one, counted from 0.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[I.]NAME=VALUE", help="Any parameter from there on, JSON; I: stage from 0."),
+    ] = None,
+    stages: Annotated[
+        Path | None,
+        typer.Option("--chain", help="A chain file with the stages from there on."),
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 100; higher runs first. [the job's]")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key yields the same job.")] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Show progress until the job has ended.")] = False,
+    out: Out = None,
+) -> Outcome:
+    """Render a job once more with another end; the stages before it are not run again.
+
+    \b
+    farm jobs fork 3f9a --from 2 --set guidance_scale=3
+    farm jobs fork 3f9a --from 1 --chain upscale.yaml -o out/
+    """
+    given = assignments(settings or [])
+    check_out(out)
+    more: dict[str, Any] = {"idempotency_key": idempotency_key, "priority": priority, "stages": stages}
+    with open_farm() as farm:
+        return submitted(farm, [farm.fork(job, from_stage, **more, **given)], wait_, out)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from farm.cli.outcome import Outcome, Table, group, open_farm, say, settings_here
+from farm.cli.outcome import Outcome, Table, group, open_overview, say, settings_here
 from farm.errors import FarmError, InvalidJob
 
 app = group("models", "Checkpoints and adapters: list, pull, verify, remove, convert.")
@@ -21,7 +21,7 @@ def ls() -> Outcome:
     \b
     farm models ls
     """
-    with open_farm() as farm:
+    with open_overview() as farm:
         data = farm.weights()
     rows = [
         (found["name"], found["type"], found["family"], ",".join(found["kinds"]), found["space"] or "",

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from farm import __version__
 from farm.errors import FarmError, InvalidJob, StageFailed, Unavailable
 
 if TYPE_CHECKING:
-    from farm.protocol import AnyFarm
+    from farm.protocol import AnyFarm, AnyOverview
     from farm.settings import Settings
 
 INTERRUPTED = 130
@@ -164,16 +164,34 @@ def open_farm() -> Iterator[AnyFarm]:
     settings = load_settings()
     farm: AnyFarm
     if settings.url:
-        try:
-            from farm.remote import RemoteFarm
-        except ModuleNotFoundError as error:
-            raise Unavailable(f"FARM_URL needs {error.name}", hint="pip install 'latent-farm[client]'") from None
-        farm = RemoteFarm(settings.url, settings.token.get_secret_value(), settings)
+        farm = _elsewhere(settings)
     else:
         from farm.client import Farm
 
         farm = Farm(settings)
-    try:
+    with closing(farm):
         yield farm
-    finally:
-        farm.close()
+
+
+@contextmanager
+def open_overview() -> Iterator[AnyOverview]:
+    """The same farm, for commands that submit nothing and need no job: without what takes its time to import."""
+    settings = load_settings()
+    farm: AnyOverview
+    if settings.url:
+        farm = _elsewhere(settings)
+    else:
+        from farm.overview import Overview
+
+        farm = Overview(settings)
+    with closing(farm):
+        yield farm
+
+
+def _elsewhere(settings: Settings) -> AnyFarm:
+    """The farm that FARM_URL names."""
+    try:
+        from farm.remote import RemoteFarm
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"FARM_URL needs {error.name}", hint="pip install 'latent-farm[client]'") from None
+    return RemoteFarm(settings.url, settings.token.get_secret_value(), settings)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,13 +10,11 @@ import typer
 
 from farm.cli.chains import edges
 from farm.cli.outcome import Outcome, load_settings, open_farm, usage
+from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import wait
 
 if TYPE_CHECKING:
     from farm.job import Forecast
-    from farm.protocol import AnyFarm, AnyJob
-
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
 
 
 def render(
@@ -86,7 +81,7 @@ def render(
         "0.height": height,
     }
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    for name, value in map(_assignment, settings or []):
+    for name, value in assignments(settings or []).items():
         if name in given or (name == "prompt" and prompt is not None):
             raise usage(f"{name} is given twice")
         given[name] = value
@@ -101,14 +96,6 @@ def render(
         check_out(out)
         handles = farm.run(prompt, idempotency_key=idempotency_key, **options)
         return submitted(farm, handles, wait_, out)
-
-
-def submitted(farm: AnyFarm, handles: Sequence[AnyJob], wait_: bool, out: Path | None) -> Outcome:
-    """What came of submitted jobs, if that is waited for; else their ids."""
-    if wait_ or out is not None:
-        return wait(handles, out, farm.round_s)
-    ids = [handle.id for handle in handles]
-    return Outcome({"jobs": [{"id": job} for job in ids]}, ids)
 
 
 def rerun(
@@ -167,35 +154,9 @@ def script(
     return Outcome({"script": program, "paths": paths}, paths)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    """The name and value of one --set: JSON where it is JSON, else the text itself."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or name in ("self", "chain", "stages"):
-        raise usage(f"--set {text}: not [I.]NAME=VALUE", "for example --set 1.strength=0.4")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
 def _told(forecast: Forecast) -> Outcome:
     """The jobs as they would run, all checks done and nothing stored."""
     count, seed = forecast.count, forecast.seed
     seeds = "a random seed" if seed is None else f"seeds {seed} to {seed + count - 1}" if count > 1 else f"seed {seed}"
     told = f"{count} job{'s' if count > 1 else ''}, {seeds}; not submitted"
     return Outcome({"count": count, "seed": seed, "stages": forecast.stages}, [edges(forecast.stages), told])
-
-
-def check_out(out: Path | None) -> None:
-    """Refuses a target that cannot be written, before anything is rendered for it."""
-    if out is None:
-        return
-    if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif"}:
-        raise usage(f"-o {out}: results are PNG files", "give a folder, or a name that ends in .png")
-    folder = out.parent if out.suffix == ".png" else out
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise usage(f"-o {out}: the folder cannot be made: {folder} is a file")
-    if not os.access(folder, os.W_OK):
-        raise usage(f"-o {out}: the folder cannot be written")

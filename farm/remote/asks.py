@@ -7,7 +7,7 @@ its hash. A chain file's images lie in its folder or the current one, as in `Far
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
     return (yield from _stored(written, folder)), (yield from _stored(dict(parameters), Path()))
 
 
-def stages_ask(stages: Any, folder: Path = Path()) -> Steps[list[Any]]:
+def stages_ask(stages: Sequence[Any], folder: Path) -> Steps[list[Any]]:
     """Stages as in a chain file, with the files that they name uploaded. What is wrong in them the API says."""
     found: list[Any] = []
     for stage in (yield from _stored(list(stages), folder)):

@@ -13,6 +13,7 @@ from typing import Any
 from farm.again import named_images, no_input, read_again, refitted
 from farm.api.views import BASE, JobView
 from farm.errors import BadBlob, InvalidJob, NotFound, StageFailed, Unavailable
+from farm.fork import StagesSource, read_stages
 from farm.handle import Result
 from farm.image import read_input
 from farm.job import Forecast, new_id, recipe_key
@@ -82,7 +83,7 @@ def fork(
     job: str,
     from_stage: int,
     *,
-    stages: Sequence[Mapping[str, Any]] | None = None,
+    stages: StagesSource | None = None,
     idempotency_key: str | None = None,
     lane: str | None = None,
     priority: int | None = None,
@@ -93,7 +94,7 @@ def fork(
     whole = yield from find(job)
     body: dict[str, Any] = {"from_stage": from_stage, "lane": lane, "priority": priority, "deadline_s": deadline_s}
     if stages is not None:
-        body["stages"] = yield from stages_ask(stages)
+        body["stages"] = yield from stages_ask(*read_stages(stages))
     _, body["parameters"] = yield from chain_ask("", parameters)
     body = {name: value for name, value in body.items() if value is not None}
     return (yield from submit(f"jobs/{part(whole)}/fork", body, idempotency_key))[0]
