@@ -494,7 +494,7 @@ class Farm(Overview):
         stages: Sequence[Mapping[str, Any]] | None,
         parameters: Mapping[str, Any],
         *,
-        folder: Path = Path(),  # noqa: B008 — it is never changed
+        folder: Path = Path(),
         upload: bool = True,
         **options: Any,
     ) -> Job:
