@@ -37,7 +37,9 @@ def forked_chain(
     spec = json.loads(record.spec)
     written = spec["chain"]["stages"]
     if stages is not None and not stages:
-        raise InvalidJob(errors=(FieldError("stages", "one stage or more; leave it out to keep the job's", "bad_length"),))
+        raise InvalidJob(
+            errors=(FieldError("stages", "one stage or more; leave it out to keep the job's", "bad_length"),)
+        )
     last = len(written) if stages else len(written) - 1
     if not 1 <= from_stage <= last:
         more = f"; {len(written)} with `stages` that follow the last one" if not stages else ""

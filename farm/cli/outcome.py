@@ -194,4 +194,4 @@ def _elsewhere(settings: Settings) -> AnyFarm:
         from farm.remote import RemoteFarm
     except ModuleNotFoundError as error:
         raise Unavailable(f"FARM_URL needs {error.name}", hint="pip install 'latent-farm[client]'") from None
-    return RemoteFarm(settings.url, settings.token.get_secret_value(), settings)
+    return RemoteFarm(settings=settings)

@@ -19,7 +19,7 @@ def connect(url: str | None = None, token: str | None = None) -> AnyFarm:
     settings = Settings.load()
     url = settings.url if url is None else url
     if url:
-        return RemoteFarm(url, settings.token.get_secret_value() if token is None else token, settings)
+        return RemoteFarm(url, token, settings)
     from farm.client import Farm
 
     return Farm(settings)

@@ -21,7 +21,7 @@ from farm.remote import words
 from farm.remote.asks import upload
 from farm.remote.stream import Stream
 from farm.remote.views import queue_of, record_of, worker_of
-from farm.remote.wire import TIMEOUT_S, Answer, Call, Pause, Steps, answer_of, asked, get, part, reaching
+from farm.remote.wire import TIMEOUT_S, Answer, Call, Pause, Steps, answer_of, asked, get, part, place, reaching
 from farm.settings import Settings
 from farm.shown import Jobs, html_of_last
 from farm.stage import Size
@@ -41,22 +41,22 @@ class AsyncFarm:
     opens event streams opens as many connections.
     """
 
-    def __init__(self, url: str, token: str = "", settings: Settings | None = None, *, at_once: int = AT_ONCE) -> None:
-        self.url, self._settings = url.rstrip("/"), settings
-        self._token = {"Authorization": f"Bearer {token}"} if token else {}
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        settings: Settings | None = None,
+        *,
+        at_once: int = AT_ONCE,
+    ) -> None:
+        self.settings = settings or Settings.load()
+        self.url, self._token = place(url, token, self.settings)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=at_once)
         self._http = httpx2.AsyncClient(timeout=TIMEOUT_S, limits=limits)
         self._turns = asyncio.Semaphore(at_once)
 
     def __repr__(self) -> str:
         return f"<farm at {self.url}>"
-
-    @property
-    def settings(self) -> Settings:
-        """What is set on this machine."""
-        if self._settings is None:
-            self._settings = Settings.load()
-        return self._settings
 
     async def close(self) -> None:
         """Closes the connections."""

@@ -20,7 +20,7 @@ from farm.remote import words
 from farm.remote.asks import upload
 from farm.remote.stream import Stream
 from farm.remote.views import queue_of, record_of, worker_of
-from farm.remote.wire import TIMEOUT_S, Answer, Call, Pause, Steps, answer_of, asked, get, part, reaching
+from farm.remote.wire import TIMEOUT_S, Answer, Call, Pause, Steps, answer_of, asked, get, part, place, reaching
 from farm.settings import Settings
 from farm.shown import Jobs, html_of
 from farm.stage import Size
@@ -34,27 +34,20 @@ T = TypeVar("T")
 class RemoteFarm:
     """A farm whose API answers at `url`; `token` is the text that `farm token create` printed.
 
-    It has the words of `farm.client.Farm`. What it reads of this machine are files that chains name, and for `script`
-    the catalog and folders of checkpoints, which `settings` name.
+    Where they are not given, FARM_URL and FARM_TOKEN say them. It has the words of `farm.client.Farm`. What it reads of
+    this machine are files that chains name, and for `script` the catalog and folders of checkpoints (`settings`).
     """
 
     round_s = words.ROUND_S
     """Pause between two looks at jobs, seconds."""
 
-    def __init__(self, url: str, token: str = "", settings: Settings | None = None) -> None:
-        self.url, self._settings = url.rstrip("/"), settings
-        self._token = {"Authorization": f"Bearer {token}"} if token else {}
+    def __init__(self, url: str | None = None, token: str | None = None, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings.load()
+        self.url, self._token = place(url, token, self.settings)
         self._http = httpx2.Client(timeout=TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"<farm at {self.url}>"
-
-    @property
-    def settings(self) -> Settings:
-        """What is set on this machine."""
-        if self._settings is None:
-            self._settings = Settings.load()
-        return self._settings
 
     def close(self) -> None:
         """Closes the connections."""

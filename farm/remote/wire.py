@@ -19,6 +19,7 @@ import httpx2
 from farm import errors
 from farm.api.views import BASE
 from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
+from farm.settings import Settings
 
 T = TypeVar("T")
 TRIES = 3
@@ -140,6 +141,19 @@ def get(path: str, **params: Any) -> Steps[Any]:
 def part(name: str) -> str:
     """`name` as one part of an address, whatever characters it has."""
     return quote(name, safe="")
+
+
+def place(url: str | None, token: str | None, settings: Settings) -> tuple[str, dict[str, str]]:
+    """A farm's address, and the header that says who asks; what is not given is what `settings` say.
+
+    Raises:
+        InvalidJob: (`invalid_field`) there is no address.
+    """
+    found = (settings.url if url is None else url).rstrip("/")
+    if not found:
+        raise InvalidJob("no farm is named: give its address, or set FARM_URL", code="invalid_field")
+    text = settings.token.get_secret_value() if token is None else token
+    return found, {"Authorization": f"Bearer {text}"} if text else {}
 
 
 @contextmanager

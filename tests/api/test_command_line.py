@@ -181,7 +181,7 @@ def test_a_picture_is_rendered_waited_for_steered_and_made_again(
     assert f"{job}  done" in found.err
     # And it is watched, downloaded, written as a program and made again
     watched = there("jobs", "watch", job[-8:], "--json")
-    assert [event["type"] for event in watched.envelope["data"]["events"]][0] == "submitted"
+    assert watched.envelope["data"]["events"][0]["type"] == "submitted"
     assert there("jobs", "download", job, "-o", tmp_path / "more").out == f"{tmp_path / 'more' / job}.png\n"
     assert "import torch" in there("script", job).out
     worker = serve(1)
