@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import re
 import secrets
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -15,7 +14,7 @@ from PIL import Image
 
 from farm import AsyncFarm, Farm, RemoteFarm
 from farm.handle import JobHandle
-from farm.remote import AsyncJob
+from farm.remote import AsyncJob, RemoteJob
 from farm.settings import Settings
 from farm.shown import MOST, Jobs, picture
 from tests.api.conftest import Site
@@ -93,9 +92,7 @@ def test_a_job_shows_its_state_its_stages_and_in_the_end_its_picture(
     here = JobHandle(site.farm, far.id)
     for job in (here, far):
         found = shown(job)
-        assert {"queued", QUEUE, "a pear", far.id} <= {*re.split(r"\n|(?<=\S) · ", found.text)} or all(
-            word in found.text for word in ("queued", QUEUE, "a pear", far.id)
-        )
+        assert all(word in found.text for word in ("queued", QUEUE, "a pear", far.id))
         assert not found.pictures
     # When it runs
     claim = hand.claim(QUEUE)
@@ -114,8 +111,9 @@ def test_what_somebody_wrote_is_text(site: Site, remote: RemoteFarm, hand: Hand,
     # Given a job with it as its prompt, which failed with it as its message
     job = remote.render(seed, chain="txt", seed=secrets.randbits(40))
     for _ in range(3):
-        hand.claim(QUEUE)
-        hand.ledger.worker_died("hand", "boot", seed, seed)
+        worker = secrets.token_hex(4)  # one that fails all it tries is given nothing for a while
+        assert hand.ledger.claim([QUEUE], worker, "boot")[0]
+        hand.ledger.worker_died(worker, "boot", seed, seed)
     assert job.state == "quarantined"
     # Then every view of it shows it as it was written, and nothing else
     for view in (job, JobHandle(site.farm, job.id), Jobs([job]), remote.jobs(limit=1), site.farm.jobs(limit=1)):
@@ -130,7 +128,6 @@ def test_a_run_and_a_list_are_tables(site: Site, remote: RemoteFarm, hand: Hand)
     assert [image.size for image in found.pictures] == [(64, 64)]
     assert all(job.id in found.text for job in jobs)
     assert shown(site.farm.jobs(limit=3)).tags.count("tr") == 4
-    assert f"{MOST + 3}" not in found.text
     many = Jobs(remote.jobs(limit=1) * (MOST + 3))
     assert "and 3 more" in shown(many).text
     assert shown(Jobs[Any]()).tags.count("tr") == 1
@@ -139,7 +136,7 @@ def test_a_run_and_a_list_are_tables(site: Site, remote: RemoteFarm, hand: Hand)
 def test_a_farm_that_is_away_is_shown_so(site: Site, remote: RemoteFarm, hand: Hand) -> None:
     # Given jobs of farms that do not answer, or know them no more
     with RemoteFarm(f"http://127.0.0.1:{free_port()}", "secret-word") as nowhere:
-        away = type(remote.run("a pear", chain="txt")[0])(nowhere, "01a201fd-6f6a-7c40-aca7-472aec6cf8a6")
+        away = RemoteJob(nowhere, "01a201fd-6f6a-7c40-aca7-472aec6cf8a6")
         for view in (away, Jobs([away])):
             assert "unavailable: the farm's API cannot be reached" in shown(view).text
             assert "secret-word" not in view._repr_html_()
