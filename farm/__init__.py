@@ -1,4 +1,4 @@
-"""What can be imported from the farm's top level? The clients: `Farm` here, `RemoteFarm` and `AsyncFarm` over HTTP."""
+"""What can be imported from the farm's top level: `Farm`, the client."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from farm.client import Farm
-    from farm.remote import AsyncFarm, RemoteFarm, connect
 
-__all__ = ["AsyncFarm", "Farm", "RemoteFarm", "__version__", "connect"]
+__all__ = ["Farm", "__version__"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The clients, imported on first use: `import farm` stays free of their dependencies."""
+    """The client, imported on first use: `import farm` stays free of its dependencies."""
     if name == "Farm":
         from farm.client import Farm
 
         return Farm
-    if name in ("AsyncFarm", "RemoteFarm", "connect"):
-        from farm import remote
-
-        return getattr(remote, name)
     raise AttributeError(f"module 'farm' has no attribute {name!r}")

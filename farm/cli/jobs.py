@@ -28,8 +28,6 @@ queue = group("queue", "Queues and the workers that serve them.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a job, or its last 4 or more characters.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, or their last 4 or more characters.")]
 State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
-MOST = 1_000_000
-"""More jobs than a run has."""
 LISTEN_MS = 1000
 """How long one look for further events blocks, milliseconds; shorter than the ledger's socket timeout."""
 
@@ -164,6 +162,8 @@ def cancel(
 
 def _of_run(run: str) -> list[str]:
     """The ids of the jobs of a run that have not ended. Raises NotFound where the run has no job."""
+    from farm.overview import MOST
+
     with open_farm() as farm:
         found = farm.jobs(run=run, limit=MOST)
     if not found:

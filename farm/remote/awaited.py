@@ -113,6 +113,14 @@ class AsyncFarm:
         """The newest jobs first, without their stages."""
         return Jobs(await self._play(words.jobs(state, run, limit)))
 
+    async def run_states(self, run: str) -> dict[str, int]:
+        """How many jobs of a run are in each state. Raises NotFound."""
+        return await self._play(words.run_states(run))
+
+    async def cancel_run(self, run: str) -> dict[str, int]:
+        """Ends all unended jobs of a run; how many are in each state then. Raises NotFound."""
+        return await self._play(words.cancel_run(run))
+
     def events(self, run: str | None = None) -> AsyncIterator[Snapshot]:
         """Where the jobs of a run, or all that this token may see, are, whenever that changes; without end."""
         return self._follow(Stream.of_run(run) if run else Stream.of_farm())

@@ -121,6 +121,14 @@ class RemoteFarm:
         """The newest jobs first, without their stages."""
         return Jobs(self._play(words.jobs(state, run, limit)))
 
+    def run_states(self, run: str) -> dict[str, int]:
+        """How many jobs of a run are in each state. Raises NotFound."""
+        return self._play(words.run_states(run))
+
+    def cancel_run(self, run: str) -> dict[str, int]:
+        """Ends all unended jobs of a run; how many are in each state then. Raises NotFound."""
+        return self._play(words.cancel_run(run))
+
     def events(self, run: str | None = None) -> Iterator[Snapshot]:
         """Where the jobs of a run, or all that this token may see, are, whenever that changes; without end."""
         return self._follow(Stream.of_run(run) if run else Stream.of_farm())

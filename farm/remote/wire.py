@@ -24,6 +24,8 @@ from farm.settings import Settings
 T = TypeVar("T")
 TRIES = 3
 """How often a call that may be sent again is sent."""
+EARLY_TRIES = 5
+"""How often a call is sent that comes too early (429), each time after as long as the answer says."""
 BACKOFF_S = 0.3
 """First pause after a call that nobody answered; doubles, seconds."""
 MOST_S = 30.0
@@ -33,9 +35,10 @@ TIMEOUT_S = 30.0
 QUIET_S = 60.0
 """An event stream that says nothing for so long is gone, seconds: it shows every 15 that it lives."""
 TOO_MANY = 429
-_OF_STATUS: dict[int, type[FarmError]] = {}
-for _cls in (one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, FarmError)):
-    _OF_STATUS.setdefault(_cls.http, _cls)  # the first of each status, as the tree in farm.errors tells it
+_CLASSES = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, FarmError)]
+_OF_CODE = {cls.code: cls for cls in _CLASSES}
+_OF_STATUS = {cls.http: cls for cls in reversed(_CLASSES)}
+"""The first class of each status, as the tree in `farm.errors` has them: for codes narrower than a class's own."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,15 @@ Steps = Generator["Call | Pause", "Answer | None", T]
 def ask(call: Call, *expected: int) -> Steps[Answer]:
     """The answer of a call that succeeded, or has one of the `expected` statuses.
 
-    What may be sent again is sent again, a few times, where no answer comes or the farm says that it is busy; what was
-    refused for the caller's rate (429) had no effect, so that is sent again whatever it is.
+    What may be sent again is sent again, a few times, where no answer comes or the farm says that it is busy. What came
+    too early (429) had no effect, so that is sent again whatever it is, when the answer says.
 
     Raises:
         FarmError: the one that the answer tells, in its own class.
         Unavailable: no answer came. With the call's own code for that where one try may have had an effect.
     """
-    unsure, pause_s = False, BACKOFF_S
-    for left in reversed(range(TRIES)):
+    unsure, pause_s, tries, early_tries = False, BACKOFF_S, TRIES, EARLY_TRIES
+    while True:
         answer: Answer | None = None
         try:
             answer = yield call
@@ -108,16 +111,17 @@ def ask(call: Call, *expected: int) -> Steps[Answer]:
                 check(answer, call.lost)
             return answer
         except FarmError as error:
-            limited, lost = answer is not None and answer.status == TOO_MANY, isinstance(error, Unavailable)
+            early = answer is not None and answer.status == TOO_MANY and _wanted_s(answer) > 0
+            away = isinstance(error, Unavailable)
             unsure = unsure or error.code == "outcome_unknown"
-            if not left or not (limited or (lost and call.again)):
-                if unsure and lost and error.code != "outcome_unknown":
+            tries, early_tries = tries - away, early_tries - early
+            if not (early and early_tries) and not (away and call.again and tries):
+                if unsure and away and error.code != "outcome_unknown":
                     # A refusal of the last try says nothing of the tries before it.
                     raise Unavailable(code="outcome_unknown") from None
                 raise
         yield Pause(min(_wanted_s(answer) or pause_s, MOST_S))
         pause_s *= 2
-    raise AssertionError("the last try returns or raises")
 
 
 def _wanted_s(answer: Answer | None) -> float:
@@ -194,7 +198,9 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
     except (ValueError, KeyError, TypeError):
         message = f"what answers is no farm (HTTP {answer.status})"
         raise Unavailable(message, code=lost if answer.status >= 500 else "unavailable") from None
-    cls = _OF_STATUS.get(answer.status, FarmError)
+    cls = _OF_CODE.get(code, FarmError)
+    if cls.http != answer.status:
+        cls = _OF_STATUS.get(answer.status, FarmError)
     if cls is InvalidJob:
         raise InvalidJob(detail, code=code, errors=wrong)
     if cls is Unavailable:

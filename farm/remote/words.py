@@ -190,6 +190,16 @@ def jobs(state: str | None, run: str | None, limit: int) -> Steps[list[JobRecord
     return found
 
 
+def run_states(run: str) -> Steps[dict[str, int]]:
+    """How many jobs of a run are in each state. Raises NotFound."""
+    return dict((yield from get(f"runs/{part(run)}"))["states"])
+
+
+def cancel_run(run: str) -> Steps[dict[str, int]]:
+    """Ends all unended jobs of a run; how many are in each state then. Raises NotFound."""
+    return dict((yield from asked(Call("POST", f"runs/{part(run)}/cancel", again=True)))["states"])
+
+
 def wait(job: str, left_s: Any) -> Steps[JobView]:
     """The job once it has ended; `left_s()` is how long it may still take, seconds, None for as long as it takes.
 
@@ -234,7 +244,7 @@ def reprioritise(job: str, priority: int, lane: str | None) -> Steps[None]:
 def results(job: str, base: str) -> Steps[list[Result]]:
     """The final images; empty until the job is done. Intermediates that were kept are not among them."""
     found = yield from get(f"jobs/{part(job)}/artifacts")
-    return [result_of(one, base) for one in found if one.get("final", True)]
+    return [result_of(one, base) for one in found if one.get("kind", "result") == "result"]
 
 
 def read(result: Result) -> Steps[bytes]:

@@ -12,10 +12,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from farm import AsyncFarm, Farm, RemoteFarm, connect
+from farm import Farm
 from farm.errors import InvalidJob, NotFound, StageFailed, Unavailable
 from farm.handle import JobHandle
-from farm.remote import AsyncJob, RemoteJob
+from farm.remote import AsyncFarm, AsyncJob, RemoteFarm, RemoteJob, connect
 from tests.api.conftest import Site, picture
 from tests.conftest import free_port
 from tests.e2e.proxy import Proxy
@@ -172,6 +172,18 @@ def test_a_cut_stream_is_healed_and_a_run_is_watched(site: Site, hand: Hand) -> 
         sent.append(request.headers.get("last-event-id"))
 
     async def main() -> None:
+        # A run is counted and ended as a whole, here as there
+        async with AsyncFarm(site.url, site.token("ada")) as farm:
+            more = await farm.run("a pear", chain="txt", seed=6000, count=3)
+            run = (await more[0].record()).run
+            await more[0].pause()
+            assert await farm.run_states(run) == site.farm.run_states(run) == {"paused": 1, "queued": 2}
+            assert await farm.cancel_run(run) == {"cancelled": 3}
+            assert site.farm.cancel_run(run) == {"cancelled": 3}
+            with pytest.raises(NotFound):
+                await farm.cancel_run("nothing")
+            with pytest.raises(NotFound):
+                site.farm.run_states("")
         async with AsyncFarm(f"http://127.0.0.1:{proxy.port}", site.token("ada")) as farm:
             jobs = await farm.run("a pear", chain="txt", seed=5000, count=2)
             run = (await jobs[0].record()).run

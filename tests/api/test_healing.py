@@ -166,6 +166,9 @@ def test_what_an_answer_asks_for_is_heeded() -> None:
     # Given answers that name a time: it is kept, for whoever is too fast whatever the call does
     assert play(Call("POST", "x"), Answer(429, {"retry-after": "7"}, PROBLEM), ok) == ([7.0], ok)
     assert play(Call("GET", "x", again=True), Answer(503, {"retry-after": "2"}, PROBLEM), ok) == ([2.0], ok)
+    # A quota is none: it names no time
+    pauses, found = play(Call("POST", "x"), Answer(429, {}, PROBLEM))
+    assert (pauses, isinstance(found, FarmError)) == ([], True)
     # But not longer than anybody waits, and not where it might do something twice
     pauses, found = play(Call("GET", "x", again=True), Answer(503, {"retry-after": "999999"}, PROBLEM), ok)
     assert (pauses, found) == ([30.0], ok)

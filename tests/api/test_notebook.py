@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from farm import AsyncFarm, Farm, RemoteFarm
+from farm import Farm
 from farm.handle import JobHandle
-from farm.remote import AsyncJob, RemoteJob
+from farm.remote import AsyncFarm, AsyncJob, RemoteFarm, RemoteJob
 from farm.settings import Settings
 from farm.shown import MOST, Jobs, picture
 from tests.api.conftest import Site

@@ -134,7 +134,7 @@ def test_a_program_of_the_readme(served: Served, there: Run, tmp_path: Path, tex
     """The words of the farm here are also those of one elsewhere: its program runs there unchanged."""
     env = {**os.environ, **NO_AWS, "FARM_CATALOG": os.environ["FARM_CATALOG"]}
     if far:
-        text = text.replace(HERE, "from farm import connect as Farm\n")
+        text = text.replace(HERE, "from farm.remote import connect as Farm\n")
     else:
         env = {**env, "FARM_URL": "", **served.env}
     before = {record.job for record in served.farm.jobs(limit=1000)}
