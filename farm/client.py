@@ -6,31 +6,31 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, uuid5
 
-from farm.catalog import Catalog
+from farm.again import no_input, read_again, refitted
 from farm.chain import Chain, override, parse_chain, read_chain_file
-from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
+from farm.errors import BadBlob, FieldError, InvalidJob, NotFound, Unavailable
+from farm.fork import StagesSource, forked_chain, kept_executions, read_stages
 from farm.handle import JobHandle
-from farm.image import Fit, fit, natural_size, png_size, read_input, read_recipe, to_png
-from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan, recipe_key, stage_of
-from farm.ledger import CHUNK, Ledger
-from farm.records import JobRecord, Quarantined, StageEntry, Submission, Submitted
+from farm.image import fit, natural_size, png_size, read_input, to_png
+from farm.job import Forecast, InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan
+from farm.ledger import CHUNK
+from farm.overview import Overview
+from farm.protocol import ImageSource
+from farm.records import JobRecord, StageEntry, Submission, Submitted
 from farm.scripts import within
-from farm.settings import Settings
-from farm.stage import STORED, Size, kinds
+from farm.shown import Jobs
+from farm.stage import STORED, Size
 from farm.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from farm.broker import Broker
-
-ImageSource = str | Path | bytes
 REFERENCE_SIDE = 1024
 """Longest side at which a reference picture is stored, pixels: image encoders see 224 to 448."""
 BYTES = "bytes:"
@@ -46,21 +46,8 @@ PATIENCE_S = 1.8
 line takes nearly one of them to start."""
 
 
-class Farm:
+class Farm(Overview):
     """A connection to the farm that the settings name."""
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings.load()
-
-    @cached_property
-    def catalog(self) -> Catalog:
-        """The checkpoints and presets."""
-        return Catalog.load(self.settings)
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """The truth in Redis."""
-        return Ledger(self.settings)
 
     @cached_property
     def store(self) -> Store:
@@ -71,19 +58,6 @@ class Farm:
     def inbox(self) -> Store:
         """The same store, for input images: a submit that it keeps waiting is told so within 3 s."""
         return Store(self.settings, PATIENCE_S)
-
-    @cached_property
-    def broker(self) -> Broker:
-        """The doorbells."""
-        from farm.broker import Broker  # Celery takes its time to import, and a look needs none
-
-        return Broker(self.settings)
-
-    def close(self) -> None:
-        """Sends the doorbells that are still to be rung, and closes the connections."""
-        for name in ("broker", "ledger"):
-            if name in self.__dict__:
-                self.__dict__.pop(name).close()
 
     def __enter__(self) -> Farm:
         return self
@@ -137,14 +111,19 @@ class Farm:
             data["stages"] = override(data["stages"], parameters)
         files: dict[str, bytes] = {}
         parsed = parse_chain({**data, "stages": _named(data.get("stages"), files)})
-        parsed.given_files.update(files)
+        return self._with_files(parsed, files, folder)
+
+    def _with_files(self, chain: Chain, files: Mapping[str, bytes], folder: Path) -> Chain:
+        """`chain` with the images of `files`, and paths of other ones found."""
         stages = [
             stage.with_uploads({loc: self._located(value, folder) for loc, (value, _) in found.items()})
             if (found := stage.uploads())
             else stage
-            for stage in parsed.stages
+            for stage in chain.stages
         ]
-        return parsed.model_copy(update={"stages": tuple(stages)})
+        located = chain.model_copy(update={"stages": tuple(stages)})
+        located.given_files.update(files)
+        return located
 
     def _located(self, value: str, folder: Path) -> str:
         """A file's path, in the chain file's `folder` or the current one, as an absolute one, if it is there."""
@@ -280,7 +259,7 @@ class Farm:
         area = 4 * self.catalog.checkpoint(first, "stages.0").native ** 2 if first.whole() else self.settings.max_area
         return first.input_size(natural_size(*image, area, self.settings.max_side, input_multiple(chain)))
 
-    def submit(self, jobs: Sequence[Job]) -> list[JobHandle]:
+    def submit(self, jobs: Sequence[Job]) -> Jobs[JobHandle]:
         """Hands `jobs` to the ledger. What is answered is durable; where a reply is lost, the same jobs are sent again.
 
         Raises:
@@ -310,7 +289,7 @@ class Farm:
                 found, ready = self._send(submissions[start : start + CHUNK], unsure=bool(submitted))
             self.broker.ring(ready)
             submitted += found
-        return [JobHandle(self, found.job) for found in submitted]
+        return Jobs(JobHandle(self, found.job) for found in submitted)
 
     def _send(self, submissions: Sequence[Submission], unsure: bool) -> tuple[list[Submitted], set[str]]:
         """What the ledger answers to one call's worth of jobs; `unsure`: jobs before these are written already."""
@@ -353,7 +332,7 @@ class Farm:
         priority: int = 50,
         deadline_s: float | None = None,
         **given: Any,
-    ) -> list[JobHandle]:
+    ) -> Jobs[JobHandle]:
         """Submits `count` jobs of one chain, image i with seed + i.
 
         `given` are the chain's own fields (`negative_prompt`, `seed`, `fit`, `exact`, `reuse`, `keep`) and stage
@@ -366,6 +345,51 @@ class Farm:
         asked = self.chain(chain, prompt, **given)
         options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
         return self.submit(self.jobs_of(asked, image, count, idempotency_key=idempotency_key, **options))
+
+    def dry_run(
+        self,
+        prompt: str | None = None,
+        *,
+        chain: str | Path | Mapping[str, Any] = "hires",
+        image: ImageSource | None = None,
+        count: int = 1,
+        lane: Lane = "interactive",
+        priority: int = 50,
+        deadline_s: float | None = None,
+        **given: Any,
+    ) -> Forecast:
+        """What `run` would submit, every rule checked; nothing is stored. Raises InvalidJob."""
+        asked = self.chain(chain, prompt, **given)
+        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
+        jobs = self.jobs_of(asked, image, count, upload=False, **options)
+        seed = None if asked.seed is None else jobs[0].seed
+        return Forecast(len(jobs), seed, [item.facts for item in jobs[0].plan])
+
+    def edges(
+        self, chain: str | Path | Mapping[str, Any], size: Size | None = None, *, images: bool = False
+    ) -> tuple[list[dict[str, Any]], Size | None]:
+        """The typed stages of a chain (see `PlannedStage.facts`), and the size of its input image, if it takes one.
+
+        `size` is that image's, in pixels; where it is needed and nobody says it, it is the checkpoint's own. With
+        `images`, those that stages name are read and fitted.
+
+        Raises:
+            InvalidJob: names each wrong field.
+        """
+        return self.edges_of(self.chain(chain), size, images=images)
+
+    def edges_of(
+        self, asked: Chain, size: Size | None = None, *, images: bool = False
+    ) -> tuple[list[dict[str, Any]], Size | None]:
+        """As `edges`, of a chain that was read."""
+        first = asked.stages[0]
+        if size is None and first.takes:
+            native = self.catalog.checkpoint(first, "stages.0").native
+            size = Size(native, native)
+        fitted = None if size is None else self.input_size(asked, size)
+        if images:
+            asked, _ = self.fitted(asked, fitted)
+        return [item.facts for item in plan(asked, self.catalog, self.settings, fitted)], size
 
     # ------------------------------------------------------------------------------------------------ look
 
@@ -381,15 +405,11 @@ class Farm:
             )
         return JobHandle(self, found[0])
 
-    def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> list[JobRecord]:
-        """The newest jobs first."""
-        return self.ledger.jobs(state=state, run=run, limit=limit)
+    def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Jobs[JobRecord]:
+        """The newest jobs first, without their stages."""
+        return Jobs(self.ledger.jobs(state=state, run=run, limit=limit))
 
     # ------------------------------------------------------------------------------------------------ quarantine
-
-    def quarantined(self, limit: int = 100) -> list[Quarantined]:
-        """What is in quarantine, the newest first."""
-        return self.ledger.quarantined(self.ledger.quarantine(limit))
 
     def quarantine_of(self, name: str) -> str:
         """The quarantined recipe that begins with `name` (4 or more characters), or that ended the job `name`.
@@ -410,21 +430,6 @@ class Farm:
             raise NotFound(f"more than one in quarantine begins with {name!r}")
         return matching[0]
 
-    def retry_quarantined(self, exec: str) -> list[str]:
-        """Queues all jobs that the quarantine of `exec` ended again, and says which; those retried before stay so.
-
-        Raises:
-            NotFound: it ended none, or all have been retried.
-        """
-        waiting, retried = self.ledger.quarantined_jobs(exec), []
-        if not waiting:
-            raise NotFound(f"no job is held by a quarantine of {exec[:12]}")
-        for job in waiting:
-            with suppress(Conflict, NotFound):  # retried by somebody else, or past its retention
-                self.broker.ring(self.ledger.retry(job))
-                retried.append(job)
-        return retried
-
     # ------------------------------------------------------------------------------------------------ again
 
     def rerun(self, picture: ImageSource, image: ImageSource | None = None) -> tuple[JobHandle, bool]:
@@ -435,40 +440,83 @@ class Farm:
         Raises:
             InvalidJob: the picture carries no recipe of this farm, or its chain is not possible here.
         """
-        data = picture if isinstance(picture, bytes) else _read_file(Path(picture))
-        try:
-            recipes = read_recipe(data)["recipes"]
-            written = {"reuse": False, "exact": recipes[0]["exact"], "stages": [stage_of(recipe) for recipe in recipes]}
-            width, height = (
-                kinds()[recipes[0]["kind"]].model_validate(written["stages"][0]).given_size(Size(*recipes[0]["size"]))
-            )
-            given = recipes[0]["given"] and InputImage(sha256=recipes[0]["given"]["image"], width=width, height=height)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-            raise InvalidJob("the recipe in this picture cannot be read", code="bad_file") from None
-        chain = parse_chain(written)
+        again = read_again(picture if isinstance(picture, bytes) else _read_file(Path(picture)))
+        chain = parse_chain(again.chain)
         for value, _ in (named for stage in chain.stages for named in stage.uploads().values()):
             if not self.inbox.exists(value.removeprefix(STORED)):
                 raise NotFound(
                     "an image that a stage of this picture names is no longer stored",
                     hint="render its chain once more with that file, which stores it again",
                 )
-        missing = self._input_again(given, image) if given else None
-        job = make_job(chain, self.catalog, self.settings, image=given)
+        missing = self._input_again(again.image, image) if again.image else None
+        job = make_job(chain, self.catalog, self.settings, image=again.image)
         self._upload([*filter(None, [missing])])
-        return self.submit([job])[0], job.keys[-1] == recipe_key(recipes[-1])
+        return self.submit([job])[0], job.keys[-1] == again.key
 
     def _input_again(self, image: InputImage, source: ImageSource | None) -> bytes | None:
         """The bytes of `image`, made from `source` by the rule that gives them; None where the store has them."""
         if source is None:
             if not self.inbox.exists(image.sha256):
-                raise NotFound("the input image of this picture is no longer stored", hint="give it with --image")
+                raise no_input()
             return None
-        original = read_input(_data_or_path(source), self.settings)
-        for rule in get_args(Fit):
-            data = to_png(fit(original, Size(image.width, image.height), rule))
-            if hashlib.sha256(data).hexdigest() == image.sha256:
-                return data
-        raise InvalidJob(errors=(FieldError("image", "not the image that this picture began from", "bad_image"),))
+        return refitted(read_input(_data_or_path(source), self.settings), image)
+
+    # ------------------------------------------------------------------------------------------------ otherwise
+
+    def fork(
+        self,
+        job: str,
+        from_stage: int,
+        *,
+        stages: StagesSource | None = None,
+        idempotency_key: str | None = None,
+        lane: Lane | None = None,
+        priority: int | None = None,
+        deadline_s: float | None = None,
+        **parameters: Any,
+    ) -> JobHandle:
+        """Submits the job `job` once more with other stages or parameters from stage `from_stage` on (see `farm.fork`).
+
+        Lane and priority are the job's own where they are not given.
+
+        Raises:
+            InvalidJob: something does not fit; names each wrong field.
+            NotFound: there is no such job.
+        """
+        record = self.job(job).record
+        options: dict[str, Any] = {"idempotency_key": idempotency_key, "deadline_s": deadline_s}
+        options |= {"lane": lane or record.lane, "priority": record.priority if priority is None else priority}
+        tail, folder = (None, Path()) if stages is None else read_stages(stages)
+        return self.submit([self.fork_of(record, from_stage, tail, parameters, folder=folder, **options)])[0]
+
+    def fork_of(
+        self,
+        record: JobRecord,
+        from_stage: int,
+        stages: Sequence[Mapping[str, Any]] | None,
+        parameters: Mapping[str, Any],
+        *,
+        folder: Path = Path(),
+        upload: bool = True,
+        **options: Any,
+    ) -> Job:
+        """The fork that `submit` takes. Files that its stages name lie in `folder`, or the current one.
+
+        Without `upload` nothing is stored. `options` are those of `make_job`.
+
+        Raises:
+            InvalidJob: something does not fit; nothing was stored.
+        """
+        files: dict[str, bytes] = {}
+        tail = _named(stages, files) if stages is not None else None
+        chain, image = forked_chain(record, from_stage, tail, _named(parameters, files))
+        chain = self._with_files(chain, files, folder)
+        chain, uploads = self.fitted(chain, Size(image.width, image.height) if image else None)
+        job = make_job(chain, self.catalog, self.settings, image=image, **options)
+        job = replace(job, kept=kept_executions(record, job, from_stage))
+        if upload:
+            self._upload(uploads)
+        return job
 
 
 def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from farm.again import named_images
 from farm.errors import InvalidJob, StageFailed, Unavailable
-from farm.job import stage_of
-from farm.program import file_of, program
-from farm.records import ENDED, JobRecord
-from farm.stage import STORED, Size, kinds
+from farm.program import program
+from farm.records import ENDED, Event, JobRecord, Lane
+from farm.shown import html_of
+from farm.stage import Size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from farm.client import Farm
     from farm.ledger import Ledger
+    from farm.store import Store
 
 ROUND_S = 0.2
 """Pause between two looks at jobs, seconds."""
@@ -40,13 +42,11 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Intermediate:
-    """What was kept of a stage before the last: an image (PNG), or a preview of it (WebP). Its size is in pixels."""
+class Intermediate(Result):
+    """What was kept of a stage before the last: an image (PNG), or a preview of it (WebP)."""
 
     stage: int
     keep: Literal["image", "preview"]
-    sha256: str
-    size: Size
     size_bytes: int
 
     @property
@@ -72,6 +72,28 @@ def patient(call: Callable[[], T]) -> T:
             time.sleep(ROUND_S)
 
 
+def write_pictures(
+    job: str, pngs: Sequence[bytes], kept: Sequence[tuple[Intermediate, bytes]], target: Path
+) -> list[Path]:
+    """Writes a job's final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
+
+    What was `kept` of other stages goes beside them, as `<job>-<stage>.png` or `.webp`.
+
+    Raises:
+        InvalidJob: (`bad_file`) a file cannot be written.
+    """
+    path = target if target.suffix == ".png" else target / f"{job}.png"
+    wanted = [(path, data) for data in pngs]
+    wanted += [(path.with_name(f"{path.stem}-{one.stage}{one.suffix}"), data) for one, data in kept]
+    for place, data in wanted:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+        except OSError as error:
+            raise InvalidJob(f"{place} cannot be written: {error.strerror}", code="bad_file") from None
+    return [place for place, _ in wanted]
+
+
 class JobHandle:
     """One submitted job. Every property asks the ledger anew."""
 
@@ -81,10 +103,23 @@ class JobHandle:
     def __repr__(self) -> str:
         return f"<job {self.id}>"
 
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
     @property
     def record(self) -> JobRecord:
         """The job's record with its stages. Raises NotFound, Unavailable."""
         return self.farm.ledger.job(self.id)
+
+    def look(self) -> tuple[JobRecord, str]:
+        """The record, and why the job's stage does not run, "" where it does or the job has ended."""
+        record = self.record
+        moves = record.at < len(record.stages) and record.stages[record.at].state == "running"
+        return record, "" if moves or record.state in ENDED else self.farm.ledger.waiting_for(self.id)
+
+    def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
+        """The job's events after the id `after`, waiting up to `block_ms` for the first."""
+        return self.farm.ledger.events(self.id, after, block_ms)
 
     @property
     def state(self) -> str:
@@ -142,7 +177,7 @@ class JobHandle:
         """The final images, decoded. Raises BadBlob, Unavailable."""
         from PIL import Image
 
-        return [Image.open(io.BytesIO(self._read(result))) for result in self.results]
+        return [Image.open(io.BytesIO(png)) for png in self.pngs()]
 
     @property
     def preview(self) -> Image | None:
@@ -155,11 +190,7 @@ class JobHandle:
     @property
     def intermediates(self) -> list[Intermediate]:
         """What was kept of the stages before the last, as far as they are done."""
-        return intermediates_of(self.record)
-
-    def intermediate(self, found: Intermediate) -> bytes:
-        """The file of an intermediate. Raises BadBlob, Unavailable."""
-        return self.farm.store.get_blob(found.sha256, max_bytes=found.size_bytes)
+        return intermediates_of(self.record, self.farm.store)
 
     def download(self, target: str | Path, *, intermediates: bool = False) -> list[Path]:
         """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
@@ -169,22 +200,17 @@ class JobHandle:
         Raises:
             InvalidJob: (`bad_file`) a file cannot be written.
         """
-        target = Path(target)
-        path = target if target.suffix == ".png" else target / f"{self.id}.png"
-        wanted = [(path, self._read(result)) for result in self.results]
-        for found in self.intermediates if intermediates else ():
-            wanted.append((path.with_name(f"{path.stem}-{found.stage}{found.suffix}"), self.intermediate(found)))
-        for path, data in wanted:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            except OSError as error:
-                raise InvalidJob(f"{path} cannot be written: {error.strerror}", code="bad_file") from None
-        return [path for path, _ in wanted]
+        kept = [(one, self.read(one)) for one in self.intermediates] if intermediates else []
+        return write_pictures(self.id, self.pngs(), kept, Path(target))
 
-    def _read(self, result: Result) -> bytes:
+    def read(self, result: Result) -> bytes:
+        """The bytes of a final image, or of an intermediate. Raises BadBlob, Unavailable."""
         limit = 1 << 20 | 4 * result.size.width * result.size.height
         return self.farm.store.get_blob(result.sha256, max_bytes=limit)
+
+    def pngs(self) -> list[bytes]:
+        """The bytes of all final images. Raises BadBlob, Unavailable."""
+        return [self.read(result) for result in self.results]
 
     def cancel(self) -> str:
         """Ends the job as cancelled; the new state. Raises Conflict when it has ended otherwise."""
@@ -202,14 +228,13 @@ class JobHandle:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         self.farm.broker.ring(self.farm.ledger.retry(self.id))
 
+    def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
+        """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
+        self.farm.ledger.reprioritise(self.id, priority, lane)
+
     def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""
-        spec, found = json.loads(self.record.spec), {}
-        if spec["image"]:
-            found["input.png"] = spec["image"]["sha256"]
-        for recipe in spec["recipes"]:
-            stage = kinds()[recipe["kind"]].model_validate(stage_of(recipe))
-            found |= {file_of(value): value.removeprefix(STORED) for value, _ in stage.uploads().values()}
+        found = dict(named_images(json.loads(self.record.spec)))
         limit = self.farm.settings.max_area * 4
         return {name: self.farm.store.get_blob(sha256, limit) for name, sha256 in found.items()}
 
@@ -224,11 +249,14 @@ def preview_of(ledger: Ledger, record: JobRecord) -> bytes | None:
     return ledger.preview(stage.exec) if stage is not None and stage.preview else None
 
 
-def intermediates_of(record: JobRecord) -> list[Intermediate]:
+def intermediates_of(record: JobRecord, store: Store) -> list[Intermediate]:
     """What was kept of the stages before the last."""
     outputs = {stage.index: json.loads(stage.output) for stage in record.stages[:-1] if stage.output}
     told = {index: output["kept"] for index, output in outputs.items() if "kept" in output}
     return [
-        Intermediate(index, kept["keep"], kept["blob"], Size(*kept["size"]), kept["bytes"])
+        Intermediate(
+            store.blob_key(kept["blob"]), store.blob_uri(kept["blob"]), kept["blob"], Size(*kept["size"]), index,
+            kept["keep"], kept["bytes"],
+        )
         for index, kept in told.items()
-    ]
+    ]  # fmt: skip

@@ -66,12 +66,38 @@ class PlannedStage:
         """The queue whose workers run this stage: one per kind and checkpoint."""
         return queue_name(self.stage.kind, self.checkpoint.name)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same as data: what a program or a table tells of the stage. Sizes are [width, height], pixels."""
+        return {
+            "index": self.index,
+            "kind": self.stage.kind,
+            "checkpoint": self.checkpoint.name,
+            "queue": self.queue,
+            "takes": self.takes,
+            "emits": self.emits,
+            "space": self.space.name,
+            "given_size": self.given and list(self.given),
+            "size": list(self.size),
+            "parameters": self.stage.model_dump(mode="json", exclude={"kind", "checkpoint"}, exclude_none=True),
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a submit would make: how many jobs, the first one's seed (None: it would be drawn) and its stages' facts."""
+
+    count: int
+    seed: int | None
+    stages: list[dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Job:
     """One chain, ready to submit: resolved, typed, with the recipe of each stage.
 
-    `recipes[n]` is the recipe of stage n (see `recipe_key`), `keys[n]` its key, `image` the blob it starts from.
+    `recipes[n]` is the recipe of stage n (see `recipe_key`), `keys[n]` its key, `image` the blob it starts from. `kept`
+    names the executions of the first stages, where they are those of another job (see `farm.fork`).
     """
 
     id: str
@@ -86,6 +112,7 @@ class Job:
     priority: int = 50
     deadline_s: float | None = None
     run: str = ""
+    kept: tuple[str, ...] = ()
 
     @property
     def spec(self) -> str:
@@ -103,7 +130,9 @@ class Job:
         return canonical({"v": 1, "recipes": self.recipes[: index + 1], **kept})
 
     def execution(self, index: int) -> str:
-        """The execution of stage `index`: its recipe key, or one of its own where reuse is off."""
+        """The execution of stage `index`: its recipe key, or one of its own where reuse is off, or another job's."""
+        if index < len(self.kept):
+            return self.kept[index]
         return self.keys[index] if self.chain.reuse else f"{self.keys[index]}.{self.id}"
 
 

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
         default_factory=_default_data,
         description="folder of the one-machine farm: servers' data, checkpoints, logs, connection file",
     )
+    url: str = Field(
+        "", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$", description="the farm elsewhere that commands and `connect` call"
+    )
+    token: SecretStr = Field(SecretStr(""), description="the token for it, as `farm token create` printed it")
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis ≥ 7 or Valkey ≥ 8, AOF on; not a cluster"
     )

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from farm import __version__
-from farm.api import artifacts, events, health, jobs, machines, problems, runs, uploads
+from farm.api import artifacts, check, events, fork, health, jobs, machines, papers, problems, quarantine, runs, uploads
 from farm.api.desk import Desk
 from farm.api.guard import Guard
 from farm.api.views import BASE
@@ -46,7 +46,7 @@ def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0
     )  # fmt: skip
     api = APIRouter(prefix=BASE, responses=problems.described())
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
-    for room in (events, artifacts, jobs, runs, uploads, machines):
+    for room in (events, artifacts, fork, papers, jobs, runs, uploads, check, machines, quarantine):
         api.include_router(room.router)
     app.include_router(api)
     app.include_router(health.router)

@@ -25,6 +25,7 @@ from farm.errors import BadBlob, NotFound, Unavailable
 from farm.handle import intermediates_of, preview_of
 from farm.records import JobRecord
 from farm.stage import Size
+from farm.store import Store
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["artifacts"])
 FOR_EVER = "private, max-age=31536000, immutable"
@@ -42,14 +43,14 @@ _WEBP: dict[int | str, dict[str, Any]] = {
 async def ls(request: Request, job: str, caller: Reader) -> list[Artifact]:
     """The final image, once there is one, and what was kept of earlier stages."""
     desk = desk_of(request)
-    return _artifacts(await desk.ask(_record, desk, caller, job))
+    return _artifacts(await desk.ask(_record, desk, caller, job), desk.farm.inbox)
 
 
 @router.get("/{job}/artifacts/{index}", status_code=307, response_class=RedirectResponse)
 async def show(request: Request, job: str, index: int, caller: Reader) -> RedirectResponse:
     """Leads on to a signed URL of one picture, which needs no token and holds for a while."""
     desk = desk_of(request)
-    found = _artifact(await desk.ask(_record, desk, caller, job), index)
+    found = _artifact(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
     store = desk.farm.inbox
     if found.kind == "result":
         key, name = store.result_key(job, found.stage, found.sha256), f"{job}-{index}.png"
@@ -69,7 +70,7 @@ async def thumbnail(
 ) -> Response:
     """A WebP of one picture, at most `side` pixels a side; never larger than the picture."""
     desk = desk_of(request)
-    found = _artifact(await desk.ask(_record, desk, caller, job), index)
+    found = _artifact(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
     etag = f'"{found.sha256}-{side}"'
     if _has(request, etag):
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": FOR_EVER})
@@ -108,11 +109,11 @@ def _preview(desk: Desk, caller: Caller, job: str) -> bytes:
     return data
 
 
-def _artifacts(record: JobRecord) -> list[Artifact]:
+def _artifacts(record: JobRecord, store: Store) -> list[Artifact]:
     """The pictures of a job, by index."""
     found = [
         _view(record, one.stage + 1, one.stage, "intermediate", one.keep, one.sha256, one.size, one.size_bytes)
-        for one in intermediates_of(record)
+        for one in intermediates_of(record, store)
     ]
     if record.state == "done":
         last, output = record.n - 1, json.loads(record.stages[-1].output)
@@ -138,8 +139,8 @@ def _view(
     )  # fmt: skip
 
 
-def _artifact(record: JobRecord, index: int) -> Artifact:
-    for found in _artifacts(record):
+def _artifact(record: JobRecord, store: Store, index: int) -> Artifact:
+    for found in _artifacts(record, store):
         if found.index == index:
             return found
     raise NotFound("the job has no such artifact")

@@ -93,7 +93,7 @@ def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, up
     full = caller.key(key)
     if not ask.sweep:
         chain = _chain(farm, ask, {})
-        _check_images(chain, kept, caller)
+        check_images(chain, kept, caller)
         return farm.jobs_of(chain, image, ask.count, idempotency_key=full, upload=upload, **options)
     # One seed for all variants, so that nothing differs but what is swept; drawn from the key, as a single job's is.
     seed = int.from_bytes(hashlib.sha256(full.encode()).digest()[:4]) if ask.seed is None else ask.seed
@@ -101,11 +101,11 @@ def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, up
     for number, changes in enumerate(_variants(ask.sweep)):
         try:
             chain = _chain(farm, ask, {"seed": seed, **changes})
-            _check_images(chain, kept, caller)
+            check_images(chain, kept, caller)
             options["idempotency_key"] = f"{full}~{number}"
             made = farm.jobs_of(chain, image, ask.count, upload=False, **options)
             # Most sweeps change no size, so that all variants begin with the same stored image.
-            if upload and not (images := _images(made[0])) <= stored:
+            if upload and not (images := images_of(made[0])) <= stored:
                 made = farm.jobs_of(chain, image, ask.count, **options)
                 stored |= images
         except InvalidJob as error:
@@ -127,15 +127,15 @@ def _chain(farm: Farm, ask: JobAsk, changes: Mapping[str, Any]) -> Chain:
     return parse_chain(data)
 
 
-def _images(job: Job) -> set[str]:
+def images_of(job: Job) -> set[str]:
     """Hashes of the stored images that a job names."""
     named = {value.removeprefix(STORED) for stage in job.chain.stages for value, _ in stage.uploads().values()}
     return named | ({job.image.sha256} if job.image else set())
 
 
-def _check_images(chain: Chain, kept: Kept, caller: Caller) -> None:
-    """Refuses images that stages name otherwise than as the caller's own uploads: no path, no address."""
-    for index, stage in enumerate(chain.stages):
+def check_images(chain: Chain, kept: Kept, caller: Caller, first: int = 0) -> None:
+    """Refuses images that stages, from `first` on, name otherwise than as the caller's uploads: no path, no address."""
+    for index, stage in enumerate(chain.stages[first:], first):
         for loc, (value, _) in stage.uploads().items():
             _check_own(kept, caller, value, f"stages.{index}.{loc}")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from farm.api.asks import JobAsk, Place, body_sha256, jobs_of
+from farm.api.asks import JobAsk, Place, body_sha256, images_of, jobs_of
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
@@ -59,6 +59,8 @@ def _submit(desk: Desk, caller: Caller, ask: JobAsk, key: str) -> tuple[list[tup
         again = desk.kept.reserve(caller.owner, key, body_sha256(ask))
     if any(job.image or any(stage.uploads() for stage in job.chain.stages) for job in jobs):
         jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=True)
+        for sha256 in {image for job in jobs for image in images_of(job)}:
+            desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a picture made from it names it so
     return list(zip(desk.farm.submit(jobs), jobs, strict=True)), again
 
 

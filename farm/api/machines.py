@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Admin, Door, Reader, needs
 from farm.api.views import View
 from farm.errors import InvalidJob, NotFound
+from farm.manual import about
+from farm.models import size_bytes
 from farm.records import QueueState, WorkerRecord
 from farm.stage import Stage, kinds
 
@@ -28,6 +31,9 @@ class CheckpointView(View):
     licence: str
     pulled: bool
     default_for: list[str]
+    recommended: dict[str, Any]
+    source: str = Field(description="its repository, where it has one")
+    bytes: int = Field(description="what its files take on the disk of the API")
 
 
 class AdapterView(View):
@@ -38,6 +44,8 @@ class AdapterView(View):
     family: str
     licence: str
     pulled: bool
+    source: str
+    bytes: int
 
 
 class CatalogView(View):
@@ -64,15 +72,13 @@ class KindView(View):
     gives: list[str]
     scale: int
     parameters: dict[str, Any]
+    fields: list[list[str]] = Field(description="name, type, default and meaning of each parameter, in words")
 
     @classmethod
     def of(cls, kind: str, stage: type[Stage]) -> KindView:
         """The view of a stage class."""
-        about = (stage.__doc__ or "").strip().splitlines() or [""]
-        return cls(
-            kind=kind, about=about[0], takes=sorted(stage.takes), gives=sorted(stage.gives), scale=stage.scale,
-            parameters=stage.model_json_schema(),
-        )  # fmt: skip
+        told = about(kind, stage)
+        return cls(**{**told, "parameters": told["schema"]})
 
 
 class QueueView(View):
@@ -135,11 +141,16 @@ def _catalog(desk: Desk) -> CatalogView:
                 name=one.name, kinds=one.kinds, family=one.family, space=one.space, native=one.native,
                 licence=one.licence, pulled=pulled(one),
                 default_for=[kind for kind, name in found.defaults.items() if name == one.name],
+                recommended=one.recommended.model_dump(mode="json", exclude_none=True), source=one.repo or "",
+                bytes=size_bytes(found, one),
             )
             for one in found.checkpoints.values()
         ],
         adapters=[
-            AdapterView(name=one.name, type=one.type, family=one.family, licence=one.licence, pulled=pulled(one))
+            AdapterView(
+                name=one.name, type=one.type, family=one.family, licence=one.licence, pulled=pulled(one),
+                source=one.repo or "", bytes=size_bytes(found, one),
+            )
             for one in found.adapters.values()
         ],
     )  # fmt: skip
@@ -171,6 +182,13 @@ async def queues(request: Request) -> list[QueueView]:
     """The queues: what is ready and running in each, and how many workers serve it."""
     desk = desk_of(request)
     return [QueueView.of(state) for state in await desk.ask(desk.farm.ledger.queues)]
+
+
+@router.get("/stats", dependencies=[needs("read")])
+async def stats(request: Request) -> dict[str, int]:
+    """What the ledger has counted since it began: submitted, claims, commits, lapses and so on."""
+    desk = desk_of(request)
+    return await desk.ask(desk.farm.stats)
 
 
 @router.get("/workers")

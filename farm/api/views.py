@@ -38,13 +38,22 @@ class StageView(View):
     attempt: int
     code: str
     message: str
+    crashes: int = Field(description="failed attempts that killed their worker")
+    ooms: int = Field(description="failed attempts that ran out of the device's memory")
+    lapses: int = Field(description="attempts whose worker was not heard of in time")
+    tags: list[str] = Field([], description="what the farm's safety checker found")
+    unread: str = Field("", description="the end of the prompt, where it is too long to be read")
 
     @classmethod
     def of(cls, stage: StageRecord) -> StageView:
         """The view of a record. Who works on it is the operator's to know: `/workers` tells."""
         kind, _, checkpoint = stage.queue.partition(".")
-        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "message")
-        return cls(kind=kind, checkpoint=checkpoint, **{name: getattr(stage, name) for name in names})
+        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "message", "lapses")
+        output = json.loads(stage.output) if stage.output else {}
+        return cls(
+            kind=kind, checkpoint=checkpoint, crashes=stage.crash, ooms=stage.oom, tags=output.get("tags") or [],
+            unread=output.get("unread") or "", **{name: getattr(stage, name) for name in names},
+        )  # fmt: skip
 
 
 class Snapshot(View):
@@ -152,12 +161,7 @@ class PlannedView(View):
     @classmethod
     def of(cls, item: PlannedStage) -> PlannedView:
         """The view of a planned stage."""
-        return cls(
-            index=item.index, kind=item.stage.kind, checkpoint=item.checkpoint.name, queue=item.queue,
-            takes=item.takes, emits=item.emits, space=item.space.name, given_size=item.given and list(item.given),
-            size=list(item.size),
-            parameters=item.stage.model_dump(mode="json", exclude={"kind", "checkpoint"}, exclude_none=True),
-        )  # fmt: skip
+        return cls(**item.facts)
 
 
 class DryRun(View):

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
+from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import failure_of, wait
 from farm.errors import Conflict, FarmError, NotFound
 from farm.records import ENDED
 
 if TYPE_CHECKING:
-    from farm.handle import JobHandle
+    from farm.protocol import AnyJob
     from farm.records import Event, JobRecord, WorkerRecord
 
 app = group("jobs", "Jobs: list, look, wait, steer, download.")
@@ -62,14 +63,13 @@ def show(job: Id) -> Outcome:
     """
     with open_farm() as farm:
         handle = farm.job(job)
-        record = handle.record
-        reason = "" if record.state in ENDED else farm.ledger.waiting_for(record.job)
+        record, reason = handle.look()
         results = [result.uri for result in handle.results]
-        kept = [(found, farm.store.blob_uri(found.sha256)) for found in handle.intermediates]
+        kept = handle.intermediates
     spec = json.loads(record.spec)
     stages = [asdict(stage) for stage in record.stages]
     data = {**_summary(record), "waits_for": reason, "chain": spec["chain"], "stages": stages, "results": results}
-    data["intermediates"] = [{"stage": found.stage, "keep": found.keep, "uri": uri} for found, uri in kept]
+    data["intermediates"] = [{"stage": one.stage, "keep": one.keep, "uri": one.uri} for one in kept]
     facts = {
         "job": record.job,
         "state": f"{record.state}{f' ({record.code})' if record.code else ''}",
@@ -91,7 +91,7 @@ def show(job: Id) -> Outcome:
     lines += [
         Table(heads, rows),
         *(f"stage {stage.index}: {stage.message}" for stage in record.stages if stage.message),
-        *(f"stage {found.stage}: kept {uri}" for found, uri in kept),
+        *(f"stage {one.stage}: kept {one.uri}" for one in kept),
         *(line for stage in record.stages if stage.output for line in _remarks(stage.index, json.loads(stage.output))),
     ]
     return Outcome(data, [*lines, *results])
@@ -117,7 +117,7 @@ def wait_for(
     if len(jobs) > 1 and out is not None and out.suffix == ".png":
         raise usage("several pictures do not go into one .png", "give a folder with -o")
     with open_farm() as farm:
-        return wait(farm, [farm.job(job) for job in jobs], out)
+        return wait([farm.job(job) for job in jobs], out, farm.round_s)
 
 
 @app.command()
@@ -136,7 +136,7 @@ def watch(job: Id) -> Outcome:
             # Read before the events: what ends the job is then among them.
             record = patient(lambda: handle.record)
             over, last = record.state in ENDED, seen[-1].id if seen else "0-0"
-            found = patient(partial(farm.ledger.events, record.job, last, block_ms=None if over else LISTEN_MS))
+            found = patient(partial(handle.history, last, None if over else LISTEN_MS))
             for event in found:
                 stage = "" if event.stage < 0 else f"stage {event.stage}"
                 say("  ".join(filter(None, (clock(event.t), event.type, stage, event.state, event.worker, event.code))))
@@ -165,13 +165,10 @@ def cancel(
 
 def _of_run(run: str) -> list[str]:
     """The ids of the jobs of a run that have not ended. Raises NotFound where the run has no job."""
+    from farm.overview import MOST
+
     with open_farm() as farm:
-        records, before = farm.ledger.jobs(run=run, limit=1000), None
-        found = list(records)
-        while len(records) == 1000:
-            before = records[-1].created_ms
-            records = farm.ledger.jobs(run=run, limit=1000, before_ms=before)
-            found += records
+        found = farm.jobs(run=run, limit=MOST)
     if not found:
         raise NotFound(f"there is no run {run}")
     return [record.job for record in found if record.state not in ENDED]
@@ -208,6 +205,38 @@ def resume(jobs: Ids) -> Outcome:
 
 
 @app.command()
+def fork(
+    job: Id,
+    from_stage: Annotated[
+        int, typer.Option("--from", metavar="STAGE", help="The first stage that is another one, counted from 0.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="[I.]NAME=VALUE", help="Any parameter from there on, JSON; I: stage from 0."),
+    ] = None,
+    stages: Annotated[
+        Path | None,
+        typer.Option("--chain", help="A chain file with the stages from there on."),
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="0 to 100; higher runs first. [the job's]")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key yields the same job.")] = None,
+    wait_: Annotated[bool, typer.Option("--wait", help="Show progress until the job has ended.")] = False,
+    out: Out = None,
+) -> Outcome:
+    """Render a job once more with another end; the stages before it are not run again.
+
+    \b
+    farm jobs fork 3f9a --from 2 --set guidance_scale=3
+    farm jobs fork 3f9a --from 1 --chain upscale.yaml -o out/
+    """
+    given = assignments(settings or [])
+    check_out(out)
+    more: dict[str, Any] = {"idempotency_key": idempotency_key, "priority": priority, "stages": stages}
+    with open_farm() as farm:
+        return submitted(farm, [farm.fork(job, from_stage, **more, **given)], wait_, out)
+
+
+@app.command()
 def download(
     job: Id,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .png.")] = Path("."),
@@ -239,7 +268,7 @@ def status() -> Outcome:
     farm queue status
     """
     with open_farm() as farm:
-        queues, workers, stats = farm.ledger.queues(), farm.ledger.workers(), farm.ledger.stats()
+        queues, workers, stats = farm.queues(), farm.workers(), farm.stats()
     rows = [(found.queue, found.ready, found.running, found.live) for found in queues]
     serving = [(found.worker, _state(found), ",".join(found.queues), found.host, found.pid) for found in workers]
     data = {
@@ -254,7 +283,7 @@ def status() -> Outcome:
     return Outcome(data, [tables[0], "", tables[1]])
 
 
-def _each(ids: Sequence[str], steer: Callable[[JobHandle], object]) -> Outcome:
+def _each(ids: Sequence[str], steer: Callable[[AnyJob], object]) -> Outcome:
     """The state of each job after `steer`; the first refusal is the error, the others are told on stderr."""
     data: list[dict[str, Any]] = []
     lines, refused = [], []

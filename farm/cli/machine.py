@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.outcome import Outcome, Table, load_settings, say, usage
+from farm.cli.outcome import Outcome, Table, load_settings, say, settings_here, usage
 from farm.cli.wait import failure_of, follow
 from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
 
@@ -41,6 +41,7 @@ def up(
     from farm.catalog import Catalog
     from farm.local import up as run
 
+    settings = settings_here("up")
     settings = load_settings(**({"data": data} if data else {}))
     _need_worker()
     run(settings, _slots(Catalog.load(settings), slots) if slots else None, say)
@@ -56,9 +57,10 @@ def demo(
     \b
     farm demo -o demo-out --seed 7
     """
+    from farm.handle import ROUND_S
     from farm.local import demo as run
 
-    settings = load_settings()
+    settings = settings_here("demo")
     _need_worker()
     # As Ctrl+C does: what was started is stopped again.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -66,7 +68,7 @@ def demo(
     data: list[dict[str, Any]] = []
 
     def show(handles: list[JobHandle]) -> None:
-        records.extend(follow(handles[0].farm, handles))
+        records.extend(follow(handles, ROUND_S))
         for handle, record in zip(handles, records, strict=True):
             uris = [result.uri for result in handle.results]
             data.append(
@@ -88,7 +90,7 @@ def worker(
     """
     from farm.catalog import Catalog
 
-    settings = load_settings()
+    settings = settings_here("worker")
     catalog = Catalog.load(settings)
     slots = _slots(catalog, stage)
     _need_worker()
@@ -111,7 +113,7 @@ def doctor() -> Outcome:
     """
     from farm.doctor import examine
 
-    found = examine(load_settings(), say)
+    found = examine(settings_here("doctor"), say)
     rows = [(item.name, item.state, item.found) for item in found]
     remedies = [f"{item.name}: {item.remedy}" for item in found if item.remedy]
     broken = [item.name for item in found if item.state == "broken"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from farm.cli.outcome import Outcome, Table, group, load_settings, say
+from farm.cli.outcome import Outcome, Table, group, open_overview, say, settings_here
 from farm.errors import FarmError, InvalidJob
 
 app = group("models", "Checkpoints and adapters: list, pull, verify, remove, convert.")
@@ -21,30 +21,8 @@ def ls() -> Outcome:
     \b
     farm models ls
     """
-    from farm import models
-    from farm.catalog import Adapter, Catalog, Checkpoint, Weights
-
-    catalog = Catalog.load(load_settings())
-
-    def told(found: Weights) -> dict[str, Any]:
-        own: dict[str, Any] = {"kinds": [], "space": None, "native": None, "recommended": {}}
-        if isinstance(found, Checkpoint):
-            own = {
-                "kinds": found.kinds, "space": found.space, "native": found.native,
-                "recommended": found.recommended.model_dump(mode="json", exclude_none=True),
-            }  # fmt: skip
-        return {
-            "name": found.name,
-            "type": found.type if isinstance(found, Adapter) else "checkpoint",
-            "family": found.family,
-            **own,
-            "source": found.repo or found.folder or found.file or found.build,
-            "licence": found.licence,
-            "pulled": catalog.lock_path(found).exists(),
-            "bytes": models.size_bytes(catalog, found),
-        }
-
-    data = [told(found) for found in (*catalog.checkpoints.values(), *catalog.adapters.values())]
+    with open_overview() as farm:
+        data = farm.weights()
     rows = [
         (found["name"], found["type"], found["family"], ",".join(found["kinds"]), found["space"] or "",
          found["native"] or "", " ".join(f"{key}={value}" for key, value in found["recommended"].items()),
@@ -70,7 +48,7 @@ def rm(
     from farm import models
     from farm.catalog import Catalog
 
-    catalog = Catalog.load(load_settings())
+    catalog = Catalog.load(settings_here("models rm"))
     freed = {name: models.remove(catalog, name) for name in names}
     lines = [f"{name}  removed, {size / 1e6:,.1f} MB are free again" for name, size in freed.items()]
     return Outcome([{"name": name, "bytes": size} for name, size in freed.items()], lines)
@@ -93,7 +71,7 @@ def pull(
     from farm import models
     from farm.catalog import Catalog
 
-    catalog = Catalog.load(load_settings())
+    catalog = Catalog.load(settings_here("models pull"))
     data, lines = [], []
     for name in names:
         say(f"pulling {name}")
@@ -122,6 +100,7 @@ def convert(
     """
     from farm import models
 
+    settings_here("models convert")
     models.convert(source, target, config)
     return Outcome({"target": str(target)}, [f"{target} is made; name it in the catalog as `folder` or `file`"])
 
@@ -140,7 +119,7 @@ def verify(
     from farm import models
     from farm.catalog import Catalog
 
-    catalog = Catalog.load(load_settings())
+    catalog = Catalog.load(settings_here("models verify"))
     entries = (*catalog.checkpoints.values(), *catalog.adapters.values())
     pulled = [found.name for found in entries if catalog.lock_path(found).exists()]
     if not pulled and not names:

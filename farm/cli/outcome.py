@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from farm import __version__
 from farm.errors import FarmError, InvalidJob, StageFailed, Unavailable
 
 if TYPE_CHECKING:
-    from farm.client import Farm
+    from farm.protocol import AnyFarm, AnyOverview
     from farm.settings import Settings
 
 INTERRUPTED = 130
@@ -145,10 +145,53 @@ def load_settings(**given: Any) -> Settings:
     return settings
 
 
-@contextmanager
-def open_farm() -> Iterator[Farm]:
-    """A client of the farm that the settings name."""
-    from farm.client import Farm
+def settings_here(command: str) -> Settings:
+    """The settings, for a command that needs the farm's own machine.
 
-    with Farm(load_settings()) as farm:
+    Raises:
+        FarmError: (`usage`) FARM_URL names a farm elsewhere.
+    """
+    settings = load_settings()
+    if settings.url:
+        message = f"`farm {command}` works on the farm's own machine, and FARM_URL names a farm elsewhere"
+        raise usage(message, "unset FARM_URL to use this machine")
+    return settings
+
+
+@contextmanager
+def open_farm() -> Iterator[AnyFarm]:
+    """The farm that the settings name: by FARM_URL over HTTP, else by its own servers."""
+    settings = load_settings()
+    farm: AnyFarm
+    if settings.url:
+        farm = _elsewhere(settings)
+    else:
+        from farm.client import Farm
+
+        farm = Farm(settings)
+    with closing(farm):
         yield farm
+
+
+@contextmanager
+def open_overview() -> Iterator[AnyOverview]:
+    """The same farm, for commands that submit nothing and need no job: without what takes its time to import."""
+    settings = load_settings()
+    farm: AnyOverview
+    if settings.url:
+        farm = _elsewhere(settings)
+    else:
+        from farm.overview import Overview
+
+        farm = Overview(settings)
+    with closing(farm):
+        yield farm
+
+
+def _elsewhere(settings: Settings) -> AnyFarm:
+    """The farm that FARM_URL names."""
+    try:
+        from farm.remote import RemoteFarm
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"FARM_URL needs {error.name}", hint="pip install 'latent-farm[client]'") from None
+    return RemoteFarm(settings=settings)

@@ -10,7 +10,6 @@ import typer
 
 from farm.cli.jobs import clock
 from farm.cli.outcome import Outcome, Table, group, open_farm
-from farm.errors import NotFound
 
 if TYPE_CHECKING:
     from farm.records import Quarantined
@@ -45,11 +44,7 @@ def show(name: Name) -> Outcome:
     """
     with open_farm() as farm:
         exec = farm.quarantine_of(name)
-        found = farm.ledger.quarantined([exec])
-        attempts, jobs = farm.ledger.attempts(exec), farm.ledger.quarantined_jobs(exec)
-    if not found:
-        raise NotFound(f"{exec[:12]} is not in quarantine", hint="`farm quarantine ls` lists what is")
-    (one,) = found
+        one, attempts, jobs = farm.failures(exec)
     recipe = json.loads(one.payload)["recipes"][-1]
     facts = {
         "recipe": one.exec,
@@ -89,7 +84,7 @@ def drop(name: Name) -> Outcome:
     """
     with open_farm() as farm:
         exec = farm.quarantine_of(name)
-        farm.ledger.drop(exec)
+        farm.drop_quarantined(exec)
     return Outcome({"exec": exec}, [f"{exec}  dropped"])
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from farm.cli.chains import edges
-from farm.cli.outcome import Outcome, open_farm, usage
+from farm.cli.outcome import Outcome, load_settings, open_farm, usage
+from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import wait
 
 if TYPE_CHECKING:
-    from farm.job import Job
-
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
+    from farm.job import Forecast
 
 
 def render(
@@ -89,26 +85,21 @@ def render(
         "0.height": height,
     }
     given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    for name, value in map(_assignment, settings or []):
+    for name, value in assignments(settings or []).items():
         if name in given or (name == "prompt" and prompt is not None):
             raise usage(f"{name} is given twice")
         given[name] = value
+    prompt = given.pop("prompt", prompt)
+    default = "hires" if image is None else "img"
+    source = sys.stdin.buffer.read(load_settings().max_upload_bytes + 1) if image == "-" else image
+    options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count, **given}
+    options |= {"chain": default if chain is None else chain, "image": source}
     with open_farm() as farm:
-        prompt = given.pop("prompt", prompt)
-        default = "hires" if image is None else "img"
-        asked = farm.chain(default if chain is None else chain, prompt, **given)
-        source = sys.stdin.buffer.read(farm.settings.max_upload_bytes + 1) if image == "-" else image
-        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "upload": not dry_run}
-        if not dry_run:
-            _check_out(out)
-        jobs = farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options)
         if dry_run:
-            return _dry_run(jobs, asked.seed is None)
-        handles = farm.submit(jobs)
-        if wait_ or out is not None:
-            return wait(farm, handles, out)
-        ids = [handle.id for handle in handles]
-        return Outcome({"jobs": [{"id": job} for job in ids]}, ids)
+            return _told(farm.dry_run(prompt, **options))
+        check_out(out)
+        handles = farm.run(prompt, idempotency_key=idempotency_key, **options)
+        return submitted(farm, handles, wait_, out)
 
 
 def rerun(
@@ -129,12 +120,11 @@ def rerun(
         handle, same_recipe = farm.rerun(picture, image)
         if not wait_ and out is None:
             return Outcome({"jobs": [{"id": handle.id}], "same_recipe": same_recipe}, [handle.id])
-        outcome = wait(farm, [handle], out)
+        outcome = wait([handle], out, farm.round_s)
         if outcome.error is not None:
             return outcome
         (result,) = handle.results
-        made = farm.store.get_blob(result.sha256, max_bytes=farm.settings.max_area * 4)
-        identical = pixels_sha256(made) == pixels_sha256(picture.read_bytes())
+        identical = pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes())
         told = "the pixels are identical" if identical else "the pixels differ"
         if not same_recipe:
             told += "; the checkpoints or stages here are not those that made the picture"
@@ -153,12 +143,13 @@ def script(
     farm script 3f9a > apple.py
     farm script 3f9a -o again/     # also writes the input images, as they were fitted at submit
     """
-    _check_out(out)
+    check_out(out)
     with open_farm() as farm:
         handle = farm.job(job)
         program = handle.script()
         if out is None:
             return Outcome({"script": program}, [program.rstrip("\n")])
+        out.mkdir(parents=True, exist_ok=True)
         (out / "program.py").write_text(program, "utf-8")
         paths = [str(out / "program.py")]
         for name, data in handle.input_images().items():
@@ -167,36 +158,9 @@ def script(
     return Outcome({"script": program, "paths": paths}, paths)
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    """The name and value of one --set: JSON where it is JSON, else the text itself."""
-    name, equals, value = text.partition("=")
-    if not equals or not name or name in ("self", "chain", "stages"):
-        raise usage(f"--set {text}: not [I.]NAME=VALUE", "for example --set 1.strength=0.4")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _dry_run(jobs: Sequence[Job], is_random: bool) -> Outcome:
+def _told(forecast: Forecast) -> Outcome:
     """The jobs as they would run, all checks done and nothing stored."""
-    table, data = edges(jobs[0].plan)
-    seeds = f"seeds {jobs[0].seed} to {jobs[-1].seed}" if len(jobs) > 1 else f"seed {jobs[0].seed}"
-    plural = "s" if len(jobs) > 1 else ""
-    told = f"{len(jobs)} job{plural}, {'a random seed' if is_random else seeds}; not submitted"
-    return Outcome({"count": len(jobs), "seed": None if is_random else jobs[0].seed, "stages": data}, [table, told])
-
-
-def _check_out(out: Path | None) -> None:
-    """Refuses a target that cannot be written, before anything is rendered for it."""
-    if out is None:
-        return
-    if out.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif"}:
-        raise usage(f"-o {out}: results are PNG files", "give a folder, or a name that ends in .png")
-    folder = out.parent if out.suffix == ".png" else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise usage(f"-o {out}: the folder cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise usage(f"-o {out}: the folder cannot be written")
+    count, seed = forecast.count, forecast.seed
+    seeds = "a random seed" if seed is None else f"seeds {seed} to {seed + count - 1}" if count > 1 else f"seed {seed}"
+    told = f"{count} job{'s' if count > 1 else ''}, {seeds}; not submitted"
+    return Outcome({"count": count, "seed": seed, "stages": forecast.stages}, [edges(forecast.stages), told])

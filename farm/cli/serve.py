@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from farm.cli.jobs import clock
-from farm.cli.outcome import Outcome, Table, group, load_settings, say
+from farm.cli.outcome import Outcome, Table, group, say, settings_here
 from farm.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def serve(
     farm serve
     farm serve --host 0.0.0.0 --port 8400
     """
-    settings = load_settings()
+    settings = settings_here("serve")
     try:
         from farm.api.serve import serve as run
     except ModuleNotFoundError as error:
@@ -54,7 +54,7 @@ def create(
     farm token create --owner ada
     farm token create --owner ops --scope admin --days 30
     """
-    with _open(load_settings()) as tokens:
+    with _open(settings_here("token")) as tokens:
         token, text = tokens.create(owner, scope or ["read", "submit"], None if days is None else days * DAY_S)
     return Outcome({**_told(token), "token": text}, [text])
 
@@ -66,7 +66,7 @@ def ls() -> Outcome:
     \b
     farm token ls
     """
-    with _open(load_settings()) as tokens:
+    with _open(settings_here("token")) as tokens:
         data = [_told(token) for token in tokens.all()]
     rows = [
         (one["id"], one["owner"], ",".join(one["scopes"]), one["created"], one["expires"] or "never") for one in data
@@ -83,7 +83,7 @@ def rm(
     \b
     farm token rm 0f3a9c2b77d1
     """
-    with _open(load_settings()) as tokens:
+    with _open(settings_here("token")) as tokens:
         tokens.remove(token)
     return Outcome({"id": token, "removed": True}, [f"{token}  removed"])
 

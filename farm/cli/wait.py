@@ -20,22 +20,22 @@ from farm.errors import Conflict, FarmError, StageFailed
 from farm.records import ENDED
 
 if TYPE_CHECKING:
-    from farm.client import Farm
-    from farm.handle import JobHandle
+    from farm.protocol import AnyJob
     from farm.records import JobRecord, StageRecord
 
 SHOWN = 8
 """Unfinished jobs that are looked at in each round."""
 
 
-def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
+def wait(handles: Sequence[AnyJob], out: Path | None, round_s: float) -> Outcome:
     """What came of the jobs, once all have ended, with the results written to `out` if it is given.
 
-    Ctrl+C detaches or cancels, as the user answers; a second one detaches. Whatever ends the wait, the ids are told.
+    `round_s` is the pause between two looks at them, seconds. Ctrl+C detaches or cancels, as the user answers; a second
+    one detaches. Whatever ends the wait, the ids are told.
     """
     once = list({handle.id: handle for handle in handles}.values())
     try:
-        return collect(once, follow(farm, once), out)
+        return collect(once, follow(once, round_s), out)
     except KeyboardInterrupt:
         return _interrupted(once)
     except FarmError as error:
@@ -43,22 +43,22 @@ def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
         return Outcome({"jobs": [{"id": job} for job in ids]}, ids, error)
 
 
-def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
+def follow(handles: Sequence[AnyJob], round_s: float) -> list[JobRecord]:
     """The jobs' last records, once all have ended; shows until then where they are.
 
     Raises:
         Unavailable: the ledger was away for too long.
     """
-    from farm.handle import ROUND_S, patient
+    from farm.handle import patient
 
     def look() -> list[JobRecord]:
         """The open jobs' records, as they are shown."""
-        records = [handle.record for handle in open_jobs.values()]
-        for record in records:
-            display.show(record, _reason(farm, record))
-        return records
+        found = [handle.look() for handle in open_jobs.values()]
+        for record, reason in found:
+            display.show(record, reason)
+        return [record for record, _ in found]
 
-    waiting, open_jobs = deque(handles), dict[str, "JobHandle"]()
+    waiting, open_jobs = deque(handles), dict[str, "AnyJob"]()
     ended: dict[str, JobRecord] = {}
     display = Lines() if is_plain(sys.stderr) else Bars(len(handles))
     with display.live():
@@ -71,11 +71,11 @@ def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
             for job in over:
                 del open_jobs[job]
             if open_jobs and not over:
-                time.sleep(ROUND_S)
+                time.sleep(round_s)
     return [ended[handle.id] for handle in handles]
 
 
-def collect(handles: Sequence[JobHandle], records: Sequence[JobRecord], out: Path | None) -> Outcome:
+def collect(handles: Sequence[AnyJob], records: Sequence[JobRecord], out: Path | None) -> Outcome:
     """The results of ended jobs, written to `out` if it is given; the error if one did not end done.
 
     Raises:
@@ -137,13 +137,6 @@ def progress(record: JobRecord) -> str:
 
 def _is_over(record: JobRecord) -> bool:
     return record.state in ENDED
-
-
-def _reason(farm: Farm, record: JobRecord) -> str:
-    """Why an unfinished job does not move, if it does not."""
-    if _is_over(record) or (record.at < len(record.stages) and record.stages[record.at].state == "running"):
-        return ""
-    return farm.ledger.waiting_for(record.job)
 
 
 class Lines:
@@ -228,7 +221,7 @@ def _share(record: JobRecord) -> float:
     return record.at + (stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0)
 
 
-def _interrupted(handles: Sequence[JobHandle]) -> Outcome:
+def _interrupted(handles: Sequence[AnyJob]) -> Outcome:
     """What Ctrl+C leads to: on a terminal the user says whether the jobs are cancelled, elsewhere they go on."""
     ids, cancelled = [handle.id for handle in handles], False
     with suppress(KeyboardInterrupt):  # a second Ctrl+C detaches

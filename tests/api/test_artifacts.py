@@ -127,7 +127,7 @@ def test_python_has_what_was_kept(site: Site, hand: Hand, ada: httpx2.Client, tm
     handle = site.farm.job(url.rpartition("/")[2])
     (found,) = handle.intermediates
     assert (found.stage, found.keep, found.sha256, found.size) == (0, "image", sha256, (64, 64))
-    assert handle.intermediate(found) == data
+    assert handle.read(found) == data
     hand.serve(hand.claim("upscale_latent.tiny-x2"))
 
 

@@ -67,7 +67,7 @@ def test_a_run_is_the_one_that_the_farm_here_would_make(site: Site, remote: Remo
     assert [job.seed for job in jobs] == [1, 2, 1, 2]
     assert [job.id for job in again] == [job.id for job in same]
     run = jobs[0].view.run
-    assert [view.id for view in remote.jobs(run=run)] == [job.id for job in jobs][::-1]
+    assert [record.job for record in remote.jobs(run=run)] == [job.id for job in jobs][::-1]
     assert len(remote.jobs(limit=3)) == 3
     with pytest.raises(Conflict):
         remote.run("a plum", chain="txt", idempotency_key="k")

@@ -116,12 +116,12 @@ def test_what_a_job_asks_for_is_kept(rig: Rig, api: httpx2.Client, how: str) -> 
     assert blob(job) == blob(plain)
     # And each stage before the last has its picture
     assert [(one.stage, one.keep) for one in job.intermediates] == [(0, how), (1, how), (2, how)]
-    pictures = [Image.open(io.BytesIO(job.intermediate(one))) for one in job.intermediates]
+    pictures = [Image.open(io.BytesIO(job.read(one))) for one in job.intermediates]
     if how == "image":
         assert [picture.size for picture in pictures] == [(64, 64), (64, 64), (128, 128)]
         # a stage that hands on an image has no second one
         assert outputs[2]["kept"]["blob"] == outputs[2]["blob"]
-        assert len(read_recipe(job.intermediate(job.intermediates[1]))["recipes"]) == 2
+        assert len(read_recipe(job.read(job.intermediates[1]))["recipes"]) == 2
     else:
         assert [picture.size for picture in pictures] == [(256, 256)] * 3
         assert all(one.size_bytes <= 20 * 1024 for one in job.intermediates)
@@ -163,7 +163,7 @@ def test_a_kept_picture_is_what_a_shorter_chain_makes(rig: Rig) -> None:
     short = rig.farm.render("a fig", chain={"stages": long["stages"][:1]}, seed=6).wait(120)
     # Then
     (kept,) = job.intermediates
-    assert pixels_sha256(job.intermediate(kept)) == pixels_sha256(blob(short))
+    assert pixels_sha256(job.read(kept)) == pixels_sha256(blob(short))
 
 
 def test_what_was_made_before_is_kept_as_it_was_then(rig: Rig) -> None:
@@ -190,7 +190,7 @@ def test_nothing_is_kept_that_a_policy_would_hide(rig: Rig) -> None:
     clear, blurred, refused = (job(name, "image") for name in ("tiny", "tiny-style", "tiny-sd2"))
     # Then they are blurred, or not there
     (plain,), (smooth,) = clear.intermediates, blurred.intermediates
-    assert roughness(blurred.intermediate(smooth)) < roughness(clear.intermediate(plain)) / 2
+    assert roughness(blurred.read(smooth)) < roughness(clear.read(plain)) / 2
     assert refused.intermediates == []
     # And what nobody could judge is not kept
     assert [job(name, "preview").intermediates for name in ("tiny-style", "tiny-sd2")] == [[], []]

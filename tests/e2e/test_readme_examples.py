@@ -1,0 +1,149 @@
+"""Does every example of the README run against a served farm, with real workers behind it?"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from farm.client import Farm
+from farm.ledger import FAN
+from farm.scripts import Server
+from farm.tokens import Tokens
+from tests.api.conftest import picture, serving
+from tests.conftest import free_port
+from tests.e2e.rig import ALL, Rig
+from tests.test_cli import NO_AWS, Hand, Ran, run  # noqa: F401 — a fixture
+from tests.test_readme import blocks
+
+Run = Callable[..., Ran]
+HERE = "from farm import Farm\n"
+OTHERS = ("make", "export", "python")
+"""First words of lines that call no farm."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A farm with workers, whose API is at `url`, and jobs of the owner of `token`."""
+
+    farm: Farm
+    url: str
+    token: str
+    done: str
+    poison: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def served(rig: Rig) -> Iterator[Served]:
+    """The farm of the module with four workers of the tiny family, a done job and one in quarantine."""
+    server = Server(rig.farm.settings, FAN)
+    token = Tokens(server).create("ada", ("read", "submit", "admin"))[1]
+    poison = rig.farm.render("a poison pear", chain="txt")
+    hand = Hand(rig.farm.settings, rig.farm.store)
+    for _ in range(3):
+        hand.claim("text2img.tiny")
+        hand.ledger.worker_died("hand", "boot", "signal 9", "killed")
+    assert poison.state == "quarantined"
+    rig.supervise([",".join(ALL)])
+    rig.ready(1)
+    done = rig.farm.render("a pear", chain="hires", seed=2)
+    done.wait(240)
+    with serving(rig.farm.settings) as url:
+        yield Served(rig.farm, url, token, done.id, poison.id, rig.env)
+    server.close()
+
+
+@pytest.fixture
+def there(served: Served, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
+    """A command line in a folder of its own that reaches the farm by its API alone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.png").write_bytes(picture("navy", (96, 64)))
+    for name, value in {"URL": served.url, "TOKEN": served.token}.items():
+        monkeypatch.setenv(f"FARM_{name}", value)
+    monkeypatch.setenv("FARM_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
+    return run
+
+
+def lines() -> list[str]:
+    """Every command of the README's shell blocks, without its comment."""
+    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+    found = [re.sub(r"\s+#.*", "", line) for line in text.splitlines()]
+    return [command.strip() for line in found for command in line.split(";") if command.strip()]
+
+
+def test_every_line_is_a_command_that_is_tried() -> None:
+    first = {line.split()[0] for line in lines()}
+    assert {"farm", "curl"} <= first <= {"farm", "curl", *OTHERS}
+    assert len(blocks("python")) == 3
+
+
+@pytest.mark.parametrize("line", [line for line in lines() if line.startswith("farm ")])
+def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, line: str) -> None:
+    # Given what the line names
+    words = shlex.split(line)[1:]
+    job = served.done
+    if words[:2] == ["jobs", "cancel"]:
+        held = served.farm.render("a held pear", chain="txt")
+        held.pause()
+        job = held.id
+    if words[0] == "quarantine":
+        job = served.poison
+    if words[0] == "rerun":
+        served.farm.job(served.done).download(tmp_path / "out" / "PICTURE.png")
+    # When it is called with FARM_URL set
+    found = there(*(job if word == "ID" else word for word in words))
+    # Then it does what it says, or that it is for the farm's own machine
+    if words[0] in ("up", "serve", "worker", "doctor", "token") or words[:2] == ["models", "pull"]:
+        assert (found.status, "works on the farm's own machine" in found.err) == (2, True)
+    else:
+        assert found.status == 0, found.err
+        assert found.out
+    if "-o" in words:
+        assert list((tmp_path / "out").glob("*.png"))
+    if words[0] == "rerun":
+        assert "the pixels are identical" in found.out
+    if words[:2] == ["jobs", "fork"]:
+        (uri,) = (one for one in found.out.splitlines() if "://" in one)
+        record = served.farm.job(uri.split("/")[-3]).record
+        claimed = [one.stage for one in served.farm.ledger.events(record.job) if one.type == "claimed"]
+        assert (record.state, claimed) == ("done", [3])
+
+
+@pytest.mark.parametrize("line", [line for line in lines() if line.startswith("curl ")])
+def test_a_call_of_the_readme(served: Served, line: str) -> None:
+    text = line.replace("http://127.0.0.1:8400", served.url).replace("jobs/ID/", f"jobs/{served.done}/")
+    env = {**os.environ, "TOKEN": served.token}
+    found = subprocess.run(["bash", "-c", f"{text} -sSf"], env=env, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert '"count":4' in found.stdout or "event: end" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("far", "text"),
+    [(True, text) for text in blocks("python")] + [(False, text) for text in blocks("python") if HERE in text],
+)
+def test_a_program_of_the_readme(served: Served, there: Run, tmp_path: Path, text: str, far: bool) -> None:
+    """The words of the farm here are also those of one elsewhere: its program runs there unchanged."""
+    env = {**os.environ, **NO_AWS, "FARM_CATALOG": os.environ["FARM_CATALOG"]}
+    if far:
+        text = text.replace(HERE, "from farm.remote import connect as Farm\n")
+    else:
+        env = {**env, "FARM_URL": "", **served.env}
+    before = {record.job for record in served.farm.jobs(limit=1000)}
+    command = [sys.executable, "-c", text]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    made = [record for record in served.farm.jobs(limit=1000) if record.job not in before]
+    assert made
+    for name in re.findall(r'save\("(.*?)"\)', text):
+        assert (tmp_path / name).exists()
+    if 'download("out")' in text:
+        assert list((tmp_path / "out").glob("*.png"))
