@@ -17,7 +17,7 @@ from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, png_size, read_input, read_recipe, to_png
-from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan, recipe_key, stage_of
+from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, make_jobs, new_id, plan, recipe_key, stage_of
 from farm.ledger import CHUNK, Ledger
 from farm.records import JobRecord, Quarantined, StageEntry, Submission, Submitted
 from farm.scripts import within
@@ -181,13 +181,10 @@ class Farm:
         run = str(uuid5(NAMESPACE_OID, repr(key))) if count > 1 else ""
         data, found = self.prepare(chain, image)
         chain, uploads = self.fitted(chain, Size(found.width, found.height) if found else None)
-        jobs = [
-            make_job(
-                chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane,
-                priority=priority, deadline_s=deadline_s, run=run, index=index,
-            )
-            for index in range(count)
-        ]  # fmt: skip
+        jobs = make_jobs(
+            chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane, priority=priority,
+            deadline_s=deadline_s, run=run, count=count,
+        )  # fmt: skip
         if upload:
             self._upload([*uploads, *filter(None, [data])])
         return jobs
@@ -278,43 +275,34 @@ class Farm:
         area = 4 * self.catalog.checkpoint(first, "stages.0").native ** 2 if first.whole() else self.settings.max_area
         return first.input_size(natural_size(*image, area, self.settings.max_side, input_multiple(chain)))
 
-    def submit(self, jobs: Sequence[Job]) -> list[JobHandle]:
+    def submit(self, jobs: Sequence[Job], owner: str = "", max_open: int = 0) -> list[JobHandle]:
         """Hands `jobs` to the ledger. What is answered is durable; where a reply is lost, the same jobs are sent again.
 
+        They are `owner`'s, who may have `max_open` unended jobs with them (0: any number).
+
         Raises:
+            QuotaExceeded: there would be more; nothing is stored.
             Unavailable: the ledger does not answer. With code `outcome_unknown` the jobs may be there: the hint names
                 the idempotency key under which another submit yields each of them once.
         """
-        submissions = [
-            Submission(
-                job=job.id,
-                stages=tuple(
-                    StageEntry(job.execution(item.index), item.queue, job.payload(item.index)) for item in job.plan
-                ),
-                spec=job.spec,
-                idem=job.idempotency_key,
-                body_hash=hashlib.sha256(job.spec.encode()).hexdigest(),
-                lane=job.lane,
-                priority=job.priority,
-                deadline_s=job.deadline_s,
-                run=job.run,
-            )
-            for job in jobs
-        ]  # fmt: skip
         submitted: list[Submitted] = []
-        for start in range(0, len(submissions), CHUNK):
+        for start in range(0, len(jobs), CHUNK):
+            submissions = [_submission(job, owner) for job in jobs[start : start + CHUNK]]
+            limits = {"max_open": max_open, "beyond": len(jobs) - start - len(submissions)}
             # Each script has its own time: many jobs may take longer than one may be kept waiting.
             with within(PATIENCE_S):
-                found, ready = self._send(submissions[start : start + CHUNK], unsure=bool(submitted))
+                found, ready = self._send(submissions, limits, unsure=bool(submitted))
             self.broker.ring(ready)
             submitted += found
         return [JobHandle(self, found.job) for found in submitted]
 
-    def _send(self, submissions: Sequence[Submission], unsure: bool) -> tuple[list[Submitted], set[str]]:
+    def _send(
+        self, submissions: Sequence[Submission], limits: dict[str, int], unsure: bool
+    ) -> tuple[list[Submitted], set[str]]:
         """What the ledger answers to one call's worth of jobs; `unsure`: jobs before these are written already."""
         for left in reversed(range(SUBMIT_TRIES)):
             try:
-                return self.ledger.submit(submissions)
+                return self.ledger.submit(submissions, **limits)
             except Unavailable as error:
                 unsure = unsure or error.code == "outcome_unknown"
                 if not unsure:
@@ -467,6 +455,23 @@ class Farm:
             if hashlib.sha256(data).hexdigest() == image.sha256:
                 return data
         raise InvalidJob(errors=(FieldError("image", "not the image that this picture began from", "bad_image"),))
+
+
+def _submission(job: Job, owner: str) -> Submission:
+    """The job as the ledger takes it."""
+    spec = job.spec
+    return Submission(
+        job=job.id,
+        stages=tuple(StageEntry(job.execution(item.index), item.queue, job.payload(item.index)) for item in job.plan),
+        spec=spec,
+        idem=job.idempotency_key,
+        body_hash=hashlib.sha256(spec.encode()).hexdigest(),
+        lane=job.lane,
+        priority=job.priority,
+        deadline_s=job.deadline_s,
+        run=job.run,
+        owner=owner,
+    )
 
 
 def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:

@@ -623,7 +623,7 @@ class TestSeeds:
         assert [recipe["seed"] for recipe in job.recipes] == [7, 99]
 
     def test_image_i_of_a_run_has_seed_plus_i(self, catalog: Catalog, here: Settings) -> None:
-        jobs = [make_job(chain(TEXT, seed=7), catalog, here, idempotency_key="k", index=index) for index in range(3)]
+        jobs = make_jobs(chain(TEXT, seed=7), catalog, here, idempotency_key="k", count=3)
         assert [job.seed for job in jobs] == [7, 8, 9]
         assert len({job.idempotency_key for job in jobs}) == 3
 
@@ -636,9 +636,9 @@ class TestSeeds:
         assert len({first.seed, other.seed, more.seed, make_job(chain(TEXT), catalog, here).seed}) == 4
 
     def test_a_run_ends_with_the_largest_seed(self, catalog: Catalog, here: Settings) -> None:
-        assert make_job(chain(TEXT, seed=MAX_SEED - 1), catalog, here, index=1).seed == MAX_SEED
+        assert make_jobs(chain(TEXT, seed=MAX_SEED - 1), catalog, here, count=2)[1].seed == MAX_SEED
         with refused("invalid_field", "seed", "seed: seed + count goes beyond 9007199254740991"):
-            make_job(chain(TEXT, seed=MAX_SEED), catalog, here, index=1)
+            make_jobs(chain(TEXT, seed=MAX_SEED), catalog, here, count=2)
 
 
 def test_the_largest_numbers_survive_the_spec(catalog: Catalog, here: Settings) -> None:
@@ -708,7 +708,7 @@ def test_what_nobody_says_is_the_default(catalog: Catalog, here: Settings) -> No
 
 
 def test_the_longest_key_is_taken_and_numbered(catalog: Catalog, here: Settings) -> None:
-    job = make_job(chain(TEXT), catalog, here, idempotency_key="x" * 255, index=3)
+    job = make_jobs(chain(TEXT), catalog, here, idempotency_key="x" * 255, count=4)[3]
     assert job.idempotency_key == "x" * 255 + "#3"
 
 

@@ -177,14 +177,13 @@ end
 local function schema_of(key) return redis.call('HGET', key, 'schema') or '1' end
 
 local function unplace(exec)
-  local queue = redis.call('HGET', xk(exec), 'queue')
-  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema_of(xk(exec))), exec) end
+  local queue, schema = redis.call('HGET', xk(exec), 'queue'), schema_of(xk(exec))
+  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema), exec) end
 end
 
 local function place(exec)
   local queue, lane, priority, seniority = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms')
   local schema = schema_of(xk(exec))
-  unplace(exec)
   redis.call('ZADD', ready_key(queue, lane, schema), (100 - priority) * 2 ^ 42 + seniority, exec)
   redis.call('SADD', P .. 'schemas', schema)
   return queue
@@ -208,7 +207,10 @@ local function rank(exec, jobs, keep)
     if not seniority or tonumber(s) < tonumber(seniority) then seniority = s end
   end
   redis.call('HSET', xk(exec), 'lane', lane, 'priority', priority, 'seniority_ms', seniority)
-  if redis.call('HGET', xk(exec), 'state') == 'ready' then place(exec) end
+  if redis.call('HGET', xk(exec), 'state') == 'ready' then
+    unplace(exec)
+    place(exec)
+  end
 end
 
 local function is_held(exec, token)

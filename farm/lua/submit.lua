@@ -1,6 +1,7 @@
 -- Writes jobs, all or none, and attaches each to its first stage.
+local STAGE = {'x', 'q', 'p'}
 local max_farm, max_owner, beyond, booking = tonumber(arg()), tonumber(arg()), tonumber(arg()), tonumber(arg())
-local jobs, kept, ids, fresh = {}, {}, {}, 0
+local jobs, kept, ids, owned, fresh = {}, {}, {}, {}, 0
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
     span = arg(), run = arg(), owner = arg(), schema = arg(), stages = {}}
@@ -26,8 +27,11 @@ for i = 1, tonumber(arg()) do
   end
   if not one.earlier then
     fresh = fresh + 1
-    local first = one.run ~= '' and redis.call('ZRANGE', P .. 'run:' .. one.run, 0, 0)[1]
-    if first and (redis.call('HGET', jk(first), 'owner') or '') ~= one.owner then
+    if one.run ~= '' and not owned[one.run] then
+      local first = redis.call('ZRANGE', P .. 'run:' .. one.run, 0, 0)[1]
+      owned[one.run] = first and redis.call('HGET', jk(first), 'owner') or one.owner
+    end
+    if owned[one.run] and owned[one.run] ~= one.owner then
       return refuse('conflict', 'the run ' .. one.run .. ' is somebody else\'s')
     end
   end
@@ -68,12 +72,16 @@ for i, one in ipairs(jobs) do
   if not one.earlier then
     local key = jk(one.job)
     created = created + 1 / 16
-    redis.call('HSET', key, 'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
+    local row = {'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
       'created_ms', string.format('%.4f', created), 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem,
-      'schema', one.schema, 'owner', one.owner)
+      'schema', one.schema, 'owner', one.owner}
     for s, stage in ipairs(one.stages) do
-      redis.call('HSET', key, 'x' .. s - 1, stage[1], 'q' .. s - 1, stage[2], 'p' .. s - 1, stage[3])
+      for part, value in ipairs(stage) do
+        row[#row + 1] = STAGE[part] .. s - 1
+        row[#row + 1] = value
+      end
     end
+    redis.call('HSET', key, unpack(row))
     if one.idem ~= '' then
       redis.call('DEL', P .. 'idem:' .. one.idem)
       redis.call('HSET', P .. 'idem:' .. one.idem, 'job', one.job, 'body', one.body)
