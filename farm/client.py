@@ -17,7 +17,19 @@ from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.handle import JobHandle
 from farm.image import Fit, fit, natural_size, png_size, read_input, read_recipe, to_png
-from farm.job import InputImage, Job, Lane, input_multiple, is_number, make_job, make_jobs, new_id, plan, recipe_key, stage_of
+from farm.job import (
+    InputImage,
+    Job,
+    Lane,
+    input_multiple,
+    is_number,
+    make_job,
+    make_jobs,
+    new_id,
+    plan,
+    recipe_key,
+    stage_of,
+)
 from farm.ledger import CHUNK, Ledger
 from farm.records import JobRecord, Quarantined, StageEntry, Submission, Submitted
 from farm.scripts import within

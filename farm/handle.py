@@ -166,6 +166,18 @@ class JobHandle:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         self.farm.broker.ring(self.farm.ledger.retry(self.id))
 
+    def delete(self) -> None:
+        """Forgets the ended job, with its readable results; blobs stay for whoever shares them.
+
+        Raises:
+            Conflict: it has not ended.
+            NotFound: there is no such job.
+            Unavailable: the ledger or the store does not answer; before anything was deleted, where that is possible.
+        """
+        keys = self.farm.inbox.results_of(self.id)  # a store that is away is found before the record is gone
+        self.farm.ledger.delete(self.id)
+        self.farm.inbox.delete_results(keys)
+
     def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""
         spec, found = json.loads(self.record.spec), {}

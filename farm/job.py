@@ -341,26 +341,9 @@ def stage_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return stage
 
 
-def make_job(
-    chain: Chain,
-    catalog: Catalog,
-    settings: Settings,
-    *,
-    image: InputImage | None = None,
-    idempotency_key: str | None = None,
-    lane: Lane = "interactive",
-    priority: int = 50,
-    deadline_s: float | None = None,
-) -> Job:
-    """The job of `chain`, ready to submit.
-
-    Raises:
-        InvalidJob: the chain does not fit (see `plan`), or a checkpoint's hashes are not recorded yet (`not_pulled`).
-    """
-    return make_jobs(
-        chain, catalog, settings, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
-        deadline_s=deadline_s,
-    )[0]  # fmt: skip
+def make_job(chain: Chain, catalog: Catalog, settings: Settings, **options: Any) -> Job:
+    """The one job of `chain`, ready to submit; `options` as `make_jobs` takes them. Raises InvalidJob."""
+    return make_jobs(chain, catalog, settings, **options)[0]
 
 
 def make_jobs(

@@ -135,6 +135,9 @@ __all__ = [
 CHUNK = 200
 """Jobs per submit script: some 20 ms of the server's time."""
 
+LOOKED = 5000
+"""Executions of which one script says whether they are committed: some 5 ms of the server's time."""
+
 LOG_CHARS = 8000
 """Of a failed attempt's log so much is kept, from its end: some fifty lines."""
 
@@ -474,8 +477,7 @@ class Ledger(Runs):
         """
         before = "+inf" if before_ms is None else f"({before_ms:.4f}"
         return [
-            read_job(row)
-            for row in self._call("jobs", state or "", run or "", owner or "", limit, before, int(whole))
+            read_job(row) for row in self._call("jobs", state or "", run or "", owner or "", limit, before, int(whole))
         ]
 
     def events(self, job: str | None, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
@@ -491,6 +493,14 @@ class Ledger(Runs):
     def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""
         return sorted(map(read_queue, self._call("queues")), key=lambda one: one.queue)
+
+    def committed(self, execs: Sequence[str]) -> list[str]:
+        """Those of `execs` whose output is there already, so that no job waits for them."""
+        found: list[str] = []
+        for start in range(0, len(execs), LOOKED):
+            chunk = execs[start : start + LOOKED]
+            found += self._call("committed", len(chunk), *chunk)
+        return found
 
     def stats(self) -> dict[str, int]:
         """What the ledger counted since it began: submitted, claims, commits, stale_commits, lapses and so on."""

@@ -1,7 +1,7 @@
 """How are runs, jobs that were submitted together, looked at and steered in the ledger?
 
-What a run's jobs are is listed by state, so that nothing is counted or sought: a run of 10^5 jobs is told as fast as one
-of ten. Steering goes through its jobs a script's worth at a time, so nobody else is kept waiting.
+A run's jobs are listed by state, so that nothing is counted or sought: a run of 10^5 jobs is told as fast as one of
+ten. Steering goes through its jobs a script's worth at a time, so nobody else is kept waiting.
 """
 
 from __future__ import annotations

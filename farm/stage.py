@@ -293,7 +293,7 @@ Mark = TypeVar("Mark", Upload, Named)
 
 
 @cache
-def _marks(model: type[BaseModel], kind: type[Mark]) -> list[tuple[str, list[Mark]]]:
+def _marks(model: type[BaseModel], kind: type) -> list[tuple[str, list[Any]]]:
     """Every field of `model` with its marks of `kind`."""
     return [
         (name, [mark for mark in told.metadata if isinstance(mark, kind)]) for name, told in model.model_fields.items()
@@ -302,7 +302,7 @@ def _marks(model: type[BaseModel], kind: type[Mark]) -> list[tuple[str, list[Mar
 
 def _marked(model: BaseModel, kind: type[Mark], prefix: str = "") -> Iterator[tuple[str, tuple[str, Mark]]]:
     """The values of fields that are marked as `kind`, also in models within lists, by location."""
-    for name, marks in _marks(type(model), kind):
+    for name, marks in _marks(type(model), kind):  # type: ignore[arg-type]  # a class has a hash
         value = getattr(model, name)
         if marks and isinstance(value, str):
             yield prefix + name, (value, marks[0])

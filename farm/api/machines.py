@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
@@ -82,11 +83,16 @@ class QueueView(View):
     ready: int
     running: int
     workers: int
+    mean_s: float | None = Field(description="measured device-seconds of one execution; none before the first")
+    wall_s: float | None = Field(description="measured seconds of the whole call that it is in")
 
     @classmethod
     def of(cls, state: QueueState) -> QueueView:
         """The view of a queue's state."""
-        return cls(queue=state.queue, ready=state.ready, running=state.running, workers=state.live)
+        return cls(
+            queue=state.queue, ready=state.ready, running=state.running, workers=state.live, mean_s=state.mean_s,
+            wall_s=state.wall_s,
+        )  # fmt: skip
 
 
 class WorkerView(View):

@@ -15,7 +15,7 @@ import typer
 
 from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
 from farm.cli.wait import failure_of, wait
-from farm.errors import Conflict, FarmError, NotFound
+from farm.errors import Conflict, FarmError
 from farm.records import ENDED
 
 if TYPE_CHECKING:
@@ -60,19 +60,23 @@ def show(job: Id) -> Outcome:
     \b
     farm jobs show 3f9a
     """
+    from farm.estimate import eta_s
+
     with open_farm() as farm:
         handle = farm.job(job)
         record = handle.record
-        reason = "" if record.state in ENDED else farm.ledger.waiting_for(record.job)
         results = [result.uri for result in handle.results]
     spec = json.loads(record.spec)
     stages = [asdict(stage) for stage in record.stages]
-    data = {**_summary(record), "waits_for": reason, "chain": spec["chain"], "stages": stages, "results": results}
+    left_s = eta_s(record)
+    more = {"waits_for": record.waits_for, "position": record.position, "eta_s": left_s}
+    data = {**_summary(record), **more, "chain": spec["chain"], "stages": stages, "results": results}
     facts = {
         "job": record.job,
         "state": f"{record.state}{f' ({record.code})' if record.code else ''}",
         "message": record.message,
-        "waits for": reason,
+        "waits for": record.waits_for,
+        "done in": lasting(left_s),
         "prompt": spec["chain"].get("prompt", ""),
         "seed": spec["chain"]["seed"],
         "run": record.run,
@@ -114,7 +118,7 @@ def wait_for(
     if len(jobs) > 1 and out is not None and out.suffix == ".png":
         raise usage("several pictures do not go into one .png", "give a folder with -o")
     with open_farm() as farm:
-        return wait(farm, [farm.job(job) for job in jobs], out)
+        return wait([farm.job(job) for job in jobs], out)
 
 
 @app.command()
@@ -157,21 +161,13 @@ def cancel(
     """
     if bool(jobs) == bool(run):
         raise usage("give ids or --run", "`farm jobs cancel --help` shows how")
-    return _each(jobs or _of_run(str(run)), lambda handle: handle.cancel())
-
-
-def _of_run(run: str) -> list[str]:
-    """The ids of the jobs of a run that have not ended. Raises NotFound where the run has no job."""
+    if jobs:
+        return _each(jobs, lambda handle: handle.cancel())
     with open_farm() as farm:
-        records, before = farm.ledger.jobs(run=run, limit=1000), None
-        found = list(records)
-        while len(records) == 1000:
-            before = records[-1].created_ms
-            records = farm.ledger.jobs(run=run, limit=1000, before_ms=before)
-            found += records
-    if not found:
-        raise NotFound(f"there is no run {run}")
-    return [record.job for record in found if record.state not in ENDED]
+        count = farm.ledger.cancel_run(str(run))
+        states = farm.ledger.run(str(run)).states
+    told = ", ".join(f"{found} {state}" for state, found in states.items())
+    return Outcome({"run": run, "cancelled": count, "states": states}, [f"{run}  {count} cancelled; now {told}"])
 
 
 @app.command()
@@ -202,6 +198,16 @@ def resume(jobs: Ids) -> Outcome:
     farm jobs resume 3f9a
     """
     return _each(jobs, lambda handle: handle.resume())
+
+
+@app.command()
+def rm(jobs: Ids) -> Outcome:
+    """Delete ended jobs with their results in the store; pictures that other jobs share stay with those.
+
+    \b
+    farm jobs rm 3f9a
+    """
+    return _each(jobs, lambda handle: handle.delete(), lambda _: "deleted")
 
 
 @app.command()
@@ -246,8 +252,12 @@ def status() -> Outcome:
     return Outcome(data, [tables[0], "", tables[1]])
 
 
-def _each(ids: Sequence[str], steer: Callable[[JobHandle], object]) -> Outcome:
-    """The state of each job after `steer`; the first refusal is the error, the others are told on stderr."""
+def _each(
+    ids: Sequence[str],
+    steer: Callable[[JobHandle], object],
+    told: Callable[[JobHandle], str] = lambda handle: handle.state,
+) -> Outcome:
+    """What `told` says of each job after `steer`; the first refusal is the error, the others are told on stderr."""
     data: list[dict[str, Any]] = []
     lines, refused = [], []
     with open_farm() as farm:
@@ -255,7 +265,7 @@ def _each(ids: Sequence[str], steer: Callable[[JobHandle], object]) -> Outcome:
             try:
                 handle = farm.job(job)
                 steer(handle)
-                state = handle.state
+                state = told(handle)
                 data.append({"id": handle.id, "state": state})
                 lines.append(f"{handle.id}  {state}")
             except FarmError as error:
@@ -280,6 +290,16 @@ def _summary(record: JobRecord) -> dict[str, Any]:
     names = ("state", "run", "lane", "priority", "at", "n", "code", "message")
     times = {name: clock(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
     return {"id": record.job, **{name: getattr(record, name) for name in names}, **times}
+
+
+def lasting(seconds: float | None) -> str:
+    """About how long something takes: `about 40 s`, `about 3 min`; "" where nobody knows."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def clock(ms: float) -> str | None:

@@ -66,7 +66,7 @@ def demo(
     data: list[dict[str, Any]] = []
 
     def show(handles: list[JobHandle]) -> None:
-        records.extend(follow(handles[0].farm, handles))
+        records.extend(follow(handles))
         for handle, record in zip(handles, records, strict=True):
             uris = [result.uri for result in handle.results]
             data.append(

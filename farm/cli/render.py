@@ -6,16 +6,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from farm.cli.chains import edges
+from farm.cli.jobs import lasting
 from farm.cli.outcome import Outcome, open_farm, usage
 from farm.cli.wait import wait
+from farm.errors import Unavailable
 
 if TYPE_CHECKING:
+    from farm.client import Farm
     from farm.job import Job
 
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder, or a .png for a single job; implies --wait.")]
@@ -99,10 +103,10 @@ def render(
             _check_out(out)
         jobs = farm.jobs_of(asked, source, count, idempotency_key=idempotency_key, **options)
         if dry_run:
-            return _dry_run(jobs, asked.seed is None)
+            return _dry_run(farm, jobs, asked.seed is None)
         handles = farm.submit(jobs)
         if wait_ or out is not None:
-            return wait(farm, handles, out)
+            return wait(handles, out)
         ids = [handle.id for handle in handles]
         return Outcome({"jobs": [{"id": job} for job in ids]}, ids)
 
@@ -125,7 +129,7 @@ def rerun(
         handle, same_recipe = farm.rerun(picture, image)
         if not wait_ and out is None:
             return Outcome({"jobs": [{"id": handle.id}], "same_recipe": same_recipe}, [handle.id])
-        outcome = wait(farm, [handle], out)
+        outcome = wait([handle], out)
         if outcome.error is not None:
             return outcome
         (result,) = handle.results
@@ -174,13 +178,26 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _dry_run(jobs: Sequence[Job], is_random: bool) -> Outcome:
-    """The jobs as they would run, all checks done and nothing stored."""
+def _dry_run(farm: Farm, jobs: Sequence[Job], is_random: bool) -> Outcome:
+    """The jobs as they would run, all checks done and nothing stored, and what they take where the farm knows it."""
+    from farm.client import PATIENCE_S
+    from farm.estimate import Estimate, estimate
+    from farm.scripts import within
+
+    took = Estimate()
+    with suppress(Unavailable), within(PATIENCE_S):
+        took = estimate(jobs, farm.ledger)
     table, data = edges(jobs[0].plan)
     seeds = f"seeds {jobs[0].seed} to {jobs[-1].seed}" if len(jobs) > 1 else f"seed {jobs[0].seed}"
     plural = "s" if len(jobs) > 1 else ""
     told = f"{len(jobs)} job{plural}, {'a random seed' if is_random else seeds}; not submitted"
-    return Outcome({"count": len(jobs), "seed": None if is_random else jobs[0].seed, "stages": data}, [table, told])
+    found = {"device time": lasting(took.cost_s), "done in": lasting(took.eta_s)}
+    lines = [f"{name:<11} {value}" for name, value in found.items() if value]
+    seed = None if is_random else jobs[0].seed
+    return Outcome(
+        {"count": len(jobs), "seed": seed, "cost": took.cost_s, "eta_s": took.eta_s, "stages": data},
+        [table, told, *lines],
+    )
 
 
 def _check_out(out: Path | None) -> None:

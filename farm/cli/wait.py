@@ -20,7 +20,6 @@ from farm.errors import Conflict, FarmError, StageFailed
 from farm.records import ENDED
 
 if TYPE_CHECKING:
-    from farm.client import Farm
     from farm.handle import JobHandle
     from farm.records import JobRecord, StageRecord
 
@@ -28,14 +27,14 @@ SHOWN = 8
 """Unfinished jobs that are looked at in each round."""
 
 
-def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
+def wait(handles: Sequence[JobHandle], out: Path | None) -> Outcome:
     """What came of the jobs, once all have ended, with the results written to `out` if it is given.
 
     Ctrl+C detaches or cancels, as the user answers; a second one detaches. Whatever ends the wait, the ids are told.
     """
     once = list({handle.id: handle for handle in handles}.values())
     try:
-        return collect(once, follow(farm, once), out)
+        return collect(once, follow(once), out)
     except KeyboardInterrupt:
         return _interrupted(once)
     except FarmError as error:
@@ -43,7 +42,7 @@ def wait(farm: Farm, handles: Sequence[JobHandle], out: Path | None) -> Outcome:
         return Outcome({"jobs": [{"id": job} for job in ids]}, ids, error)
 
 
-def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
+def follow(handles: Sequence[JobHandle]) -> list[JobRecord]:
     """The jobs' last records, once all have ended; shows until then where they are.
 
     Raises:
@@ -55,7 +54,7 @@ def follow(farm: Farm, handles: Sequence[JobHandle]) -> list[JobRecord]:
         """The open jobs' records, as they are shown."""
         records = [handle.record for handle in open_jobs.values()]
         for record in records:
-            display.show(record, _reason(farm, record))
+            display.show(record, record.waits_for)
         return records
 
     waiting, open_jobs = deque(handles), dict[str, "JobHandle"]()
@@ -137,13 +136,6 @@ def progress(record: JobRecord) -> str:
 
 def _is_over(record: JobRecord) -> bool:
     return record.state in ENDED
-
-
-def _reason(farm: Farm, record: JobRecord) -> str:
-    """Why an unfinished job does not move, if it does not."""
-    if _is_over(record) or (record.at < len(record.stages) and record.stages[record.at].state == "running"):
-        return ""
-    return farm.ledger.waiting_for(record.job)
 
 
 class Lines:
