@@ -12,7 +12,8 @@ Execution (`x:<exec>`)::
     failed       a job attaches      ready        oom cleared                         waiters, ready
     ready        claim               running      attempt      claimed                -ready, leases, held, tokens
     running      beat                running                                          leases; progress
-    running      commit              committed                 committed              -leases, -held, -waiters: on
+    running      commit              committed                 committed              -leases, -held, -waiters: on;
+                                                                                      times:<queue>
     running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
                  the last of 3       quarantined  crash        .., quarantined        -leases, -held, -waiters
     running      fail oom            ready        oom          attempt_failed         -leases, -held, ready, failed_on
@@ -48,25 +49,38 @@ worker claims only versions it knows. A running execution in phase `spool` is fi
 A job that attaches to a committed execution takes its output and goes on; to a quarantined one, it ends so.
 An idle execution that was never charged and never committed is deleted; others without waiters live for the retention.
 
-Job (`job:<id>`; each also writes `jobs:<state>` and both event streams)::
+Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<state>`, `owner:<owner>:<state>` and
+`in:<state>:<run>`, and each event both streams)::
 
     state            call                     to            event                   keys written (with job:<id>)
     ---------------  -----------------------  ------------  ----------------------  -----------------------------------
-    absent           submit                   queued        submitted, reused ..    idem, jobs, run, deadlines; attaches
+    absent           submit                   queued        submitted, reused ..    idem, jobs, owner, run, runs, runs:
+                                                                                    <owner>, deadlines; attaches
     queued           claim (of its stage)     running       claimed                 started_ms
     queued, running  commit, not the last     unchanged     committed, reused ..    out<at>, at; attaches
-    queued, running  last commit, published   done          committed, done         out<at>, ended, TTL
+    queued, running  last commit, published   done          committed, done         out<at>, ended
     queued, running  last commit by another   unchanged     reused                  publishing; attaches to p:<job>
-    queued, running  commit of p:<job>        done          committed, done         ended, TTL
-    queued, running  its execution ends bad   failed,       attempt_failed, failed  code, message, ended, TTL
+    queued, running  commit of p:<job>        done          committed, done         ended
+    queued, running  its execution ends bad   failed,       attempt_failed, failed  code, message, ended
                                               quarantined   or quarantined
     queued, running  rewind of its stage      unchanged     rewound                 at, -out<at>; attaches
-    any unended      cancel; expire, reap     cancelled;    cancelled; expired      detaches; ended, TTL
+    any unended      cancel; expire, reap     cancelled;    cancelled; expired      detaches; ended
                                               expired
     queued, running  pause                    paused        paused                  detaches
     paused           resume                   queued        resumed                 attaches
-    ended, not done  retry                    queued        retried                 deadlines, no TTL; attaches
+    ended, not done  retry                    queued        retried                 deadlines, -ended; attaches
     any unended      reprioritise             unchanged     reprioritised           ready
+    ended            delete                   absent        deleted (farm's alone)  -all of these, -events:<job>, -idem
+    ended            reap, past retention     absent                                -all of these, -events:<job>, -idem
+
+Nothing of a job runs out by itself: its record says in which lists it stands, so whoever forgets it clears them.
+`submit` refuses new jobs beyond what the farm takes or their owner may have; room for jobs of the same run that follow
+in further scripts is kept in `booked:<owner>`. A run's jobs are steered as each alone would be (`farm.runs`).
+
+How long executions take is kept per queue at their commits, as exponentially weighted means (`WEIGHT`) of the time from
+claim to commit: `wall_ms` of the whole, `mean_ms` of its share, the whole divided by the number of executions that the
+claim call gave. That is right where they run as one batch; where a worker runs them one after the other, the last one's
+is right, and the others' are too small. Publishing, and outputs that waited on a disk for the store, are not counted.
 
 A call that its state does not list is refused (`conflict`), and a claim's call with another token is stale.
 

@@ -642,7 +642,8 @@ def test_queue_status_counts(run: Run, farm: Farm) -> None:
     Ledger(farm.settings).register("w1", "b1", ["text2img.tiny"], "idle", {"host": "h", "pid": "1"})
     # Then both are told
     found = run("queue", "status", "--json").envelope["data"]
-    assert {"queue": "text2img.tiny", "ready": 1, "running": 0, "live": 1} in found["queues"]
+    asked = {"queue": "text2img.tiny", "ready": 1, "running": 0, "live": 1, "mean_s": None, "wall_s": None}
+    assert asked in found["queues"]
     assert [worker["worker"] for worker in found["workers"]] == ["w1"]
     assert "w1" in run("queue", "status").out
 
