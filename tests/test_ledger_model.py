@@ -140,9 +140,9 @@ class Machine(RuleBasedStateMachine):
         stages = tuple(StageEntry(e, QUEUES[i], f"payload {e}") for i, e in enumerate(chain))
         body = Submission(name, stages, f"spec {name}", f"idem {name}", "body", lane, priority, run=run, owner=owner)
         theirs = [one for one in self.jobs if one not in self.ended and self.bodies[one].owner == owner]
-        booked = {} if not max_open else self.dump.all.get(f"booked:{owner}", {})
+        booked = self.dump.all.get(f"booked:{owner}", {})
         taken = len(theirs) + sum(int(value.split()[0]) for call, value in booked.items() if call != run)
-        if max_open and taken + 1 + beyond > max_open:
+        if owner and max_open and taken + 1 + beyond > max_open:
             with pytest.raises(QuotaExceeded):
                 self.ledger.submit([body], max_open, beyond)
             assert Dump(self.raw).all == self.dump.all, "a refused submit left a trace"

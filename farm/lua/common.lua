@@ -528,7 +528,7 @@ local function record(job, whole)
     local schema = schema_of(jk(job))
     if i == at then
       exec = current(job)
-      schema = math.max(schema, schema_of(xk(exec)))
+      schema = math.max(schema_of(xk(exec)), schema)
     end
     stages[i + 1] = {exec, queue, redis.call('HMGET', xk(exec), 'state', 'phase', 'step', 'steps', 'worker', 'attempt',
       'crash', 'oom', 'lapses', 'code', 'message', 'started_ms', 'committed_ms'), times(queue), live(queue, schema)}

@@ -44,7 +44,7 @@ local owner, call = jobs[1].owner, jobs[1].run
 if fresh > 0 and max_farm > 0 and count_open('') + fresh + beyond > max_farm then
   return refuse('farm_full', '')
 end
-if fresh > 0 and max_owner > 0 then
+if fresh > 0 and max_owner > 0 and owner ~= '' then
   local booked, others = P .. 'booked:' .. owner, 0
   local rows = redis.call('HGETALL', booked)
   for i = 1, #rows, 2 do
