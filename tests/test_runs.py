@@ -224,6 +224,7 @@ def test_a_deleted_job_leaves_nothing_but_what_it_made(ledger: Ledger, raw: redi
     ledger.delete("two")
     # Then
     assert [key for key in raw.scan_iter() if "two" in key] == []
+    assert raw.zrange(P + "owner:ada", 0, -1) == raw.zrange(P + "run:r", 0, -1) == ["one"]
     assert [one.job for one in ledger.jobs(owner="ada")] == [one.job for one in ledger.jobs(run="r")] == ["one"]
     assert ledger.run("r").states == {"done": 1}
     with pytest.raises(NotFound):

@@ -653,13 +653,6 @@ LISTS = [
         LEDGER + "a_runs_list_lives_as_long_as_any_of_its_jobs",
     ),
     of(
-        "common",
-        "forgotten_publication_is_taken_from_its_worker",
-        "  if redis.call('HGET', xk(own), 'state') ~= 'running' then\n",
-        "  if true then\n",
-        RUNS + "a_job_that_is_deleted_while_its_publication_runs_takes_nothing_down",
-    ),
-    of(
         "delete",
         "open_job_is_deleted",
         "check(job, ENDED)",
