@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,11 @@ from uuid import NAMESPACE_OID, uuid5
 from farm.again import no_input, read_again, refitted
 from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound, Unavailable
+from farm.estimate import Estimate, estimate
 from farm.fork import StagesSource, forked_chain, kept_executions, read_stages
 from farm.handle import JobHandle
 from farm.image import fit, natural_size, png_size, read_input, to_png
-from farm.job import Forecast, InputImage, Job, Lane, input_multiple, is_number, make_job, new_id, plan
+from farm.job import Forecast, InputImage, Job, Lane, input_multiple, is_number, make_job, make_jobs, new_id, plan
 from farm.ledger import CHUNK
 from farm.overview import Overview
 from farm.protocol import ImageSource
@@ -162,13 +164,10 @@ class Farm(Overview):
         run = str(uuid5(NAMESPACE_OID, repr(key))) if count > 1 else ""
         data, found = self.prepare(chain, image)
         chain, uploads = self.fitted(chain, Size(found.width, found.height) if found else None)
-        jobs = [
-            make_job(
-                chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane,
-                priority=priority, deadline_s=deadline_s, run=run, index=index,
-            )
-            for index in range(count)
-        ]  # fmt: skip
+        jobs = make_jobs(
+            chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane, priority=priority,
+            deadline_s=deadline_s, run=run, count=count,
+        )  # fmt: skip
         if upload:
             self._upload([*uploads, *filter(None, [data])])
         return jobs
@@ -259,43 +258,34 @@ class Farm(Overview):
         area = 4 * self.catalog.checkpoint(first, "stages.0").native ** 2 if first.whole() else self.settings.max_area
         return first.input_size(natural_size(*image, area, self.settings.max_side, input_multiple(chain)))
 
-    def submit(self, jobs: Sequence[Job]) -> Jobs[JobHandle]:
+    def submit(self, jobs: Sequence[Job], owner: str = "", max_open: int = 0) -> Jobs[JobHandle]:
         """Hands `jobs` to the ledger. What is answered is durable; where a reply is lost, the same jobs are sent again.
 
+        They are `owner`'s, who may have `max_open` unended jobs with them (0: any number).
+
         Raises:
+            QuotaExceeded: there would be more; nothing is stored.
             Unavailable: the ledger does not answer. With code `outcome_unknown` the jobs may be there: the hint names
                 the idempotency key under which another submit yields each of them once.
         """
-        submissions = [
-            Submission(
-                job=job.id,
-                stages=tuple(
-                    StageEntry(job.execution(item.index), item.queue, job.payload(item.index)) for item in job.plan
-                ),
-                spec=job.spec,
-                idem=job.idempotency_key,
-                body_hash=hashlib.sha256(job.spec.encode()).hexdigest(),
-                lane=job.lane,
-                priority=job.priority,
-                deadline_s=job.deadline_s,
-                run=job.run,
-            )
-            for job in jobs
-        ]  # fmt: skip
         submitted: list[Submitted] = []
-        for start in range(0, len(submissions), CHUNK):
+        for start in range(0, len(jobs), CHUNK):
+            submissions = [_submission(job, owner) for job in jobs[start : start + CHUNK]]
+            limits = {"max_open": max_open, "beyond": len(jobs) - start - len(submissions)}
             # Each script has its own time: many jobs may take longer than one may be kept waiting.
             with within(PATIENCE_S):
-                found, ready = self._send(submissions[start : start + CHUNK], unsure=bool(submitted))
+                found, ready = self._send(submissions, limits, unsure=bool(submitted))
             self.broker.ring(ready)
             submitted += found
         return Jobs(JobHandle(self, found.job) for found in submitted)
 
-    def _send(self, submissions: Sequence[Submission], unsure: bool) -> tuple[list[Submitted], set[str]]:
+    def _send(
+        self, submissions: Sequence[Submission], limits: dict[str, int], unsure: bool
+    ) -> tuple[list[Submitted], set[str]]:
         """What the ledger answers to one call's worth of jobs; `unsure`: jobs before these are written already."""
         for left in reversed(range(SUBMIT_TRIES)):
             try:
-                return self.ledger.submit(submissions)
+                return self.ledger.submit(submissions, **limits)
             except Unavailable as error:
                 unsure = unsure or error.code == "outcome_unknown"
                 if not unsure:
@@ -363,7 +353,10 @@ class Farm(Overview):
         options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
         jobs = self.jobs_of(asked, image, count, upload=False, **options)
         seed = None if asked.seed is None else jobs[0].seed
-        return Forecast(len(jobs), seed, [item.facts for item in jobs[0].plan])
+        took = Estimate()
+        with suppress(Unavailable), within(PATIENCE_S):  # what a dry run says holds without the farm
+            took = estimate(jobs, self.ledger)
+        return Forecast(len(jobs), seed, [item.facts for item in jobs[0].plan], took.cost_s, took.eta_s)
 
     def edges(
         self, chain: str | Path | Mapping[str, Any], size: Size | None = None, *, images: bool = False
@@ -517,6 +510,23 @@ class Farm(Overview):
         if upload:
             self._upload(uploads)
         return job
+
+
+def _submission(job: Job, owner: str) -> Submission:
+    """The job as the ledger takes it."""
+    spec = job.spec
+    return Submission(
+        job=job.id,
+        stages=tuple(StageEntry(job.execution(item.index), item.queue, job.payload(item.index)) for item in job.plan),
+        spec=spec,
+        idem=job.idempotency_key,
+        body_hash=hashlib.sha256(spec.encode()).hexdigest(),
+        lane=job.lane,
+        priority=job.priority,
+        deadline_s=job.deadline_s,
+        run=job.run,
+        owner=owner,
+    )
 
 
 def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:

@@ -11,6 +11,7 @@
     ├── Forbidden                 forbidden            1     403   the token's scopes do not cover the call
     ├── NotFound                  not_found            1     404   also what belongs to somebody else
     ├── Conflict                  conflict             1     409
+    ├── QuotaExceeded             quota_exceeded       1     429   the caller's own limit; again after `retry_after_s`
     ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
     ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
     ├── StaleToken                stale_token          1     409   a worker lost its lease
@@ -64,7 +65,9 @@ CODES: dict[str, str] = {
     "conflict": "The object's state does not allow this.",
     "disk_full": "The disk has no room for what is to be fetched.",
     "idempotency_conflict": "The idempotency key was used before, for another job.",
+    "quota_exceeded": "So many jobs of this owner are open that it may have no more at once.",
     "unavailable": "A part of the farm cannot be reached.",
+    "farm_full": "The farm has as many unended jobs as it takes; nothing was stored.",
     "outcome_unknown": "The reply was lost: the same key, sent again, yields exactly one job.",
     "unsupported_server": "The server is of a kind that the farm does not run on.",
     # a worker's world
@@ -182,6 +185,15 @@ class Conflict(FarmError):
 
     code = "conflict"
     http = 409
+
+
+class QuotaExceeded(FarmError):
+    """Wait until some of your jobs have ended, or cancel some, then try again; nothing was stored."""
+
+    code = "quota_exceeded"
+    http = 429
+    retry_after_s = 30.0
+    """When a job will end nobody knows; so often it is worth a look."""
 
 
 class Unavailable(FarmError):

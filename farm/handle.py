@@ -111,12 +111,6 @@ class JobHandle:
         """The job's record with its stages. Raises NotFound, Unavailable."""
         return self.farm.ledger.job(self.id)
 
-    def look(self) -> tuple[JobRecord, str]:
-        """The record, and why the job's stage does not run, "" where it does or the job has ended."""
-        record = self.record
-        moves = record.at < len(record.stages) and record.stages[record.at].state == "running"
-        return record, "" if moves or record.state in ENDED else self.farm.ledger.waiting_for(self.id)
-
     def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
         """The job's events after the id `after`, waiting up to `block_ms` for the first."""
         return self.farm.ledger.events(self.id, after, block_ms)
@@ -231,6 +225,18 @@ class JobHandle:
     def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
         self.farm.ledger.reprioritise(self.id, priority, lane)
+
+    def delete(self) -> None:
+        """Forgets the ended job, with its readable results; blobs stay for whoever shares them.
+
+        Raises:
+            Conflict: it has not ended.
+            NotFound: there is no such job.
+            Unavailable: the ledger or the store does not answer; before anything was deleted, where that is possible.
+        """
+        keys = self.farm.inbox.results_of(self.id)  # a store that is away is found before the record is gone
+        self.farm.ledger.delete(self.id)
+        self.farm.inbox.delete_results(keys)
 
     def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""

@@ -85,19 +85,25 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a submit would make: how many jobs, the first one's seed (None: it would be drawn) and its stages' facts."""
+    """What a submit would make: how many jobs, the first one's seed (None: it would be drawn) and its stages' facts.
+
+    `cost_s` are the device-seconds of all of them, `eta_s` the seconds until the last is done; None where not measured.
+    """
 
     count: int
     seed: int | None
     stages: list[dict[str, Any]]
+    cost_s: float | None = None
+    eta_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """One chain, ready to submit: resolved, typed, with the recipe of each stage.
 
-    `recipes[n]` is the recipe of stage n (see `recipe_key`), `keys[n]` its key, `image` the blob it starts from. `kept`
-    names the executions of the first stages, where they are those of another job (see `farm.fork`).
+    `recipes[n]` is the recipe of stage n (see `recipe_key`), `texts[n]` its canonical JSON, `keys[n]` its key, `image`
+    the blob it starts from. `written` is the chain with its seed as canonical JSON. `kept` names the executions of the
+    first stages, where they are those of another job (see `farm.fork`).
     """
 
     id: str
@@ -106,7 +112,9 @@ class Job:
     image: InputImage | None
     plan: tuple[PlannedStage, ...]
     recipes: tuple[dict[str, Any], ...]
+    texts: tuple[str, ...]
     keys: tuple[str, ...]
+    written: str
     idempotency_key: str
     lane: Lane = "interactive"
     priority: int = 50
@@ -117,17 +125,15 @@ class Job:
     @property
     def spec(self) -> str:
         """The job as its record holds it: the chain with its seed, the input image and every recipe, as JSON."""
-        chain = self.chain.model_dump(mode="json", exclude_unset=True)
-        chain["seed"] = self.seed
-        return canonical(
-            {"v": 1, "chain": chain, "image": self.image and self.image.model_dump(), "recipes": self.recipes}
-        )
+        image = canonical(self.image and self.image.model_dump())
+        # As `canonical` would write it: a run has thousands of jobs, and each recipe is written once.
+        return f'{{"chain":{self.written},"image":{image},"recipes":[{",".join(self.texts)}],"v":1}}'
 
     def payload(self, index: int) -> str:
         """What a worker needs to run stage `index`: the recipes up to it and what to keep of it, no job id."""
         keep = self.chain.keep if index + 1 < len(self.recipes) else "none"
-        kept = {"keep": keep} if keep != "none" else {}
-        return canonical({"v": 1, "recipes": self.recipes[: index + 1], **kept})
+        kept = f'"keep":"{keep}",' if keep != "none" else ""
+        return f'{{{kept}"recipes":[{",".join(self.texts[: index + 1])}],"v":1}}'
 
     def execution(self, index: int) -> str:
         """The execution of stage `index`: its recipe key, or one of its own where reuse is off, or another job's."""
@@ -148,7 +154,12 @@ def canonical(value: Any) -> str:
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical recipe. It names the key of the stage before, so the key covers the chain."""
-    return hashlib.sha256(canonical(recipe).encode()).hexdigest()
+    return _key_of(canonical(recipe))
+
+
+def _key_of(text: str) -> str:
+    """The key of a recipe in canonical JSON."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stage_seed(seed: int, position: int) -> int:
@@ -366,7 +377,12 @@ def stage_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return stage
 
 
-def make_job(
+def make_job(chain: Chain, catalog: Catalog, settings: Settings, **options: Any) -> Job:
+    """The one job of `chain`, ready to submit; `options` as `make_jobs` takes them. Raises InvalidJob."""
+    return make_jobs(chain, catalog, settings, **options)[0]
+
+
+def make_jobs(
     chain: Chain,
     catalog: Catalog,
     settings: Settings,
@@ -377,9 +393,11 @@ def make_job(
     priority: int = 50,
     deadline_s: float | None = None,
     run: str = "",
-    index: int = 0,
-) -> Job:
-    """The job of `chain`, ready to submit. In a run, `index` is added to the seed and to the idempotency key.
+    count: int = 1,
+) -> list[Job]:
+    """The jobs of `chain`, ready to submit: `count` of them, whose index is added to the seed and the idempotency key.
+
+    What they share is worked out once: nothing but the seed tells one recipe of a stage from another's.
 
     Raises:
         InvalidJob: the chain does not fit (see `plan`), or a checkpoint's hashes are not recorded yet (`not_pulled`).
@@ -392,7 +410,7 @@ def make_job(
         raise _wrong("idempotency_key", "1 to 255 characters without control characters", "invalid_field")
     if deadline_s is not None and (not is_number(deadline_s, int, float) or not 0 < deadline_s <= MAX_DEADLINE_S):
         raise _wrong("deadline_s", f"more than 0 and at most {MAX_DEADLINE_S} seconds (a year)", "invalid_field")
-    key = f"{new_id() if idempotency_key is None else idempotency_key}#{index}"
+    key = new_id() if idempotency_key is None else idempotency_key
     planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
     for item in planned:
         _check_encoders(item, catalog)
@@ -402,21 +420,34 @@ def make_job(
                     f"stages.{item.index}.{loc}", "sha256:HEX of a stored image; upload the file first", "bad_image"
                 )
     # Drawn from the key, so that a submit sent again is the same job.
-    seed = (
-        int.from_bytes(hashlib.sha256(key.rpartition("#")[0].encode()).digest()[:4])
-        if chain.seed is None
-        else chain.seed
-    )
-    seed += index
-    if seed > MAX_SEED:
+    first = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) if chain.seed is None else chain.seed
+    if first + count - 1 > MAX_SEED:
         raise _wrong("seed", f"seed + count goes beyond {MAX_SEED}; start lower", "invalid_field")
-    recipes: list[dict[str, Any]] = []
-    keys: list[str] = []
-    for item in planned:
-        before = keys[-1] if keys else image and {"image": image.sha256}
-        recipes.append(_recipe(item, chain, catalog, settings, seed, before))
-        keys.append(recipe_key(recipes[-1]))
-    return Job(new_id(), chain, seed, image, planned, tuple(recipes), tuple(keys), key, lane, priority, deadline_s, run)
+    shared = [_recipe(item, chain, catalog, settings) for item in planned]
+    written = chain.model_dump(mode="json", exclude_unset=True)
+    jobs = []
+    for index in range(count):
+        recipes, texts, keys = list[dict[str, Any]](), list[str](), list[str]()
+        for item, recipe in zip(planned, shared, strict=True):
+            given = keys[-1] if keys else image and {"image": image.sha256}
+            recipes.append({**recipe, "seed": _seed(item, first + index), "given": given})
+            texts.append(canonical(recipes[-1]))
+            keys.append(_key_of(texts[-1]))
+        jobs.append(
+            Job(
+                id=new_id(), chain=chain, seed=first + index, image=image, plan=planned, recipes=tuple(recipes),
+                texts=tuple(texts), keys=tuple(keys), written=canonical({**written, "seed": first + index}),
+                idempotency_key=f"{key}#{index}", lane=lane, priority=priority, deadline_s=deadline_s, run=run,
+            )
+        )  # fmt: skip
+    return jobs
+
+
+def _seed(item: PlannedStage, seed: int) -> int:
+    """The seed of one stage of a job whose own is `seed`; 0 for a stage that draws nothing."""
+    if not item.stage.draws:
+        return 0
+    return stage_seed(seed, item.index) if item.stage.seed is None else item.stage.seed
 
 
 def _check_encoders(item: PlannedStage, catalog: Catalog) -> None:
@@ -478,10 +509,8 @@ def safety_of(catalog: Catalog, settings: Settings) -> dict[str, Any]:
     return {"policy": settings.safety, "name": entry.name, "checker": adapter_of(catalog, entry)}
 
 
-def _recipe(
-    item: PlannedStage, chain: Chain, catalog: Catalog, settings: Settings, seed: int, given: Any
-) -> dict[str, Any]:
-    """All that decides the output of one stage; no job id, time or attempt."""
+def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, settings: Settings) -> dict[str, Any]:
+    """All that decides the output of one stage, but for its seed and what it is given; no job id, time or attempt."""
     stage = item.stage
     last = item.index + 1 == len(chain.stages)
     named = {name: adapter_of(catalog, catalog.adapters[name]) for name, _ in stage.adapters().values()}
@@ -497,9 +526,7 @@ def _recipe(
         "checkpoint": weights_of(catalog, item.checkpoint),
         **({"adapters": named} if named else {}),
         **({"safety": safety_of(catalog, settings)} if last and settings.safety != "off" else {}),
-        "seed": (stage_seed(seed, item.index) if stage.seed is None else stage.seed) if stage.draws else 0,
         "size": list(item.size),
         "emits": item.emits.value,
         "exact": chain.exact,
-        "given": given,
     }

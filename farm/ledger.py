@@ -13,7 +13,8 @@ Execution (`x:<exec>`)::
     ready        claim               running      attempt      claimed                -ready, leases, held, tokens
     running      beat                running                                          leases; progress
     running      show                running                                          preview; progress
-    running      commit              committed                 committed              -leases, -held, -waiters: on
+    running      commit              committed                 committed              -leases, -held, -waiters: on;
+                                                                                      times:<queue>
     running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
                  the last of 3       quarantined  crash        .., quarantined        -leases, -held, -waiters
     running      fail oom            ready        oom          attempt_failed         -leases, -held, ready, failed_on
@@ -49,25 +50,38 @@ worker claims only versions it knows. A running execution in phase `spool` is fi
 A job that attaches to a committed execution takes its output and goes on; to a quarantined one, it ends so.
 An idle execution that was never charged and never committed is deleted; others without waiters live for the retention.
 
-Job (`job:<id>`; each also writes `jobs:<state>` and both event streams)::
+Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<state>`, `owner:<owner>:<state>` and
+`in:<state>:<run>`, and each event both streams)::
 
     state            call                     to            event                   keys written (with job:<id>)
     ---------------  -----------------------  ------------  ----------------------  -----------------------------------
-    absent           submit                   queued        submitted, reused ..    idem, jobs, run, deadlines; attaches
+    absent           submit                   queued        submitted, reused ..    idem, jobs, owner, run, runs, runs:
+                                                                                    <owner>, deadlines; attaches
     queued           claim (of its stage)     running       claimed                 started_ms
     queued, running  commit, not the last     unchanged     committed, reused ..    out<at>, at; attaches
-    queued, running  last commit, published   done          committed, done         out<at>, ended, TTL
+    queued, running  last commit, published   done          committed, done         out<at>, ended
     queued, running  last commit by another   unchanged     reused                  publishing; attaches to p:<job>
-    queued, running  commit of p:<job>        done          committed, done         ended, TTL
-    queued, running  its execution ends bad   failed,       attempt_failed, failed  code, message, ended, TTL
+    queued, running  commit of p:<job>        done          committed, done         ended
+    queued, running  its execution ends bad   failed,       attempt_failed, failed  code, message, ended
                                               quarantined   or quarantined
     queued, running  rewind of its stage      unchanged     rewound                 at, -out<at>; attaches
-    any unended      cancel; expire, reap     cancelled;    cancelled; expired      detaches; ended, TTL
+    any unended      cancel; expire, reap     cancelled;    cancelled; expired      detaches; ended
                                               expired
     queued, running  pause                    paused        paused                  detaches
     paused           resume                   queued        resumed                 attaches
-    ended, not done  retry                    queued        retried                 deadlines, no TTL; attaches
+    ended, not done  retry                    queued        retried                 deadlines, -ended; attaches
     any unended      reprioritise             unchanged     reprioritised           ready
+    ended            delete                   absent        deleted (farm's alone)  -all of these, -events:<job>, -idem
+    ended            reap, past retention     absent                                -all of these, -events:<job>, -idem
+
+Nothing of a job runs out by itself: its record says in which lists it stands, so whoever forgets it clears them.
+`submit` refuses new jobs beyond what the farm takes or their owner may have; room for jobs of the same run that follow
+in further scripts is kept in `booked:<owner>`. A run's jobs are steered as each alone would be (`farm.runs`).
+
+How long executions take is kept per queue at their commits, as exponentially weighted means (`WEIGHT`) of the time from
+claim to commit: `wall_ms` of the whole, `mean_ms` of its share, the whole divided by the number of executions that the
+claim call gave. That is right where they run as one batch; where a worker runs them one after the other, the last one's
+is right, and the others' are too small. Publishing, and outputs that waited on a disk for the store, are not counted.
 
 A call that its state does not list is refused (`conflict`), and a claim's call with another token is stale.
 
@@ -86,10 +100,11 @@ import secrets
 import time
 from collections.abc import Iterable, Sequence
 
-from farm.errors import CODES, Failure, FieldError, InvalidJob, Unavailable
+from farm.errors import CODES, Failure, FieldError, InvalidJob, NotFound, Unavailable
 from farm.records import (
     KNOWN_SCHEMAS,
     LANES,
+    OPEN,
     Attempt,
     Beat,
     Claim,
@@ -109,8 +124,10 @@ from farm.records import (
     read_event,
     read_job,
     read_quarantined,
+    read_queue,
     read_worker,
 )
+from farm.runs import Runs
 from farm.scripts import Server
 from farm.settings import Settings
 
@@ -134,8 +151,20 @@ __all__ = [
 CHUNK = 200
 """Jobs per submit script: some 20 ms of the server's time."""
 
+LOOKED = 5000
+"""Executions of which one script says whether they are committed: some 5 ms of the server's time."""
+
 LOG_CHARS = 8000
 """Of a failed attempt's log so much is kept, from its end: some fifty lines."""
+
+BOOKED_MS = 60_000
+"""For so long room is kept for jobs that follow in further calls, milliseconds; each of these takes far less."""
+
+WEIGHT = 0.1
+"""What the newest of an execution's times weighs in the mean of its queue; the first ten weigh the same.
+Source: exponential smoothing, Roberts 1959, doi:10.1080/00401706.1959.10489860; about the 1/8 that RFC 6298 §2 takes
+for a round trip: half of the mean is of the last seven, so it follows a change of parameters, and no outlier moves it
+by more than a tenth of itself."""
 
 FAN = 500
 """Waiters of one execution that one script moves: some 20 ms of the server's time. The reconciler moves the others."""
@@ -153,7 +182,7 @@ def _check_place(priority: int, lane: str) -> None:
         raise InvalidJob(errors=(FieldError("priority", "0 to 100"),))
 
 
-class Ledger:
+class Ledger(Runs):
     """The farm's truth in Redis. Threads may share one. Every call may raise Unavailable."""
 
     def __init__(self, settings: Settings, fan: int = FAN) -> None:
@@ -175,31 +204,40 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------------- producers
 
-    def submit(self, submissions: Sequence[Submission]) -> tuple[list[Submitted], set[str]]:
+    def submit(
+        self, submissions: Sequence[Submission], max_open: int = 0, beyond: int = 0
+    ) -> tuple[list[Submitted], set[str]]:
         """The jobs that hold now, in order, and the queues with new ready work. 200 at a time, each time all or none.
+
+        `max_open`: so many unended jobs their owner, who is one, may have with them; 0 for any number. `beyond`: so
+        many more of the same run follow in other calls; all of them are admitted with the first, or none. What was
+        submitted before counts as admitted.
 
         Raises:
             Conflict: (`idempotency_conflict`) a key was used before, for another body; nothing of these 200 is written.
-            Unavailable: nothing is written, or (`outcome_unknown`) some or all may be: send all of them again.
+            QuotaExceeded: the owner would have more than `max_open`; nothing is written.
+            Unavailable: nothing is written (`farm_full`: the farm would have more than it takes), or
+                (`outcome_unknown`) some or all may be: send all of them again.
         """
         done: list[Submitted] = []
         queues: set[str] = set()
         for start in range(0, len(submissions), CHUNK):
-            args: list[str | int] = []
             chunk = submissions[start : start + CHUNK]
+            follow = len(submissions) - start - len(chunk) + beyond
+            args: list[str | int] = [self._settings.max_pending, max_open, follow, BOOKED_MS, len(chunk)]
             for one in chunk:
                 _check_place(one.priority, one.lane)
                 if not one.stages:
                     raise InvalidJob(errors=(FieldError("stages", "at least one stage"),))
                 span_ms = round((one.deadline_s or self._settings.deadline_s) * 1000)
                 args += [one.job, len(one.stages), one.spec, one.idem, one.body_hash, one.lane, one.priority, span_ms]
-                args += [one.run, one.schema]
+                args += [one.run, one.owner, one.schema]
                 for stage in one.stages:
                     args += [stage.exec, stage.queue, stage.payload]
             if not done:
                 self.ping()  # a server that is down is found before anything is sent
             try:
-                found, ready = self._call("submit", len(chunk), *args, lost="outcome_unknown")
+                found, ready = self._call("submit", *args, lost="outcome_unknown")
             except Unavailable as error:
                 if done:  # whatever became of these, those before them are written
                     raise Unavailable(code="outcome_unknown") from error
@@ -207,6 +245,10 @@ class Ledger:
             done += [Submitted(job, state, bool(existed)) for job, state, existed in found]
             queues.update(ready)
         return done, queues
+
+    def open_jobs(self, owner: str) -> int:
+        """How many jobs of the owner have not ended."""
+        return sum(int(self._server.run("ZCARD", f"owner:{owner}:{state}")) for state in OPEN)
 
     def cancel(self, job: str) -> str:
         """The job's new state, `cancelled`, which holds at once; its running stage stops if nobody else waits for it.
@@ -252,6 +294,15 @@ class Ledger:
             NotFound: there is no such job.
         """
         return set(self._call("retry", job, secrets.token_hex(8))[0])
+
+    def delete(self, job: str) -> None:
+        """Forgets an ended job: its record, events and idempotency key. What it made stays with its recipes.
+
+        Raises:
+            Conflict: the job has not ended.
+            NotFound: there is no such job.
+        """
+        self._call("delete", job)
 
     def reprioritise(self, job: str, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority (0 to 100) and lane. A shared execution goes by the best of its waiters.
@@ -302,7 +353,7 @@ class Ledger:
         args: list[str | int] = []
         for one in commits:
             args += [one.claim.exec, one.claim.token, one.output, len(one.published), *one.published]
-        flags, ready = self._call("commit", len(commits), *args)
+        flags, ready = self._call("commit", WEIGHT, len(commits), *args)
         return [flag == 1 for flag in flags], set(ready)
 
     def fail(self, claims: Sequence[Claim], failure: Failure, code: str, message: str, log: str = "") -> set[str]:
@@ -421,7 +472,18 @@ class Ledger:
         Raises:
             NotFound: there is no such job, or it has passed its retention.
         """
-        return read_job(*self._call("job", job))
+        found = self.read([job])
+        if not found:
+            raise NotFound(f"there is no job {job}")
+        return found[0]
+
+    def read(self, jobs: Sequence[str]) -> list[JobRecord]:
+        """Those of `jobs` that there are, with their stages; 200 with each look."""
+        found: list[JobRecord] = []
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
+            found += [read_job(row) for row in self._call("job", len(chunk), *chunk)]
+        return found
 
     def preview(self, exec: str) -> bytes | None:
         """The newest picture of a running stage, as `show` was given it; None where there is none."""
@@ -429,14 +491,24 @@ class Ledger:
         return base64.b64decode(found) if found else None
 
     def jobs(
-        self, state: str | None = None, run: str | None = None, limit: int = 50, before_ms: float | None = None
+        self,
+        state: str | None = None,
+        run: str | None = None,
+        limit: int = 50,
+        before_ms: float | None = None,
+        *,
+        owner: str | None = None,
+        whole: bool = False,
     ) -> list[JobRecord]:
-        """Up to `limit` jobs without their stages, newest first; `before_ms` is the last page's oldest `created_ms`.
+        """Up to `limit` jobs, newest first, with their stages where `whole`.
 
-        Of a run's jobs in one state, those among about 2,000 of the run.
+        `before_ms` is the last page's oldest `created_ms`, which no two jobs share: no job is twice on the pages or
+        missing. Only jobs that fit are looked at, whatever else there is.
         """
         before = "+inf" if before_ms is None else f"({before_ms:.4f}"
-        return [read_job(row) for row in self._call("jobs", state or "", run or "", limit, before)]
+        return [
+            read_job(row) for row in self._call("jobs", state or "", run or "", owner or "", limit, before, int(whole))
+        ]
 
     def events(self, job: str | None, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
         """The events of the job (of all jobs for None) after the id `after`, waiting up to `block_ms` for the first."""
@@ -450,9 +522,15 @@ class Ledger:
 
     def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""
-        return sorted(
-            (QueueState(name, *map(int, rest)) for name, *rest in self._call("queues")), key=lambda q: q.queue
-        )
+        return sorted(map(read_queue, self._call("queues")), key=lambda one: one.queue)
+
+    def committed(self, execs: Sequence[str]) -> list[str]:
+        """Those of `execs` whose output is there already, so that no job waits for them."""
+        found: list[str] = []
+        for start in range(0, len(execs), LOOKED):
+            chunk = execs[start : start + LOOKED]
+            found += self._call("committed", len(chunk), *chunk)
+        return found
 
     def stats(self) -> dict[str, int]:
         """What the ledger counted since it began: submitted, claims, commits, stale_commits, lapses and so on."""
@@ -464,21 +542,7 @@ class Ledger:
         Raises:
             NotFound: there is no such job.
         """
-        state, *rest = self._call("waiting", job)
-        if state == "paused":
-            return "paused"
-        if state == "spool":
-            return "finished; the result waits on its worker's disk until the store answers"
-        if state == "backoff":
-            return "back-off until " + time.strftime("%H:%M:%S UTC", time.gmtime(float(rest[0]) / 1000))
-        if state != "ready":
-            return ""
-        queue, ahead, live, registered = rest
-        if not live and registered:
-            return f"no worker of {queue} may take it now: see `farm queue status`"
-        if not live:
-            return f"no worker serves {queue}"
-        return f"{ahead} ahead in {queue}" if ahead else f"next in {queue}"
+        return self.job(job).waits_for
 
 
 def _tokens(claims: Sequence[Claim]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,13 @@ from typing import TYPE_CHECKING, Any
 from farm.catalog import Adapter, Catalog, Checkpoint, Weights
 from farm.errors import Conflict, NotFound
 from farm.manual import about
-from farm.records import ENDED, Attempt, JobRecord, Quarantined, QueueState, WorkerRecord
+from farm.records import Attempt, Quarantined, QueueState, WorkerRecord
 from farm.settings import Settings
 from farm.stage import kinds
 
 if TYPE_CHECKING:
     from farm.broker import Broker
     from farm.ledger import Ledger
-
-
-MOST = 1_000_000
-"""More jobs than a run has."""
 
 
 class Overview:
@@ -61,21 +56,12 @@ class Overview:
 
     def run_states(self, run: str) -> dict[str, int]:
         """How many jobs of a run are in each state. Raises NotFound."""
-        return dict(Counter(record.state for record in self._of_run(run)))
+        return dict(self.ledger.run(run).states)
 
     def cancel_run(self, run: str) -> dict[str, int]:
         """Ends all unended jobs of a run; how many are in each state then. Raises NotFound."""
-        for record in self._of_run(run):
-            if record.state not in ENDED:
-                with suppress(Conflict):  # it has ended meanwhile
-                    self.ledger.cancel(record.job)
+        self.ledger.cancel_run(run)
         return self.run_states(run)
-
-    def _of_run(self, run: str) -> list[JobRecord]:
-        found = self.ledger.jobs(run=run, limit=MOST) if run else []
-        if not found:
-            raise NotFound("there is no such run")
-        return found
 
     # ------------------------------------------------------------------------------------------------ machines
 

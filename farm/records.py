@@ -7,6 +7,8 @@ since 1970; 0 stands for "not yet".
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -22,6 +24,7 @@ SCHEMA = 1
 KNOWN_SCHEMAS = (1,)
 """Versions that a worker of this build can run. Newer ones are left to newer workers, so that both share a farm."""
 ENDED = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
+OPEN = tuple(state for state in STATES if state not in ENDED)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class StageEntry:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job as the ledger takes it. `idem` may be empty; `priority` is 0 to 100, higher first."""
+    """One job as the ledger takes it. `idem` may be empty; `priority` is 0 to 100, higher first.
+
+    `owner` is of a to z, 0 to 9 and -, or empty; all jobs of a run are one owner's.
+    """
 
     job: str
     stages: tuple[StageEntry, ...]
@@ -46,6 +52,7 @@ class Submission:
     priority: int = 50
     deadline_s: float | None = None
     run: str = ""
+    owner: str = ""
     schema: int = SCHEMA
 
 
@@ -107,8 +114,12 @@ class StageRecord:
     """Where one stage of a job is.
 
     `state` is waiting, queued, running, backoff, committed, or what ended or paused the job there. The last stage of a
-    job whose output another job made shows the job's own publish execution. `preview` numbers its live
-    pictures, rising; 0 for none.
+    job whose output another job made shows the job's own publish execution. `preview` numbers its live pictures,
+    rising; 0 for none.
+
+    How long an execution of its queue takes was measured, in seconds: `mean_s` is its share of its call, `wall_s` the
+    whole call; None where none has been committed yet. Where its output is there already, both are 0. `live`: the
+    workers that serve it.
     """
 
     index: int
@@ -129,11 +140,19 @@ class StageRecord:
     started_ms: int = 0
     committed_ms: int = 0
     preview: int = 0
+    mean_s: float | None = None
+    wall_s: float | None = None
+    live: int = 0
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """One job. `at` is the index of its current stage, of `n`. No two jobs share a `created_ms`."""
+    """One job. `at` is the index of its current stage, of `n`. No two jobs share a `created_ms`.
+
+    `position`: so many ready executions of its queue are claimed before its own; None where that is not ready.
+    `waits_for`: why it waits, as a sentence's end; "" while its stage runs and when it has ended. Both are known where
+    its stages are.
+    """
 
     job: str
     state: str
@@ -152,6 +171,20 @@ class JobRecord:
     idem: str
     outputs: tuple[str, ...]
     stages: tuple[StageRecord, ...] = ()
+    owner: str = ""
+    position: int | None = None
+    waits_for: str = ""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run: how many of its jobs are in each state (those with none are left out), and whose it is."""
+
+    run: str
+    owner: str
+    created_ms: float
+    count: int
+    states: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -202,17 +235,25 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class QueueState:
-    """One queue: executions that are ready and running, and live workers that serve it and are not draining."""
+    """One queue: executions that are ready and running, and live workers that serve it and are not draining.
+
+    `mean_s` and `wall_s`: how long its executions take, as a stage's record has it.
+    """
 
     queue: str
     ready: int
     running: int
     live: int
+    mean_s: float | None = None
+    wall_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """One transition of one job. `id` is the place in the stream to go on after; `t` is in milliseconds."""
+    """One transition of one job. `id` is the place in the stream to go on after; `t` is in milliseconds.
+
+    `owner` and `run` are said where the job is `deleted`, for nobody can look them up any more.
+    """
 
     id: str
     type: str
@@ -225,6 +266,8 @@ class Event:
     token: str
     epoch: str
     t: int
+    owner: str = ""
+    run: str = ""
 
 
 # ----------------------------------------------------------------------------------------------- a script's answer
@@ -240,25 +283,48 @@ def read_claim(row: list[Any], lease_s: float) -> Claim:
     )  # fmt: skip
 
 
-def read_job(row: list[Any], stages: list[Any] | None = None) -> JobRecord:
-    """The job in a row of `record` (`common.lua`), with the stages of `job.lua`."""
-    job, fields, outputs = row
-    state, spec, run, lane, priority, created, deadline, started, ended, at, n, code, message, idem = fields
+def read_job(row: list[Any]) -> JobRecord:
+    """The job in a row of `record` (`common.lua`)."""
+    job, fields, outputs, stages, wait = row if len(row) == 5 else (*row, [], [""])
+    state, spec, run, lane, priority, created, deadline, started, ended, at, n, code, message, idem, owner = fields
     return JobRecord(
         job=job, state=state, spec=spec, run=run, lane=lane, priority=int(priority), created_ms=float(created),
         deadline_ms=int(deadline), started_ms=int(started or 0), ended_ms=int(ended or 0), at=int(at), n=int(n),
         code=code or "", message=message or CODES.get(code or "", ""), idem=idem, outputs=tuple(outputs),
-        stages=tuple(_read_stage(i, int(at), state, outputs[i], stage) for i, stage in enumerate(stages or [])),
+        stages=tuple(_read_stage(i, int(at), state, outputs[i], stage) for i, stage in enumerate(stages)),
+        owner=owner or "", position=wait[2] if wait[0] == "ready" else None, waits_for=_waits_for(*wait),
     )  # fmt: skip
 
 
+def _waits_for(state: str, *rest: Any) -> str:
+    if state == "paused":
+        return "paused"
+    if state == "spool":
+        return "finished; the result waits on its worker's disk until the store answers"
+    if state == "backoff":
+        return "back-off until " + time.strftime("%H:%M:%S UTC", time.gmtime(float(rest[0]) / 1000))
+    if state != "ready":
+        return ""
+    queue, ahead, live, registered = rest
+    if not live and registered:
+        return f"no worker of {queue} may take it now: see `farm queue status`"
+    if not live:
+        return f"no worker serves {queue}"
+    return f"{ahead} ahead in {queue}" if ahead else f"next in {queue}"
+
+
 def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]) -> StageRecord:
-    exec_, queue, fields = row
+    exec_, queue, fields, times, live = row
     state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed, preview = fields
+    mean_s, wall_s = _seconds(times)
     if index < at or job_state == "done":
-        shown = "committed"
+        shown, mean_s, wall_s = "committed", 0.0, 0.0
     elif index > at:
-        return StageRecord(index=index, exec=exec_, queue=queue, state="waiting")
+        if state == "committed":
+            mean_s, wall_s = 0.0, 0.0
+        return StageRecord(
+            index=index, exec=exec_, queue=queue, state="waiting", mean_s=mean_s, wall_s=wall_s, live=live
+        )
     elif job_state in ENDED or job_state == "paused":
         shown = job_state
     else:
@@ -269,7 +335,30 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
         oom=int(oom or 0), lapses=int(lapses or 0), output=output, code=code or "",
         message=message or CODES.get(code or "", ""), started_ms=int(started or 0), committed_ms=int(committed or 0),
         preview=int(preview or 0) if shown == "running" else 0,
+        mean_s=mean_s, wall_s=wall_s, live=live,
     )  # fmt: skip
+
+
+def _seconds(times: Sequence[str]) -> tuple[float | None, float | None]:
+    """The mean and the wall-clock time of a row of `times` (`common.lua`)."""
+    mean, wall = times
+    return (float(mean) / 1000 if mean else None), (float(wall) / 1000 if wall else None)
+
+
+def read_run(row: list[Any]) -> RunRecord:
+    """The run in a row of `run.lua`."""
+    run, owner, created, states = row
+    found = dict(states)
+    return RunRecord(
+        run=run, owner=owner, created_ms=float(created or 0), count=sum(found.values()),
+        states={state: found[state] for state in STATES if state in found},
+    )  # fmt: skip
+
+
+def read_queue(row: list[Any]) -> QueueState:
+    """The queue in a row of `queues.lua`."""
+    queue, ready, running, live, times = row
+    return QueueState(queue, int(ready), int(running), int(live), *_seconds(times))
 
 
 def read_worker(row: list[Any]) -> WorkerRecord:
@@ -305,4 +394,5 @@ def read_event(id_: str, row: dict[str, str]) -> Event:
     return Event(
         id=id_, type=row["type"], job=row["job"], stage=int(row["stage"]), state=row["state"], worker=row["worker"],
         code=row["code"], exec=row["exec"], token=row["token"], epoch=row["epoch"], t=int(row["t"]),
+        owner=row.get("owner", ""), run=row.get("run", ""),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
 
-from farm.errors import Conflict, FarmError, NotFound, StaleToken, Unavailable
+from farm.errors import Conflict, FarmError, NotFound, QuotaExceeded, StaleToken, Unavailable
 from farm.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ _REFUSED: dict[str, type[FarmError]] = {
     "stale_token": StaleToken,
     "conflict": Conflict,
     "idempotency_conflict": Conflict,
+    "quota_exceeded": QuotaExceeded,
+    "farm_full": Unavailable,
 }
 
 
@@ -142,8 +144,8 @@ class Server:
         """The answer of `lua/<name>.lua`. `lost` is the code of the error where the reply did not come.
 
         Raises:
-            Conflict, NotFound, StaleToken: the script refuses the call.
-            Unavailable: the server cannot serve now.
+            Conflict, NotFound, QuotaExceeded, StaleToken: the script refuses the call.
+            Unavailable: the server cannot serve now, or (`farm_full`) the farm takes no more jobs.
         """
         self._check()
         script = self._scripts.get(name) or self._scripts.setdefault(name, self._redis.register_script(_source(name)))

@@ -121,6 +121,10 @@ class Settings(BaseSettings):
     max_area: int = Field(33554432, ge=4096, description="largest area of any image of a chain, pixels")
     max_upload_bytes: int = Field(26214400, gt=0, description="largest input image file, bytes")
     max_count: int = Field(10000, ge=1, description="most jobs in one run")
+    max_open_jobs: int = Field(
+        100000, ge=0, description="unended jobs of one owner, where the token does not say otherwise; 0: no limit"
+    )
+    max_pending: int = Field(2000000, ge=0, description="unended jobs of the whole farm; 0: no limit")
     spool_bytes: int = Field(
         10 << 30,
         gt=0,

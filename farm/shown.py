@@ -29,7 +29,8 @@ class Pictured(Protocol):
 
     id: str
 
-    def look(self) -> tuple[JobRecord, str]: ...
+    @property
+    def record(self) -> JobRecord: ...
     def pngs(self) -> list[bytes]: ...
 
 
@@ -48,10 +49,10 @@ class Jobs(list[T]):
 
 def html_of(job: Pictured) -> str:
     """A job with its stages, and its pictures once it is done; where the farm is away, that it is."""
-    record, reason, pictures, trouble = _looked(job, SIDE)
+    record, pictures, trouble = _looked(job, SIDE)
     told = f"<b>job <code>{escape(job.id)}</code></b>"
     if record is not None:
-        told += html_of_record(record, reason)
+        told += html_of_record(record)
     return f"<div>{told}{_trouble(trouble)}{pictures}</div>"
 
 
@@ -61,10 +62,10 @@ def html_of_last(job: str, record: JobRecord | None, pngs: list[bytes]) -> str:
     return f"<div><b>job <code>{escape(job)}</code></b>{told}{''.join(map(picture, pngs))}</div>"
 
 
-def html_of_record(record: JobRecord, reason: str = "") -> str:
+def html_of_record(record: JobRecord) -> str:
     """Where a job is, and its stages."""
     chain = json.loads(record.spec)["chain"]
-    words = [record.state, f"seed {chain['seed']}", reason, record.code, record.message]
+    words = [record.state, f"seed {chain['seed']}", record.waits_for, record.code, record.message]
     lines = [" · ".join(escape(str(word)) for word in words if word), escape(str(chain.get("prompt", "")))]
     lines.append(f'<progress max="1" value="{_share(record):.3f}"></progress>')
     rows = [
@@ -81,7 +82,7 @@ def _row(one: Any, pictured: bool) -> str:
     if isinstance(one, JobRecord):
         record, pictures, trouble = one, "", ""
     else:
-        found, _, pictures, trouble = _looked(one, SMALL_SIDE, pictured)
+        found, pictures, trouble = _looked(one, SMALL_SIDE, pictured)
         if found is None:
             return f"<tr>{_cells(one.id)}<td colspan='5'>{_trouble(trouble)}</td></tr>"
         record = found
@@ -92,18 +93,18 @@ def _row(one: Any, pictured: bool) -> str:
     return f"<tr>{cells}<td>{pictures}{_trouble(trouble)}</td></tr>"
 
 
-def _looked(job: Pictured, side: int, pictured: bool = True) -> tuple[JobRecord | None, str, str, str]:
-    """A job's record, why it waits, its pictures as HTML, and what hindered looking."""
+def _looked(job: Pictured, side: int, pictured: bool = True) -> tuple[JobRecord | None, str, str]:
+    """A job's record, its pictures as HTML, and what hindered looking."""
     try:
-        record, reason = job.look()
+        record = job.record
     except FarmError as error:
-        return None, "", "", f"{error.code}: {error.message}"
+        return None, "", f"{error.code}: {error.message}"
     if record.state != "done" or not pictured:
-        return record, reason, "", ""
+        return record, "", ""
     try:
-        return record, reason, "".join(picture(png, side) for png in job.pngs()), ""
+        return record, "".join(picture(png, side) for png in job.pngs()), ""
     except FarmError as error:
-        return record, reason, "", f"{error.code}: {error.message}"
+        return record, "", f"{error.code}: {error.message}"
 
 
 def picture(png: bytes, side: int = SIDE) -> str:

@@ -303,11 +303,18 @@ class Stage(BaseModel):
 Mark = TypeVar("Mark", Upload, Named)
 
 
+@cache
+def _marks(model: type[BaseModel], kind: type) -> list[tuple[str, list[Any]]]:
+    """Every field of `model` with its marks of `kind`."""
+    return [
+        (name, [mark for mark in told.metadata if isinstance(mark, kind)]) for name, told in model.model_fields.items()
+    ]
+
+
 def _marked(model: BaseModel, kind: type[Mark], prefix: str = "") -> Iterator[tuple[str, tuple[str, Mark]]]:
     """The values of fields that are marked as `kind`, also in models within lists, by location."""
-    for name, told in type(model).model_fields.items():
+    for name, marks in _marks(type(model), kind):  # type: ignore[arg-type]  # a class has a hash
         value = getattr(model, name)
-        marks = [mark for mark in told.metadata if isinstance(mark, kind)]
         if marks and isinstance(value, str):
             yield prefix + name, (value, marks[0])
         for index, item in enumerate(value if isinstance(value, list) else ()):

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -168,6 +168,28 @@ class Store:
             )
             self.client.put_object(Key=key, Body=data, ContentType="image/png", **shared)
         return key
+
+    def results_of(self, job_id: str) -> list[str]:
+        """The keys of all that lies in a job's readable folder.
+
+        Raises:
+            NotFound: this is not the id of a job.
+            Unavailable: the store does not answer.
+        """
+        folder = self.result_key(job_id, 0, "").rpartition("/")[0] + "/"
+        with _reaching("list results"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
+            return [found["Key"] for page in pages for found in page.get("Contents", [])]
+
+    def delete_results(self, keys: Sequence[str]) -> None:
+        """Deletes the objects at `keys`; those that are gone already are passed over.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+        for key in keys:
+            with _reaching("delete a result"):
+                self.client.delete_object(Bucket=self.bucket, Key=key)
 
     # thumbnails
 

@@ -34,7 +34,10 @@ _FORM = re.compile(r"farm_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
 class Token(BaseModel):
-    """What is known of one token. Times are milliseconds since 1970; `expires_ms` is 0 for one that does not expire."""
+    """What is known of one token. Times are milliseconds since 1970; `expires_ms` is 0 for one that does not expire.
+
+    With it its owner may have `max_open_jobs` unended jobs: 0 for any number, None for what the settings say.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,6 +47,7 @@ class Token(BaseModel):
     scopes: frozenset[Scope]
     created_ms: int
     expires_ms: int = 0
+    max_open_jobs: int | None = None
 
     def holds(self) -> bool:
         """Whether it has not expired."""
@@ -56,11 +60,13 @@ class Tokens:
     def __init__(self, server: Server) -> None:
         self._server = server
 
-    def create(self, owner: str, scopes: Iterable[str], life_s: float | None = None) -> tuple[Token, str]:
+    def create(
+        self, owner: str, scopes: Iterable[str], life_s: float | None = None, max_open_jobs: int | None = None
+    ) -> tuple[Token, str]:
         """A new token, and the text that its owner sends; the text cannot be had again.
 
         Raises:
-            InvalidJob: the owner's name, a scope or the life in seconds is not possible.
+            InvalidJob: the owner's name, a scope, the life in seconds or the number of jobs is not possible.
         """
         asked = frozenset(scopes)
         if not re.fullmatch(OWNER, owner):
@@ -69,6 +75,8 @@ class Tokens:
             raise _wrong("scopes", "one or more of " + ", ".join(SCOPES))
         if life_s is not None and not 0 < life_s <= MAX_LIFE_S:
             raise _wrong("life_s", f"more than 0 and at most {MAX_LIFE_S} seconds")
+        if max_open_jobs is not None and max_open_jobs < 0:
+            raise _wrong("max_open_jobs", "0 for any number, or more")
         name, secret = secrets.token_hex(6), secrets.token_urlsafe(SECRET_BYTES)
         now = _now_ms()
         token = Token(
@@ -78,6 +86,7 @@ class Tokens:
             scopes=frozenset(scope for scope in SCOPES if scope in asked),
             created_ms=now,
             expires_ms=now + round(life_s * 1000) if life_s is not None else 0,
+            max_open_jobs=max_open_jobs,
         )
         self._server.run("HSET", _KEY, name, token.model_dump_json())
         return token, f"farm_{name}_{secret}"

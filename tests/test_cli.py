@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -541,6 +542,7 @@ def test_dry_run_checks_and_stores_nothing(run: Run, farm: Farm, tmp_path: Path)
     assert [stage["parameters"]["num_inference_steps"] for stage in found["stages"]] != [4, 4, 4]
     assert found["stages"][1]["parameters"]["num_inference_steps"] == 4
     assert "seeds 5 to 7; not submitted" in run(*words, "--dry-run").out
+    assert (found["cost_s"], found["eta_s"]) == (None, None)
     # And nothing was submitted
     assert farm.jobs() == []
 
@@ -634,6 +636,11 @@ def test_jobs_are_steered(run: Run, farm: Farm) -> None:
     assert mixed.envelope["data"]["jobs"][1] == {"id": ids[1], "state": "cancelled"}
     conflict = run("jobs", "retry", ids[0], "--json")
     assert (conflict.status, conflict.code) == (1, "conflict")
+    # And all that is left of their run is ended by its name
+    name = farm.job(ids[0]).record.run
+    ended_ = run("jobs", "cancel", "--run", name, "--json").envelope["data"]
+    assert ended_ == {"run": name, "cancelled": 1, "states": {"cancelled": 2}}
+    assert run("jobs", "cancel", "--run", name).out == f"{name}  0 cancelled; now 2 cancelled\n"
 
 
 def test_queue_status_counts(run: Run, farm: Farm) -> None:
@@ -642,7 +649,8 @@ def test_queue_status_counts(run: Run, farm: Farm) -> None:
     Ledger(farm.settings).register("w1", "b1", ["text2img.tiny"], "idle", {"host": "h", "pid": "1"})
     # Then both are told
     found = run("queue", "status", "--json").envelope["data"]
-    assert {"queue": "text2img.tiny", "ready": 1, "running": 0, "live": 1} in found["queues"]
+    asked = {"queue": "text2img.tiny", "ready": 1, "running": 0, "live": 1, "mean_s": None, "wall_s": None}
+    assert asked in found["queues"]
     assert [worker["worker"] for worker in found["workers"]] == ["w1"]
     assert "w1" in run("queue", "status").out
 
@@ -678,6 +686,9 @@ def test_wait_shows_progress_and_writes_the_picture(
     assert Image.open(path).size == (64, 64)
     assert f"{record.job}  done" in found.err
     assert "\033" not in found.err
+    # And a dry run of as much tells what it would cost
+    dry = ended(start(env, "render", "a pear", "--chain", "txt", "--count", "40", "--dry-run"))
+    assert re.search(r"^device time about \d+ \w+$", dry.out, re.M)
     # And from here on it can be downloaded, watched, printed as a program and made again
     again = start(env, "jobs", "download", record.job, "-o", tmp_path / "more")
     assert ended(again).out == f"{tmp_path / 'more' / record.job}.png\n"
@@ -685,6 +696,10 @@ def test_wait_shows_progress_and_writes_the_picture(
     assert watched.envelope["data"]["events"][0]["type"] == "submitted"
     assert "done" in watched.err
     assert "import torch" in ended(start(env, "script", record.job)).out
+    # Until it is deleted
+    removed = ended(start(env, "jobs", "rm", record.job))
+    assert (removed.status, removed.out.split()) == (0, [record.job, "deleted"])
+    assert farm.jobs() == store.results_of(record.job) == []
 
 
 @pytest.mark.parametrize(("colour", "identical"), [("teal", True), ("pink", False)])

@@ -15,7 +15,19 @@ import pytest
 from farm.catalog import LOCK, Catalog, Lock, Recommended, Switches
 from farm.chain import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_STAGES, Chain, override, parse_chain, read_chain_file
 from farm.errors import InvalidJob
-from farm.job import MAX_DEADLINE_S, InputImage, canonical, input_multiple, make_job, new_id, plan, stage_of, stage_seed
+from farm.job import (
+    MAX_DEADLINE_S,
+    InputImage,
+    canonical,
+    input_multiple,
+    make_job,
+    make_jobs,
+    new_id,
+    plan,
+    recipe_key,
+    stage_of,
+    stage_seed,
+)
 from farm.sampler import SchedulerOptions
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, kinds
@@ -641,9 +653,27 @@ class TestSeeds:
         assert [recipe["seed"] for recipe in job.recipes] == [7, 99]
 
     def test_image_i_of_a_run_has_seed_plus_i(self, catalog: Catalog, here: Settings) -> None:
-        jobs = [make_job(chain(TEXT, seed=7), catalog, here, idempotency_key="k", index=index) for index in range(3)]
+        jobs = make_jobs(chain(TEXT, seed=7), catalog, here, idempotency_key="k", count=3)
         assert [job.seed for job in jobs] == [7, 8, 9]
         assert len({job.idempotency_key for job in jobs}) == 3
+
+    def test_a_job_of_a_run_is_the_one_that_its_seed_alone_would_make(self, catalog: Catalog, here: Settings) -> None:
+        """And written as `canonical` writes it, though what the jobs of a run share is worked out once."""
+        image = InputImage(sha256="0" * 64, width=64, height=64)
+        for stages in ((TEXT, REDRAW, X2, X4), (REDRAW, {**X2, "seed": 3}, X4)):
+            given = None if stages[0] == TEXT else image
+            asked = {"prompt": 'Bär \u2028 "x"', "reuse": False}
+            run = make_jobs(chain(*stages, seed=7, **asked), catalog, here, image=given, count=3)
+            for job in run:
+                alone = make_job(chain(*stages, seed=job.seed, **asked), catalog, here, image=given)
+                assert (alone.recipes, alone.keys) == (job.recipes, job.keys)
+                assert [recipe_key(recipe) for recipe in job.recipes] == list(job.keys)
+                written = {**job.chain.model_dump(mode="json", exclude_unset=True), "seed": job.seed}
+                spec = {"v": 1, "chain": written, "image": given and given.model_dump(), "recipes": job.recipes}
+                assert job.spec == alone.spec == canonical(spec)
+                for index in range(len(stages)):
+                    assert job.payload(index) == canonical({"v": 1, "recipes": job.recipes[: index + 1]})
+            assert len({key for job in run for key in job.keys}) == 3 * len(stages)
 
     def test_a_seed_drawn_at_random_is_the_same_for_the_same_key(self, catalog: Catalog, here: Settings) -> None:
         first, again, other, more = (
@@ -654,9 +684,9 @@ class TestSeeds:
         assert len({first.seed, other.seed, more.seed, make_job(chain(TEXT), catalog, here).seed}) == 4
 
     def test_a_run_ends_with_the_largest_seed(self, catalog: Catalog, here: Settings) -> None:
-        assert make_job(chain(TEXT, seed=MAX_SEED - 1), catalog, here, index=1).seed == MAX_SEED
+        assert make_jobs(chain(TEXT, seed=MAX_SEED - 1), catalog, here, count=2)[1].seed == MAX_SEED
         with refused("invalid_field", "seed", "seed: seed + count goes beyond 9007199254740991"):
-            make_job(chain(TEXT, seed=MAX_SEED), catalog, here, index=1)
+            make_jobs(chain(TEXT, seed=MAX_SEED), catalog, here, count=2)
 
 
 def test_the_largest_numbers_survive_the_spec(catalog: Catalog, here: Settings) -> None:
@@ -726,7 +756,7 @@ def test_what_nobody_says_is_the_default(catalog: Catalog, here: Settings) -> No
 
 
 def test_the_longest_key_is_taken_and_numbered(catalog: Catalog, here: Settings) -> None:
-    job = make_job(chain(TEXT), catalog, here, idempotency_key="x" * 255, index=3)
+    job = make_jobs(chain(TEXT), catalog, here, idempotency_key="x" * 255, count=4)[3]
     assert job.idempotency_key == "x" * 255 + "#3"
 
 

@@ -393,8 +393,7 @@ def test_the_last_commit_ends_the_job_as_done(ledger: Ledger, raw: redis.Redis) 
     assert [stage.state for stage in record.stages] == ["committed", "committed"]
     assert record.created_ms <= record.started_ms + 1 <= record.ended_ms + 1
     assert types(ledger, "a") == ["submitted", "claimed", "committed", "claimed", "committed", "done"]
-    assert 0 < raw.ttl(P + "job:a") <= 2592000
-    assert 0 < raw.ttl(P + "idem:key of a") <= 2592000
+    assert raw.zscore(P + "ended", "a") == record.ended_ms
     assert raw.keys(P + "x:p:*") == []
 
 
@@ -1075,7 +1074,7 @@ def test_only_an_ended_job_is_retried(ledger: Ledger) -> None:
         ledger.retry("a")
 
 
-@pytest.mark.parametrize("call", ["job", "cancel", "expire", "pause", "resume", "retry", "waiting_for"])
+@pytest.mark.parametrize("call", ["job", "cancel", "expire", "pause", "resume", "retry", "delete", "waiting_for"])
 def test_an_unknown_job_is_not_found(ledger: Ledger, call: str) -> None:
     with pytest.raises(NotFound) as missing:
         getattr(ledger, call)("nobody")
@@ -1340,7 +1339,7 @@ def test_more_than_one_script_takes_is_reaped_in_one_round(
 def test_after_its_retention_nothing_of_a_job_is_left(ledger: Ledger, raw: redis.Redis, settings: Settings) -> None:
     # Given
     brief = Ledger(settings.model_copy(update={"retention_s": 1}))
-    submit(brief, job("a", run="r", deadline_s=1), job("b", "a", deadline_s=1))
+    submit(brief, job("a", run="r", owner="ada", deadline_s=1), job("b", "a", deadline_s=1))
     done(brief, take(brief))
     # When
     shown: list[str] = ["?"]
@@ -1355,11 +1354,19 @@ def test_after_its_retention_nothing_of_a_job_is_left(ledger: Ledger, raw: redis
     assert raw.zcard(P + "jobs:done") == raw.zcard(P + "ended") == 0
 
 
-def test_a_runs_list_lives_as_long_as_any_of_its_jobs_can(ledger: Ledger, raw: redis.Redis) -> None:
-    # When
-    submit(ledger, job("a", run="r", deadline_s=1000_000), job("b", run="r", deadline_s=5))
+def test_a_runs_list_lives_as_long_as_any_of_its_jobs(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given
+    submit(ledger, job("a", run="r", owner="ada"), job("b", run="r", owner="ada"))
+    for name in ("a", "b"):
+        assert [one.run for one in ledger.runs(owner="ada")] == ["r"]
+        # When each passes its retention
+        ledger.cancel(name)
+        mature(raw, "ended", name)
+        ledger.reap("me")
+        assert name not in {one.job for one in ledger.jobs()}
     # Then
-    assert raw.ttl(P + "run:r") > 2592000 + 999_000
+    assert (ledger.runs(), ledger.runs(owner="ada")) == ([], [])
+    assert [key for key in raw.scan_iter() if key.endswith((":r", ":runs", "ada")) or ":owner:" in key] == []
 
 
 # ------------------------------------------------------------------------------------------------ registry and readers

@@ -24,7 +24,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from farm.errors import Conflict, Failure, StaleToken
+from farm import runs
+from farm.errors import Conflict, Failure, QuotaExceeded, StaleToken
 from farm.ledger import Beat, Claim, Commit, Ledger, StageEntry, Submission
 from farm.settings import Settings
 from tests.conftest import Valkey
@@ -100,6 +101,7 @@ class Machine(RuleBasedStateMachine):
         self.ledger = Ledger(Settings.load(redis_url=self.url, tick_s=60, **caps), fan=2)
         self.boots = dict.fromkeys(WORKERS, 0)
         self.jobs: list[str] = []
+        self.names = 0
         self.bodies: dict[str, Submission] = {}
         self.claims: list[tuple[str, Claim]] = []
         self.live: dict[str, tuple[str, str, str]] = {}  # exec -> token, worker, boot
@@ -109,7 +111,7 @@ class Machine(RuleBasedStateMachine):
         self.made: dict[str, set[str]] = defaultdict(set)
         self.published: set[str] = set()
         self.ended: dict[str, str] = {}
-        self.retried: str | None = None
+        self.retried: set[str] = set()
         self.dump = Dump(self.raw)
 
     # -------------------------------------------------------------------------------------------- producers
@@ -120,13 +122,34 @@ class Machine(RuleBasedStateMachine):
             self.submit(chain, "interactive", 50)
 
     @precondition(lambda self: len(self.jobs) < 7)
-    @rule(chain=st.sampled_from(CHAINS), lane=st.sampled_from(("interactive", "bulk")), priority=st.integers(0, 100))
-    def submit(self, chain: tuple[str, ...], lane: Any, priority: int) -> None:
-        name = f"j{len(self.jobs)}"
+    @rule(
+        chain=st.sampled_from(CHAINS), lane=st.sampled_from(("interactive", "bulk")), priority=st.integers(0, 100),
+        whose=st.sampled_from((("r", "ada"), ("r", "ada"), ("", "ada"), ("", ""))),
+        max_open=st.sampled_from((0, 0, 0, 1, 4)), beyond=st.sampled_from((0, 0, 0, 1)),
+    )  # fmt: skip
+    def submit(
+        self,
+        chain: tuple[str, ...],
+        lane: Any,
+        priority: int,
+        whose: tuple[str, str] = ("r", "ada"),
+        max_open: int = 0,
+        beyond: int = 0,
+    ) -> None:
+        name, (run, owner) = f"j{self.names}", whose
         stages = tuple(StageEntry(e, QUEUES[i], f"payload {e}") for i, e in enumerate(chain))
-        body = Submission(name, stages, f"spec {name}", f"idem {name}", "body", lane, priority, run="r")
-        (found,), _ = self.ledger.submit([body])
+        body = Submission(name, stages, f"spec {name}", f"idem {name}", "body", lane, priority, run=run, owner=owner)
+        theirs = [one for one in self.jobs if one not in self.ended and self.bodies[one].owner == owner]
+        booked = self.dump.all.get(f"booked:{owner}", {})
+        taken = len(theirs) + sum(int(value.split()[0]) for call, value in booked.items() if call != run)
+        if owner and max_open and taken + 1 + beyond > max_open:
+            with pytest.raises(QuotaExceeded):
+                self.ledger.submit([body], max_open, beyond)
+            assert Dump(self.raw).all == self.dump.all, "a refused submit left a trace"
+            return
+        (found,), _ = self.ledger.submit([body], max_open, beyond)
         assert (found.job, found.existed) == (name, False)
+        self.names += 1
         self.jobs.append(name)
         self.bodies[name] = body
 
@@ -134,7 +157,8 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=picks, ended=st.booleans())
     def submit_again(self, pick: int, ended: bool) -> None:
         name = self.pick_job(pick, ended)
-        (found,), ready = self.ledger.submit([self.bodies[name]])
+        # However little its owner may have.
+        (found,), ready = self.ledger.submit([self.bodies[name]], 1, 9)
         assert (found.job, found.existed, ready) == (name, True, set())
 
     @precondition(lambda self: self.jobs)
@@ -166,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         name = self.pick_job(pick, ended=True)
         try:
             self.ledger.retry(name)
-            self.retried = name
+            self.retried = {name}
             assert self.ended[name] != "done"
         except Conflict:
             assert self.ended.get(name, "done") == "done"
@@ -179,6 +203,38 @@ class Machine(RuleBasedStateMachine):
             self.ledger.reprioritise(name, priority, lane)
         except Conflict:
             assert self.has_ended(name)
+
+    @precondition(lambda self: self.jobs)
+    @rule(pick=picks, ended=st.booleans())
+    def delete(self, pick: int, ended: bool) -> None:
+        name = self.pick_job(pick, ended)
+        try:
+            self.ledger.delete(name)
+        except Conflict:
+            assert self.ledger.job(name).state not in ENDED
+            return
+        assert name in self.ended or name in self.dump.all.get("moving", set())
+        self.jobs.remove(name)
+        self.ended.pop(name, None)
+        after = Dump(self.raw)
+        named = [
+            key
+            for key, value in after.all.items()
+            if isinstance(value, list | set | dict)
+            and name in dict.fromkeys(member[0] if isinstance(member, tuple) else member for member in value)
+        ]
+        assert named == [], "a deleted job that something still names"
+        assert not {f"job:{name}", f"events:{name}", f"idem:idem {name}"} & set(after.all)
+        assert after.execs.get(f"p:{name}", {"state": "running"})["state"] == "running"
+
+    @precondition(lambda self: any(self.bodies[name].run for name in self.jobs))
+    @rule(verb=st.sampled_from(("cancel", "pause", "resume", "retry")))
+    def steer(self, verb: Any) -> None:
+        self.retried = {name for name, state in self.ended.items() if verb == "retry" and state != "done"}
+        self.ledger.steer_run("r", verb)
+        left = self.ledger.run("r").states
+        gone = {"cancel": ("queued", "running", "paused"), "pause": ("queued", "running"), "resume": ("paused",)}
+        assert not set(left) & set(gone.get(verb, ()))
 
     # -------------------------------------------------------------------------------------------- workers
 
@@ -366,6 +422,31 @@ class Machine(RuleBasedStateMachine):
         self.ledger.reap("me")
         del self.live[name]
 
+    @precondition(lambda self: self.jobs)
+    @rule(pick=picks)
+    def look(self, pick: int) -> None:
+        """What is read of a job, of its run and of its owner is what is there."""
+        name = self.pick_job(pick)
+        record, dump, body = self.ledger.job(name), self.dump, self.bodies[name]
+        exec_ = dump.current(name)
+        place = None
+        if record.state in {"queued", "running"} and exec_ in dump.execs and dump.execs[exec_]["state"] == "ready":
+            row = dump.execs[exec_]
+            lanes = ("interactive", "bulk") if row["lane"] == "bulk" else ("interactive",)
+            line = [one for lane in lanes for one, _ in dump.all.get(f"ready:v1:{row['queue']}:{lane}", [])]
+            place = line.index(exec_)
+        assert record.position == (place if name in dump.waiters(exec_) else None)
+        states = [dump.jobs[one]["state"] for one in self.jobs if self.bodies[one].owner == body.owner]
+        if body.owner:
+            assert self.ledger.open_jobs(body.owner) == sum(state not in ENDED for state in states)
+            listed = [one.job for one in self.ledger.jobs(owner=body.owner, limit=100)]
+            assert listed == [one for one in reversed(self.jobs) if self.bodies[one].owner == body.owner]
+        if body.run:
+            run = self.ledger.run(body.run)
+            members = [dump.jobs[one]["state"] for one in self.jobs if self.bodies[one].run == body.run]
+            assert (run.owner, run.count) == (body.owner, len(members))
+            assert run.states == {state: members.count(state) for state in set(members)}
+
     @rule(everything=st.booleans())
     def reap(self, everything: bool) -> None:
         for name in self.dump.zset("due") if everything else ():
@@ -411,13 +492,13 @@ class Machine(RuleBasedStateMachine):
         dump = self.dump = Dump(self.raw)
         self.jobs_hold(dump)
         self.executions_hold(dump)
-        self.retried = None
+        self.retried = set()
 
     def jobs_hold(self, dump: Dump) -> None:
         assert set(dump.jobs) == set(self.jobs)
         for name, row in dump.jobs.items():
             state = row["state"]
-            if name in self.ended and name != self.retried:
+            if name in self.ended and name not in self.retried:
                 assert state == self.ended[name], "an end that changed"
             if state in ENDED:
                 self.ended[name] = state
@@ -427,12 +508,14 @@ class Machine(RuleBasedStateMachine):
             assert [row[f"x{i}"] for i in range(len(stages))] == [stage.exec for stage in stages]
             for i in range(at):
                 assert row[f"out{i}"] in self.made[stages[i].exec], "an output that nobody committed"
-            assert {key for key in dump.all if key.startswith("jobs:") and name in dump.zset(key)} == {f"jobs:{state}"}
-            assert name in dump.zset("jobs")
+            run, owner = self.bodies[name].run, self.bodies[name].owner
+            listed = {"jobs", f"jobs:{state}"} | ({f"run:{run}", f"in:{state}:{run}"} if run else set())
+            listed |= {f"owner:{owner}", f"owner:{owner}:{state}"} if owner else set()
+            lists = ("jobs", "owner:", "run:", "in:")
+            assert {key for key in dump.all if key.startswith(lists) and name in dump.zset(key)} == listed
             assert (name in dump.zset("deadlines")) == (state not in ENDED)
             assert (name in dump.zset("ended")) == (state in ENDED)
-            assert (dump.ttl[f"job:{name}"] > 0) == (state in ENDED)
-            assert (dump.ttl[f"idem:idem {name}"] > 0) == (state in ENDED)
+            assert dump.ttl[f"job:{name}"] == dump.ttl[f"idem:idem {name}"] == -1
             waits_on = {key[2:-8] for key in dump.all if key.endswith(":waiters") and name in dump.all[key]}
             if state in {"queued", "running"}:
                 exec_ = dump.current(name)
@@ -496,6 +579,9 @@ class Machine(RuleBasedStateMachine):
         assert all(name in dump.execs for names in ready.values() for name in names)
         assert all(name in dump.execs for name in dump.zset("due"))
         assert {key[2:-8] for key in dump.all if key.endswith(":waiters")} <= set(dump.execs)
+        for key, times in dump.all.items():
+            if key.startswith("times:"):
+                assert 0 <= float(times["mean_ms"]) <= float(times["wall_ms"])
         counted = {queue: int(count) for queue, count in dump.all.get("running", {}).items() if int(count)}
         assert counted == running
 
@@ -530,12 +616,17 @@ class Machine(RuleBasedStateMachine):
         assert not [key for key in dump.all if key.startswith("x:") and key.endswith((":waiters", ":paused"))]
         self.jobs_hold(dump)
         self.executions_hold(dump)
+        for name in list(self.jobs):
+            self.ledger.delete(name)
+        lists = ("job", "owner:", "run:", "runs", "in:", "ended", "deadlines", "idem:", "events:")
+        assert not [key for key in Dump(self.raw).all if key.startswith(lists)], "not all is forgotten"
         self.ledger.close()
         self.raw.close()
 
 
 @pytest.mark.timeout(0 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 280)
-def test_the_ledger_keeps_its_promises_in_any_order(valkey: Valkey) -> None:
+def test_the_ledger_keeps_its_promises_in_any_order(valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MOVED", 2)
     profile = settings.get_profile("deep" if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else "brief")
 
     class OnThisServer(Machine):

@@ -1,30 +1,32 @@
 """Who asks, and what is theirs?
 
-A job's owner stands in its idempotency key, `@<owner>/<key>#<index>`: it is written with the job or not at all, and no
-two owners share a key. A job that was submitted past the API has no owner; admins see it.
+A job's owner stands in its record, and in its idempotency key, `@<owner>/<key>#<index>`, so that no two owners share
+one. A job that was submitted past the API has no owner; admins see it.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from farm.errors import NotFound
-from farm.records import JobRecord
-from farm.tokens import OWNER, Scope
+from farm.records import JobRecord, RunRecord
+from farm.tokens import Scope
 
 LOCAL = "local"
 """The owner of what is submitted where no token is asked for."""
-_OWNED = re.compile(rf"@({OWNER})/")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `token` is the text that was sent, "" where none is asked for."""
+    """Who asks. `token` is the text that was sent, "" where none is asked for.
+
+    `max_open_jobs`: so many unended jobs the owner may have with a submit; 0 for any number.
+    """
 
     owner: str
     scopes: frozenset[Scope]
     token: str = ""
+    max_open_jobs: int = 0
 
     @property
     def is_admin(self) -> bool:
@@ -32,12 +34,17 @@ class Caller:
         return "admin" in self.scopes
 
     def key(self, idempotency_key: str) -> str:
-        """The ledger's idempotency key of this caller's: no two owners share one, and it tells whose a job is."""
+        """The ledger's idempotency key of this caller's: no two owners share one."""
         return f"@{self.owner}/{idempotency_key}"
 
-    def owns(self, record: JobRecord) -> bool:
-        """Whether the job is this caller's to see."""
-        return self.is_admin or owner_of(record) == self.owner
+    @property
+    def sees(self) -> str | None:
+        """Whose jobs a list shows this caller; None for everybody's."""
+        return None if self.is_admin else self.owner
+
+    def owns(self, record: JobRecord | RunRecord) -> bool:
+        """Whether the job or run is this caller's to see."""
+        return self.is_admin or record.owner == self.owner
 
     def check(self, record: JobRecord) -> JobRecord:
         """`record` again.
@@ -48,9 +55,3 @@ class Caller:
         if not self.owns(record):
             raise NotFound("there is no such job")
         return record
-
-
-def owner_of(record: JobRecord) -> str:
-    """Who submitted the job over HTTP; "" for one that was submitted past the API."""
-    found = _OWNED.match(record.idem)
-    return found[1] if found else ""

@@ -43,7 +43,8 @@ async def identify(connection: HTTPConnection) -> Caller:
     if scheme.lower() != "bearer" or not text:
         raise Unauthorized("send the header `Authorization: Bearer TOKEN`")
     token = await desk.ask(desk.tokens.find, text.strip())
-    return Caller(token.owner, token.scopes, text.strip())
+    most = desk.settings.max_open_jobs if token.max_open_jobs is None else token.max_open_jobs
+    return Caller(token.owner, token.scopes, text.strip(), most)
 
 
 def _refuse_strangers(connection: HTTPConnection) -> None:

@@ -8,7 +8,8 @@ snapshot::
     data: {"id": …, "state": "running", "stage": 1, "progress": 0.31, …}
 
 A reader that comes back with `Last-Event-ID` gets the newest state of every job that has changed since. A job's stream
-says `end` after its last snapshot, and answers 204 to whoever comes back after that.
+says `end` after its last snapshot, and answers 204 to whoever comes back after that. A job that is deleted is told once
+more, in the state `deleted`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, identify
 from farm.api.feed import Feed, Told
 from farm.api.jobs import record_of
-from farm.api.readings import NOW
-from farm.api.runs import jobs_of_run
+from farm.api.readings import GONE, NOW
+from farm.api.runs import run_of
 from farm.errors import FarmError, Unavailable
 from farm.records import ENDED
 
@@ -85,7 +86,7 @@ class EventStream(Response):
                 continue
             yield b"".join(_event("job", told.id, told.data) for told in found)
             last = found[-1]
-            if self._feed.job is not None and last.state in ENDED:
+            if self._feed.job is not None and last.state in (*ENDED, GONE):
                 yield _event("end", last.id + END if last.id else "", last.data)
                 return
 
@@ -123,13 +124,13 @@ async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") 
 async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") -> Response:
     """Snapshots of a run's jobs, those of all of them at first."""
     desk = desk_of(request)
-    await desk.ask(jobs_of_run, desk, caller, run)
+    await desk.ask(run_of, desk, caller, run)
 
     async def names() -> dict[str, str]:
         missed = await _since(desk, last)
         if missed is not None:
             return missed
-        return {found.job: "" for found in reversed(await desk.ask(jobs_of_run, desk, caller, run))}
+        return dict.fromkeys(await desk.ask(desk.farm.ledger.run_jobs, run), "")
 
     return EventStream(request, Feed(lambda found: found.run == run and caller.owns(found)), names)
 

@@ -71,4 +71,4 @@ def _submit(desk: Desk, caller: Caller, record: JobRecord, ask: ForkAsk, key: st
     with within(PATIENCE_S):
         again = desk.kept.reserve(caller.owner, key, hashlib.sha256(body.encode()).hexdigest())
     made = desk.farm.fork_of(*told, **options)
-    return desk.farm.submit([made])[0], made, again
+    return desk.farm.submit([made], caller.owner, caller.max_open_jobs)[0], made, again

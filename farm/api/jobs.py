@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from farm.api.asks import JobAsk, Place, body_sha256, images_of, jobs_of
 from farm.api.callers import Caller
+from farm.api.cursors import next_of, position
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
 from farm.api.views import BASE, DryRun, JobPage, JobView, Made, MadeJob
 from farm.client import PATIENCE_S
-from farm.errors import FieldError, InvalidJob, NotFound
+from farm.errors import NotFound
+from farm.estimate import estimate
 from farm.handle import JobHandle
 from farm.job import Job, new_id
-from farm.records import ENDED, JobRecord
+from farm.records import JobRecord
 from farm.scripts import within
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
-SCANNED = 2000
-"""Jobs that one page looks at: the ledger does not list by owner, so others' are passed over here."""
 PAGE = 200
-"""Jobs that one look at the ledger brings."""
+"""Jobs of one page."""
 Key = Annotated[
     str | None,
     Header(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]+$", description="the same key yields the same jobs"),
@@ -61,14 +61,20 @@ def _submit(desk: Desk, caller: Caller, ask: JobAsk, key: str) -> tuple[list[tup
         jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=True)
         for sha256 in {image for job in jobs for image in images_of(job)}:
             desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a picture made from it names it so
-    return list(zip(desk.farm.submit(jobs), jobs, strict=True)), again
+    return list(zip(desk.farm.submit(jobs, caller.owner, caller.max_open_jobs), jobs, strict=True)), again
 
 
 @router.post("/dry-run")
 async def dry_run(request: Request, ask: JobAsk, caller: Submitter) -> DryRun:
     """Checks what a submit would check, and tells what it would make; stores nothing."""
     desk = desk_of(request)
-    return DryRun.of(await _in_threads(desk, ask)(jobs_of, desk.farm, desk.kept, caller, ask, new_id(), upload=False))
+
+    def call() -> DryRun:
+        jobs = jobs_of(desk.farm, desk.kept, caller, ask, new_id(), upload=False)
+        with within(PATIENCE_S):
+            return DryRun.of(jobs, estimate(jobs, desk.farm.ledger))
+
+    return cast("DryRun", await _in_threads(desk, ask)(call))
 
 
 def _in_threads(desk: Desk, ask: JobAsk) -> Callable[..., Any]:
@@ -86,28 +92,10 @@ async def ls(
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JobPage:
     """The caller's jobs, the newest first; an admin's are everybody's."""
-    desk, before = desk_of(request), _position(cursor)
-    records, after = await desk.ask(_page, desk, caller, state, run, limit, before)
-    return JobPage(jobs=[JobView.of(record) for record in records], next=after and _cursor(after))
-
-
-def _page(
-    desk: Desk, caller: Caller, state: str | None, run: str | None, limit: int, before: float | None
-) -> tuple[list[JobRecord], float | None]:
-    """Up to `limit` jobs, and where the next page begins; a page may be short where many are somebody else's."""
-    found: list[JobRecord] = []
-    size = limit if caller.is_admin else PAGE
-    for _ in range(0, SCANNED, size):
-        records = desk.farm.ledger.jobs(state=state, run=run, limit=size, before_ms=before)
-        for record in records:
-            before = record.created_ms
-            if caller.owns(record):
-                found.append(record)
-            if len(found) == limit:
-                return found, before
-        if len(records) < size:
-            return found, None
-    return found, before
+    desk, before = desk_of(request), position(cursor)
+    asked = partial(desk.farm.ledger.jobs, owner=caller.sees, whole=True)
+    records = await desk.ask(asked, state, run, limit, before)
+    return JobPage(jobs=[JobView.of(record) for record in records], next=next_of(records, limit))
 
 
 @router.get("/{job}")
@@ -115,6 +103,17 @@ async def show(request: Request, job: str, caller: Reader) -> JobView:
     """A job with its stages."""
     desk = desk_of(request)
     return await desk.ask(_view, desk, caller, job)
+
+
+@router.delete("/{job}", status_code=204, response_class=Response)
+async def delete(request: Request, job: str, caller: Submitter) -> None:
+    """Forgets an ended job, and deletes its results; pictures that other jobs share stay with those."""
+    desk = desk_of(request)
+
+    def call() -> None:
+        JobHandle(desk.farm, caller.check(record_of(desk, job)).job).delete()
+
+    await desk.ask(call)
 
 
 @router.post("/{job}/cancel")
@@ -175,22 +174,4 @@ def record_of(desk: Desk, job: str) -> JobRecord:
 
 
 def _view(desk: Desk, caller: Caller, job: str) -> JobView:
-    record = caller.check(record_of(desk, job))
-    return JobView.of(record, None if record.state in ENDED else desk.farm.ledger.waiting_for(record.job))
-
-
-def _cursor(created_ms: float) -> str:
-    return base64.urlsafe_b64encode(f"{created_ms:.4f}".encode()).decode().rstrip("=")
-
-
-def _position(cursor: str | None) -> float | None:
-    """The time of creation, in milliseconds, that a cursor stands for."""
-    if cursor is None:
-        return None
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode("ascii")
-        if re.fullmatch(r"\d{1,15}\.\d{4}", text):
-            return float(text)
-    except ValueError:
-        pass
-    raise InvalidJob(errors=(FieldError("query.cursor", "a cursor as `next` gives it"),))
+    return JobView.of(caller.check(record_of(desk, job)))

@@ -88,11 +88,16 @@ class QueueView(View):
     ready: int
     running: int
     workers: int
+    mean_s: float | None = Field(description="measured device-seconds of one execution; none before the first")
+    wall_s: float | None = Field(description="measured seconds of the whole call that it is in")
 
     @classmethod
     def of(cls, state: QueueState) -> QueueView:
         """The view of a queue's state."""
-        return cls(queue=state.queue, ready=state.ready, running=state.running, workers=state.live)
+        return cls(
+            queue=state.queue, ready=state.ready, running=state.running, workers=state.live, mean_s=state.mean_s,
+            wall_s=state.wall_s,
+        )  # fmt: skip
 
 
 class WorkerView(View):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from farm.errors import CODES, FarmError, FieldError, InvalidJob, Unavailable
+from farm.errors import CODES, FarmError, FieldError, InvalidJob, QuotaExceeded, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 MAX_TOLD = 50
@@ -99,7 +99,7 @@ def answer(scope: Any, error: FarmError, status: int | None = None, headers: dic
         problem = problem.model_copy(update={"errors": told, "detail": detail[:MAX_CHARS]})
     else:
         _log.warning("call_failed", request_id=request_id, code=error.code, error=error.message)
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | QuotaExceeded):
         seconds = max(1, ceil(error.retry_after_s))
         headers["Retry-After"] = str(seconds)
         key = state.get("idempotency_key") if error.code == "outcome_unknown" else None
@@ -155,7 +155,8 @@ def described() -> dict[int | str, dict[str, Any]]:
     said = {
         400: "cannot be read", 401: "no token that holds", 403: "a scope is missing", 404: "no such object",
         405: "no such method", 409: "not possible in this state", 413: "too large", 415: "of another type",
-        422: "a field is wrong", 500: "an error that nobody foresaw", 503: "try again after Retry-After",
+        422: "a field is wrong", 429: "the caller's limit: try again after Retry-After",
+        500: "an error that nobody foresaw", 503: "try again after Retry-After",
     }  # fmt: skip
     return {
         status: {"description": words, "content": json.loads(json.dumps(content))} for status, words in said.items()

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from itertools import islice
 from typing import ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
 
 from farm.client import PATIENCE_S, Farm
-from farm.errors import NotFound
 from farm.records import Event, JobRecord
 from farm.scripts import Server, within
 
@@ -29,6 +28,10 @@ LISTED_S = 1.0
 """How long a list of those serves whoever comes, seconds."""
 MAX_KNOWN = 2000
 """Jobs whose last reading is kept."""
+GONE = "deleted"
+"""The state in which a deleted job is told, though it has no record any more."""
+MAX_GONE = 10_000
+"""Deleted jobs that are told so: as many as the ledger's stream has events."""
 NOW = f"{2**64 - 1}-0"
 """The place behind all events: what is needed as of it is read anew."""
 
@@ -41,9 +44,13 @@ class Readings:
         self._known: dict[str, tuple[str, JobRecord]] = {}
         self._listed, self._stirred = dict[str, str](), dict[str, str]()
         self._listed_at, self._listing = -math.inf, anyio.Lock()
+        self._gone: dict[str, JobRecord] = {}
 
     async def read(self, jobs: Iterable[str], position: str) -> list[JobRecord]:
-        """The records of `jobs`, but of those past their retention; `position`: a place that they cover."""
+        """The records of `jobs`, but of those past their retention; `position`: a place that they cover.
+
+        Of a job that was deleted since something was read here there is a record that says so.
+        """
         asked = list(jobs)
         found = await _thread(self._records, asked) if asked else []
         for job in asked:
@@ -75,7 +82,7 @@ class Readings:
 
     async def events(self, after: str) -> list[Event]:
         """The events of all jobs after the place `after`, waited for a second."""
-        return await _thread(self._farm.ledger.events, None, after, BLOCK_MS)
+        return self._noted(await _thread(self._farm.ledger.events, None, after, BLOCK_MS))
 
     async def newest(self) -> str:
         """The place of the last event there is."""
@@ -89,12 +96,14 @@ class Readings:
 
     async def since(self, after: str) -> dict[str, str] | None:
         """The jobs with events after `after`, each with the place of its last; None where these are no longer there."""
-        return await _thread(self._since, after) if await self.reaches(after) else None
+        if not await self.reaches(after):
+            return None
+        return newest_of(self._noted(await _thread(self._since, after)))
 
-    def _since(self, after: str) -> dict[str, str]:
-        found: dict[str, str] = {}
+    def _since(self, after: str) -> list[Event]:
+        found: list[Event] = []
         while rows := self._farm.ledger.events(None, after):
-            found = newest_of(rows, found)
+            found += rows
             after = rows[-1].id
         return found
 
@@ -112,16 +121,30 @@ class Readings:
         return {record.job: "" for record in sorted(found, key=lambda record: record.created_ms)}
 
     def _records(self, jobs: list[str]) -> list[JobRecord]:
-        found = []
-        for job in jobs:
-            with suppress(NotFound):
-                found.append(self._farm.ledger.job(job))
-        return found
+        found = {record.job: record for record in self._farm.ledger.read(jobs)}
+        gone = self._gone
+        return [record for job in jobs if (record := found.get(job) or gone.get(job))]
+
+    def _noted(self, rows: list[Event]) -> list[Event]:
+        """`rows`; which jobs they tell to be deleted is noted, for nobody can look that up."""
+        if found := {row.job: _gone(row) for row in rows if row.type == GONE}:
+            gone = self._gone | found
+            # A new mapping: threads read the old one meanwhile.
+            self._gone = dict(islice(gone.items(), max(0, len(gone) - MAX_GONE), None))
+        return rows
 
 
-def newest_of(rows: Iterable[Event], before: dict[str, str] | None = None) -> dict[str, str]:
-    """The jobs of the events, in the order of each one's last, with its place; after those in `before`."""
-    found = before or {}
+def _gone(row: Event) -> JobRecord:
+    """What is left to tell of the job that an event says to be deleted."""
+    return JobRecord(
+        job=row.job, state=GONE, spec="", run=row.run, lane="", priority=0, created_ms=0, deadline_ms=0, started_ms=0,
+        ended_ms=row.t, at=row.stage, n=row.stage + 1, code="", message="", idem="", outputs=(), owner=row.owner,
+    )  # fmt: skip
+
+
+def newest_of(rows: Iterable[Event]) -> dict[str, str]:
+    """The jobs of the events, in the order of each one's last, with its place."""
+    found: dict[str, str] = {}
     for row in rows:
         found.pop(row.job, None)
         found[row.job] = row.id

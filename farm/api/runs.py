@@ -1,59 +1,96 @@
-"""How is a run, jobs that were submitted together, looked at and ended over HTTP?"""
+"""How are runs, jobs that were submitted together, listed, looked at and steered over HTTP?"""
 
 from __future__ import annotations
 
-from contextlib import suppress
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from farm.api.callers import Caller
+from farm.api.cursors import next_of, position
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
-from farm.api.views import RunView
-from farm.errors import Conflict, NotFound
-from farm.records import ENDED, JobRecord
+from farm.api.views import RunPage, RunView
+from farm.client import PATIENCE_S
+from farm.errors import NotFound
+from farm.records import RunRecord
+from farm.runs import Verb
+from farm.scripts import within
 
 router = APIRouter(route_class=Door, prefix="/runs", tags=["runs"])
-PAGE = 1000
-"""Jobs that one look at the ledger brings."""
+PAGE = 200
+"""Runs of one page."""
+STEER_S = 60.0
+"""How long one call may steer a run, seconds: that is some 10^5 jobs."""
+
+
+@router.get("")
+async def ls(
+    request: Request,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = 50,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> RunPage:
+    """The caller's runs, the newest first; an admin's are everybody's."""
+    desk, before = desk_of(request), position(cursor)
+    found = await desk.ask(desk.farm.ledger.runs, limit, before, owner=caller.sees)
+    return RunPage(runs=[RunView.of(record) for record in found], next=next_of(found, limit))
 
 
 @router.get("/{run}")
 async def show(request: Request, run: str, caller: Reader) -> RunView:
     """A run: how many of its jobs are in each state."""
     desk = desk_of(request)
-    return RunView.of(run, await desk.ask(jobs_of_run, desk, caller, run))
+    return RunView.of(await desk.ask(run_of, desk, caller, run))
 
 
 @router.post("/{run}/cancel")
 async def cancel(request: Request, run: str, caller: Submitter) -> RunView:
     """Ends all jobs of a run that have not ended."""
+    return await _steer(request, run, caller, "cancel")
+
+
+@router.post("/{run}/pause")
+async def pause(request: Request, run: str, caller: Submitter) -> RunView:
+    """Holds all unended jobs of a run after the stages that run now."""
+    return await _steer(request, run, caller, "pause")
+
+
+@router.post("/{run}/resume")
+async def resume(request: Request, run: str, caller: Submitter) -> RunView:
+    """Lets the paused jobs of a run go on."""
+    return await _steer(request, run, caller, "resume")
+
+
+@router.post("/{run}/retry")
+async def retry(request: Request, run: str, caller: Submitter) -> RunView:
+    """Queues the failed, quarantined, cancelled and expired jobs of a run again."""
+    return await _steer(request, run, caller, "retry")
+
+
+async def _steer(request: Request, run: str, caller: Caller, verb: Verb) -> RunView:
+    """The run after its jobs were steered."""
     desk = desk_of(request)
 
     def call() -> RunView:
-        for record in jobs_of_run(desk, caller, run):
-            if record.state not in ENDED:
-                with suppress(Conflict):  # it has ended meanwhile
-                    desk.farm.ledger.cancel(record.job)
-        return RunView.of(run, jobs_of_run(desk, caller, run))
+        with within(PATIENCE_S):
+            run_of(desk, caller, run)
+        with within(STEER_S):
+            _, queues = desk.farm.ledger.steer_run(run, verb)
+        desk.farm.broker.ring(queues)
+        with within(PATIENCE_S):
+            return RunView.of(run_of(desk, caller, run))
 
-    return await desk.ask(call)
+    return await desk.work(call)
 
 
-def jobs_of_run(desk: Desk, caller: Caller, run: str) -> list[JobRecord]:
-    """The run's jobs, the newest first.
+def run_of(desk: Desk, caller: Caller, run: str) -> RunRecord:
+    """How the run's jobs are.
 
     Raises:
         NotFound: there is no such run, or it is somebody else's.
     """
-    found: list[JobRecord] = []
-    before: float | None = None
-    while True:
-        records = desk.farm.ledger.jobs(run=run, limit=PAGE, before_ms=before)
-        found += [record for record in records if caller.owns(record)]
-        if len(records) < PAGE:
-            break
-        before = records[-1].created_ms
-    if not found or not run:
+    found = desk.farm.ledger.run(run)
+    if not caller.owns(found):
         raise NotFound("there is no such run")
     return found

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.api.callers import owner_of
+from farm.estimate import Estimate, eta_s
 from farm.job import Job, PlannedStage
-from farm.records import ENDED, JobRecord, StageRecord
+from farm.records import ENDED, JobRecord, RunRecord, StageRecord
 
 BASE = "/api/v1"
 
@@ -41,6 +41,9 @@ class StageView(View):
     crashes: int = Field(description="failed attempts that killed their worker")
     ooms: int = Field(description="failed attempts that ran out of the device's memory")
     lapses: int = Field(description="attempts whose worker was not heard of in time")
+    mean_s: float | None = Field(description="how long such a stage takes here: its share of its call; none: not known")
+    wall_s: float | None = Field(description="the whole call")
+    live: int = Field(description="workers that serve its queue")
     tags: list[str] = Field([], description="what the farm's safety checker found")
     unread: str = Field("", description="the end of the prompt, where it is too long to be read")
 
@@ -48,7 +51,20 @@ class StageView(View):
     def of(cls, stage: StageRecord) -> StageView:
         """The view of a record. Who works on it is the operator's to know: `/workers` tells."""
         kind, _, checkpoint = stage.queue.partition(".")
-        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "message", "lapses")
+        names = (
+            "index",
+            "state",
+            "phase",
+            "step",
+            "steps",
+            "attempt",
+            "code",
+            "message",
+            "lapses",
+            "mean_s",
+            "wall_s",
+            "live",
+        )
         output = json.loads(stage.output) if stage.output else {}
         return cls(
             kind=kind, checkpoint=checkpoint, crashes=stage.crash, ooms=stage.oom, tags=output.get("tags") or [],
@@ -61,7 +77,9 @@ class Snapshot(View):
 
     id: str
     run: str | None
-    state: str = Field(description="queued, running, paused, done, failed, quarantined, cancelled or expired")
+    state: str = Field(
+        description="queued, running, paused, done, failed, quarantined, cancelled, expired, or, in an event, deleted"
+    )
     stage: int = Field(description="index of the current stage, from 0")
     stages: int = Field(description="how many stages there are")
     kind: str = Field("", description="of the current stage")
@@ -70,6 +88,13 @@ class Snapshot(View):
     steps: int = 0
     progress: float = Field(description="0 to 1 over the whole chain; each stage counts the same")
     preview: str | None = Field(None, description="address of the running stage's picture; another with each picture")
+    position: int | None = Field(
+        None, description="stages that its queue's workers take before its own; 0: next; none where it is not ready"
+    )
+    waits_for: str | None = Field(None, description="why its stage does not run yet")
+    eta_s: float | None = Field(
+        None, description="seconds until the job is done, from how long its stages took before; none where not known"
+    )
     code: str = ""
     message: str = ""
     created: str
@@ -100,20 +125,19 @@ class JobView(Snapshot):
     seed: int
     prompt: str
     deadline: str | None
-    waits_for: str | None = Field(None, description="why its stage does not run yet")
     chain: dict[str, Any] = Field(description="as a chain file would write it")
     chain_stages: list[StageView] = []
     urls: Urls
 
     @classmethod
-    def of(cls, record: JobRecord, waits_for: str | None = None) -> JobView:
+    def of(cls, record: JobRecord) -> JobView:
         """The view of a record."""
         chain = json.loads(record.spec)["chain"]
         here = f"{BASE}/jobs/{record.job}"
         return cls(
-            **_snapshot(record), owner=owner_of(record), lane=record.lane, priority=record.priority,
+            **_snapshot(record), owner=record.owner, lane=record.lane, priority=record.priority,
             seed=chain["seed"], prompt=chain.get("prompt", ""), deadline=instant(record.deadline_ms),
-            waits_for=waits_for or None, chain=chain, chain_stages=[StageView.of(one) for one in record.stages],
+            chain=chain, chain_stages=[StageView.of(one) for one in record.stages],
             urls=Urls(
                 self=here, events=f"{here}/events", artifacts=f"{here}/artifacts", cancel=f"{here}/cancel"
             ),
@@ -171,10 +195,14 @@ class DryRun(View):
     seed: int | None = Field(description="of the first job; none where it would be drawn")
     steps: int = Field(description="denoising steps of all jobs together")
     pixels: int = Field(description="pixels of the final images together")
+    cost_s: float | None = Field(
+        None, description="device-seconds of all stages that are not made already; none where one was never measured"
+    )
+    eta_s: float | None = Field(None, description="seconds until all jobs would be done; none where nobody can tell")
     stages: list[PlannedView] = Field(description="of the first job")
 
     @classmethod
-    def of(cls, jobs: Sequence[Job]) -> DryRun:
+    def of(cls, jobs: Sequence[Job], took: Estimate) -> DryRun:
         """The view of jobs that are not submitted."""
         first = jobs[0]
         return cls(
@@ -182,6 +210,8 @@ class DryRun(View):
             seed=None if first.chain.seed is None else first.seed,
             steps=sum(getattr(item.stage, "num_inference_steps", 0) for job in jobs for item in job.plan),
             pixels=sum(job.plan[-1].size.width * job.plan[-1].size.height for job in jobs),
+            cost_s=took.cost_s,
+            eta_s=took.eta_s,
             stages=[PlannedView.of(item) for item in first.plan],
         )
 
@@ -190,20 +220,28 @@ class RunView(View):
     """A run: jobs that were submitted together."""
 
     id: str
+    owner: str
+    created: str
     count: int
     states: dict[str, int] = Field(description="how many of its jobs are in each state")
     progress: float = Field(description="0 to 1: the share of jobs that have ended")
     events: str
 
     @classmethod
-    def of(cls, run: str, records: Sequence[JobRecord]) -> RunView:
-        """The view of a run's jobs."""
-        states: dict[str, int] = {}
-        for record in records:
-            states[record.state] = states.get(record.state, 0) + 1
-        ended = sum(count for state, count in states.items() if state in ENDED)
-        share = ended / len(records)
-        return cls(id=run, count=len(records), states=states, progress=share, events=f"{BASE}/runs/{run}/events")
+    def of(cls, record: RunRecord) -> RunView:
+        """The view of a record."""
+        ended = sum(count for state, count in record.states.items() if state in ENDED)
+        return cls(
+            id=record.run, owner=record.owner, created=instant(record.created_ms) or "", count=record.count,
+            states=record.states, progress=ended / record.count, events=f"{BASE}/runs/{record.run}/events",
+        )  # fmt: skip
+
+
+class RunPage(View):
+    """Runs, the newest first."""
+
+    runs: list[RunView]
+    next: str | None = Field(None, description="the cursor of the page after this one; none where this is the last")
 
 
 class Artifact(View):
@@ -242,6 +280,9 @@ def _snapshot(record: JobRecord) -> dict[str, Any]:
         "steps": stage.steps if stage and running else 0,
         "progress": _progress(record, stage if running else None),
         "preview": f"{BASE}/jobs/{record.job}/preview?v={stage.preview}" if stage and stage.preview else None,
+        "position": record.position,
+        "waits_for": record.waits_for or None,
+        "eta_s": eta_s(record),
         "code": record.code,
         "message": record.message,
         "created": instant(record.created_ms) or "",

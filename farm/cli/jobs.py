@@ -16,7 +16,7 @@ import typer
 from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
 from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import failure_of, wait
-from farm.errors import Conflict, FarmError, NotFound
+from farm.errors import Conflict, FarmError
 from farm.records import ENDED
 
 if TYPE_CHECKING:
@@ -61,20 +61,25 @@ def show(job: Id) -> Outcome:
     \b
     farm jobs show 3f9a
     """
+    from farm.estimate import eta_s
+
     with open_farm() as farm:
         handle = farm.job(job)
-        record, reason = handle.look()
+        record = handle.record
         results = [result.uri for result in handle.results]
         kept = handle.intermediates
     spec = json.loads(record.spec)
     stages = [asdict(stage) for stage in record.stages]
-    data = {**_summary(record), "waits_for": reason, "chain": spec["chain"], "stages": stages, "results": results}
+    left_s = eta_s(record)
+    more = {"waits_for": record.waits_for, "position": record.position, "eta_s": left_s}
+    data = {**_summary(record), **more, "chain": spec["chain"], "stages": stages, "results": results}
     data["intermediates"] = [{"stage": one.stage, "keep": one.keep, "uri": one.uri} for one in kept]
     facts = {
         "job": record.job,
         "state": f"{record.state}{f' ({record.code})' if record.code else ''}",
         "message": record.message,
-        "waits for": reason,
+        "waits for": record.waits_for,
+        "done in": lasting(left_s),
         "prompt": spec["chain"].get("prompt", ""),
         "seed": spec["chain"]["seed"],
         "run": record.run,
@@ -160,18 +165,12 @@ def cancel(
     """
     if bool(jobs) == bool(run):
         raise usage("give ids or --run", "`farm jobs cancel --help` shows how")
-    return _each(jobs or _of_run(str(run)), lambda handle: handle.cancel())
-
-
-def _of_run(run: str) -> list[str]:
-    """The ids of the jobs of a run that have not ended. Raises NotFound where the run has no job."""
-    from farm.overview import MOST
-
+    if jobs:
+        return _each(jobs, lambda handle: handle.cancel())
     with open_farm() as farm:
-        found = farm.jobs(run=run, limit=MOST)
-    if not found:
-        raise NotFound(f"there is no run {run}")
-    return [record.job for record in found if record.state not in ENDED]
+        states = farm.cancel_run(str(run))
+    told = ", ".join(f"{found} {state}" for state, found in states.items())
+    return Outcome({"run": run, "states": states}, [f"{run}  now {told}"])
 
 
 @app.command()
@@ -237,6 +236,16 @@ def fork(
 
 
 @app.command()
+def rm(jobs: Ids) -> Outcome:
+    """Delete ended jobs with their results in the store; pictures that other jobs share stay with those.
+
+    \b
+    farm jobs rm 3f9a
+    """
+    return _each(jobs, lambda handle: handle.delete(), lambda _: "deleted")
+
+
+@app.command()
 def download(
     job: Id,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .png.")] = Path("."),
@@ -283,8 +292,12 @@ def status() -> Outcome:
     return Outcome(data, [tables[0], "", tables[1]])
 
 
-def _each(ids: Sequence[str], steer: Callable[[AnyJob], object]) -> Outcome:
-    """The state of each job after `steer`; the first refusal is the error, the others are told on stderr."""
+def _each(
+    ids: Sequence[str],
+    steer: Callable[[AnyJob], object],
+    told: Callable[[AnyJob], str] = lambda handle: handle.state,
+) -> Outcome:
+    """What `told` says of each job after `steer`; the first refusal is the error, the others are told on stderr."""
     data: list[dict[str, Any]] = []
     lines, refused = [], []
     with open_farm() as farm:
@@ -292,7 +305,7 @@ def _each(ids: Sequence[str], steer: Callable[[AnyJob], object]) -> Outcome:
             try:
                 handle = farm.job(job)
                 steer(handle)
-                state = handle.state
+                state = told(handle)
                 data.append({"id": handle.id, "state": state})
                 lines.append(f"{handle.id}  {state}")
             except FarmError as error:
@@ -317,6 +330,16 @@ def _summary(record: JobRecord) -> dict[str, Any]:
     names = ("state", "run", "lane", "priority", "at", "n", "code", "message")
     times = {name: clock(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
     return {"id": record.job, **{name: getattr(record, name) for name in names}, **times}
+
+
+def lasting(seconds: float | None) -> str:
+    """About how long something takes: `about 40 s`, `about 3 min`; "" where nobody knows."""
+    if seconds is None:
+        return ""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def clock(ms: float) -> str | None:

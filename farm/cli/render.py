@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from farm.cli.chains import edges
+from farm.cli.jobs import lasting
 from farm.cli.outcome import Outcome, load_settings, open_farm, usage
 from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import wait
@@ -159,8 +160,11 @@ def script(
 
 
 def _told(forecast: Forecast) -> Outcome:
-    """The jobs as they would run, all checks done and nothing stored."""
+    """The jobs as they would run, all checks done and nothing stored, and what they take where the farm knows it."""
     count, seed = forecast.count, forecast.seed
     seeds = "a random seed" if seed is None else f"seeds {seed} to {seed + count - 1}" if count > 1 else f"seed {seed}"
     told = f"{count} job{'s' if count > 1 else ''}, {seeds}; not submitted"
-    return Outcome({"count": count, "seed": seed, "stages": forecast.stages}, [edges(forecast.stages), told])
+    found = {"device time": lasting(forecast.cost_s), "done in": lasting(forecast.eta_s)}
+    lines = [f"{name:<11} {value}" for name, value in found.items() if value]
+    data = {"count": count, "seed": seed, "cost_s": forecast.cost_s, "eta_s": forecast.eta_s, "stages": forecast.stages}
+    return Outcome(data, [edges(forecast.stages), told, *lines])

@@ -47,6 +47,9 @@ def create(
         list[str] | None, typer.Option(help="read, submit or admin; repeatable. [read and submit]")
     ] = None,
     days: Annotated[float | None, typer.Option(help="Expire after so many days. [never]")] = None,
+    max_open_jobs: Annotated[
+        int | None, typer.Option(min=0, help="Unended jobs at most; 0: no limit. [FARM_MAX_OPEN_JOBS]")
+    ] = None,
 ) -> Outcome:
     """Make a token and print it, once: what is stored is its hash.
 
@@ -55,7 +58,8 @@ def create(
     farm token create --owner ops --scope admin --days 30
     """
     with _open(settings_here("token")) as tokens:
-        token, text = tokens.create(owner, scope or ["read", "submit"], None if days is None else days * DAY_S)
+        life_s = None if days is None else days * DAY_S
+        token, text = tokens.create(owner, scope or ["read", "submit"], life_s, max_open_jobs)
     return Outcome({**_told(token), "token": text}, [text])
 
 
@@ -106,4 +110,4 @@ def _told(token: Token) -> dict[str, Any]:
     """A token as data, without its hash."""
     scopes = [scope for scope in ("read", "submit", "admin") if scope in token.scopes]
     times = {"created": clock(token.created_ms), "expires": clock(token.expires_ms)}
-    return {"id": token.id, "owner": token.owner, "scopes": scopes, **times}
+    return {"id": token.id, "owner": token.owner, "scopes": scopes, "max_open_jobs": token.max_open_jobs, **times}

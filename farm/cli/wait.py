@@ -53,10 +53,10 @@ def follow(handles: Sequence[AnyJob], round_s: float) -> list[JobRecord]:
 
     def look() -> list[JobRecord]:
         """The open jobs' records, as they are shown."""
-        found = [handle.look() for handle in open_jobs.values()]
-        for record, reason in found:
-            display.show(record, reason)
-        return [record for record, _ in found]
+        records = [handle.record for handle in open_jobs.values()]
+        for record in records:
+            display.show(record, record.waits_for)
+        return records
 
     waiting, open_jobs = deque(handles), dict[str, "AnyJob"]()
     ended: dict[str, JobRecord] = {}

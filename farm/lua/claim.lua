@@ -81,7 +81,7 @@ for i, exec in ipairs(execs) do
   local token = string.format('%d', redis.call('INCR', P .. 'tokens')) .. ':' .. randoms[i]
   unplace(exec)
   redis.call('HSET', key, 'state', 'running', 'token', token, 'worker', worker, 'boot', boot, 'started_ms', NOW,
-    'phase', '', 'step', 0, 'steps', 0, 'preview', 0)
+    'phase', '', 'step', 0, 'steps', 0, 'preview', 0, 'mates', #execs)
   redis.call('ZADD', P .. 'leases', NOW + LEASE, exec)
   redis.call('SADD', P .. 'held:' .. worker, exec)
   redis.call('HINCRBY', P .. 'running', chosen, 1)

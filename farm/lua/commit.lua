@@ -1,9 +1,28 @@
 -- Takes outputs, each from the holder of its token alone, and moves every waiter on.
+local WEIGHT = tonumber(arg())
+
+-- How long the executions of a queue take, as a mean that forgets. One that waited on its worker's disk for the store tells
+-- nothing, nor does one that began before the clock went back.
+local function measure(exec)
+  local queue, began, mates, phase = get(xk(exec), 'queue', 'started_ms', 'mates', 'phase')
+  local took = NOW - began
+  if phase == 'spool' or took < 0 then return end
+  local key = P .. 'times:' .. queue
+  local count, mean, wall = get(key, 'count', 'mean_ms', 'wall_ms')
+  count, mean, wall = (count or 0) + 1, mean or 0, wall or 0
+  local weight = math.max(WEIGHT, 1 / count)
+  mean, wall = mean + weight * (took / (mates or 1) - mean), wall + weight * (took - wall)
+  redis.call('HSET', key, 'count', count, 'mean_ms', string.format('%.3f', mean), 'wall_ms', string.format('%.3f', wall))
+end
+
 local function take(exec, token, output, published)
   local key = xk(exec)
   local epoch, publish, worker = get(key, 'epoch', 'publish', 'worker')
   leave(exec)
-  if publish ~= '1' then clear(worker) end
+  if publish ~= '1' then
+    clear(worker)
+    measure(exec)
+  end
   redis.call('HSET', key, 'output', output, 'committed_token', token, 'committed_ms', NOW)
   redis.call('HDEL', key, 'code', 'message')
   redis.call('DEL', ck(exec))

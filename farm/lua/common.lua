@@ -13,6 +13,7 @@ local DAY = 86400
 local REGISTERED = 2 * LEASE
 local LANES = {'interactive', 'bulk'}
 local ENDED = {done = true, failed = true, quarantined = true, cancelled = true, expired = true}
+local OPEN = {queued = true, running = true, paused = true}
 local NAMED = {}
 
 local taken = 9
@@ -65,11 +66,31 @@ local function tell(exec, kind, code)
   end
 end
 
+-- The lists of jobs in a state: all of them, those of the owner, those of the run. An owner's name has no colon; a run's may.
+local function lists(state, owner, run)
+  local found = {P .. 'jobs:' .. state}
+  if (owner or '') ~= '' then found[#found + 1] = P .. 'owner:' .. owner .. ':' .. state end
+  if (run or '') ~= '' then found[#found + 1] = P .. 'in:' .. state .. ':' .. run end
+  return found
+end
+
 local function turn(job, state)
-  local old, created = get(jk(job), 'state', 'created_ms')
-  if old then redis.call('ZREM', P .. 'jobs:' .. old, job) end
-  redis.call('ZADD', P .. 'jobs:' .. state, created, job)
+  local old, created, owner, run = get(jk(job), 'state', 'created_ms', 'owner', 'run')
+  if old then
+    for _, list in ipairs(lists(old, owner, run)) do redis.call('ZREM', list, job) end
+  end
+  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZADD', list, created, job) end
   redis.call('HSET', jk(job), 'state', state)
+end
+
+-- How many jobs have not ended, of an owner or, for '', of all.
+local function count_open(owner)
+  local found = 0
+  for state in pairs(OPEN) do
+    local all = lists(state, owner)
+    found = found + redis.call('ZCARD', all[#all])
+  end
+  return found
 end
 
 local function current(job)
@@ -93,13 +114,35 @@ local function finish(job, state, code, message, subject)
   redis.call('ZREM', P .. 'deadlines', job)
   redis.call('ZADD', P .. 'ended', NOW, job)
   event(job, state, subject, code)
-  local idem, n = get(key, 'idem', 'n')
   if state == 'done' then
-    for i = 0, n - 1 do redis.call('HDEL', key, 'p' .. i) end
+    for i = 0, redis.call('HGET', key, 'n') - 1 do redis.call('HDEL', key, 'p' .. i) end
   end
-  redis.call('EXPIRE', key, RETENTION)
-  redis.call('EXPIRE', P .. 'events:' .. job, RETENTION)
-  if idem ~= '' then redis.call('EXPIRE', P .. 'idem:' .. idem, RETENTION) end
+end
+
+-- Takes an ended job out of every list, with all that is its own. Nothing of it runs out by itself: the record says where
+-- it is listed. Executions belong to their recipes and stay.
+local function forget_job(job)
+  local key, own = jk(job), 'p:' .. job
+  local state, owner, run, idem, n = get(key, 'state', 'owner', 'run', 'idem', 'n')
+  redis.call('ZREM', P .. 'ended', job)
+  redis.call('ZREM', P .. 'jobs', job)
+  if not state then return end
+  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZREM', list, job) end
+  if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
+  if run ~= '' then
+    redis.call('ZREM', P .. 'run:' .. run, job)
+    if redis.call('EXISTS', P .. 'run:' .. run) == 0 then
+      redis.call('ZREM', P .. 'runs', run)
+      if (owner or '') ~= '' then redis.call('ZREM', P .. 'runs:' .. owner, run) end
+    end
+  end
+  if idem ~= '' and redis.call('HGET', P .. 'idem:' .. idem, 'job') == job then redis.call('DEL', P .. 'idem:' .. idem) end
+  for i = 0, n - 1 do redis.call('SREM', ek(redis.call('HGET', key, 'x' .. i)), job) end
+  if redis.call('HGET', xk(own), 'state') ~= 'running' then
+    redis.call('ZREM', P .. 'quarantine', own)
+    redis.call('DEL', xk(own), ck(own), ek(own))
+  end
+  redis.call('DEL', key, P .. 'events:' .. job)
 end
 
 local function finish_all(exec, state, code, message)
@@ -110,16 +153,11 @@ local function finish_all(exec, state, code, message)
   redis.call('DEL', wk(exec))
 end
 
--- A deadline of its own span from now. The run's list lives as long as any of its jobs can.
+-- A deadline of its own span from now.
 local function set_deadline(job)
-  local span, run = get(jk(job), 'span_ms', 'run')
-  local deadline = NOW + tonumber(span)
+  local deadline = NOW + tonumber(redis.call('HGET', jk(job), 'span_ms'))
   redis.call('HSET', jk(job), 'deadline_ms', deadline)
   redis.call('ZADD', P .. 'deadlines', deadline, job)
-  if run ~= '' then
-    local ttl = redis.call('PTTL', P .. 'run:' .. run)
-    redis.call('PEXPIRE', P .. 'run:' .. run, math.max(ttl, tonumber(span) + RETENTION * 1000))
-  end
 end
 
 -- ------------------------------------------------------------------------------------------------ executions
@@ -139,14 +177,13 @@ end
 local function schema_of(key) return redis.call('HGET', key, 'schema') or '1' end
 
 local function unplace(exec)
-  local queue = redis.call('HGET', xk(exec), 'queue')
-  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema_of(xk(exec))), exec) end
+  local queue, schema = redis.call('HGET', xk(exec), 'queue'), schema_of(xk(exec))
+  for _, lane in ipairs(LANES) do redis.call('ZREM', ready_key(queue, lane, schema), exec) end
 end
 
 local function place(exec)
   local queue, lane, priority, seniority = get(xk(exec), 'queue', 'lane', 'priority', 'seniority_ms')
   local schema = schema_of(xk(exec))
-  unplace(exec)
   redis.call('ZADD', ready_key(queue, lane, schema), (100 - priority) * 2 ^ 42 + seniority, exec)
   redis.call('SADD', P .. 'schemas', schema)
   return queue
@@ -170,7 +207,10 @@ local function rank(exec, jobs, keep)
     if not seniority or tonumber(s) < tonumber(seniority) then seniority = s end
   end
   redis.call('HSET', xk(exec), 'lane', lane, 'priority', priority, 'seniority_ms', seniority)
-  if redis.call('HGET', xk(exec), 'state') == 'ready' then place(exec) end
+  if redis.call('HGET', xk(exec), 'state') == 'ready' then
+    unplace(exec)
+    place(exec)
+  end
 end
 
 local function is_held(exec, token)
@@ -425,16 +465,78 @@ local function forget(worker, boot)
   redis.call('DEL', key)
 end
 
--- A job as it is read: its fields, then its stages' outputs so far.
-local function record(job)
-  local row = redis.call('HMGET', jk(job), 'state', 'spec', 'run', 'lane', 'priority', 'created_ms', 'deadline_ms',
-    'started_ms', 'ended_ms', 'at', 'n', 'code', 'message', 'idem')
-  local outputs = {}
-  for i = 0, redis.call('HGET', jk(job), 'n') - 1 do
-    outputs[i + 1] = redis.call('HGET', jk(job), 'out' .. i) or ''
-  end
-  return {job, row, outputs}
+-- ------------------------------------------------------------------------------------------------ reading jobs
+
+-- What several jobs of one call ask for is looked up once.
+local KNOWN = {}
+local function once(name, look)
+  if KNOWN[name] == nil then KNOWN[name] = look() end
+  return KNOWN[name]
 end
+
+-- How long the executions of a queue take: each its share of its call, and a whole call; '' where none was measured.
+local function times(queue)
+  return once('times ' .. queue, function()
+    local mean, wall = get(P .. 'times:' .. queue, 'mean_ms', 'wall_ms')
+    return {mean or '', wall or ''}
+  end)
+end
+
+local function live(queue, schema)
+  return once('live ' .. schema .. ' ' .. queue, function() return #serving(queue, schema) end)
+end
+
+-- How many ready executions of the queue are claimed before this one, whatever their schema.
+local function ahead(exec)
+  local queue, lane = get(xk(exec), 'queue', 'lane')
+  local own = schema_of(xk(exec))
+  local line = ready_key(queue, lane, own)
+  local found, score = redis.call('ZRANK', line, exec), redis.call('ZSCORE', line, exec)
+  for _, schema in ipairs(once('schemas', function() return redis.call('SMEMBERS', P .. 'schemas') end)) do
+    if schema ~= own then found = found + redis.call('ZCOUNT', ready_key(queue, lane, schema), '-inf', '(' .. score) end
+    if lane == 'bulk' then found = found + redis.call('ZCARD', ready_key(queue, LANES[1], schema)) end
+  end
+  return found
+end
+
+-- What a job waits for: nothing where its stage runs, and where it has ended or is yet to be moved.
+local function wait_of(job)
+  local is = redis.call('HGET', jk(job), 'state')
+  if is == 'paused' or ENDED[is] then return {is == 'paused' and is or ''} end
+  local exec = current(job)
+  local state, queue, phase = get(xk(exec), 'state', 'queue', 'phase')
+  if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end
+  if state == 'running' and phase == 'spool' then return {'spool'} end
+  if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)} end
+  if state ~= 'ready' then return {''} end
+  local registered = once('registered ' .. queue, function()
+    return redis.call('ZCOUNT', P .. 'serves:' .. queue, NOW, NOW + REGISTERED)
+  end)
+  return {state, queue, ahead(exec), live(queue, schema_of(xk(exec))), registered}
+end
+
+-- A job as it is read: its fields, then its stages' outputs so far; where it is looked at `whole`, also where the
+-- executions of its stages are, and what it waits for.
+local function record(job, whole)
+  local row = redis.call('HMGET', jk(job), 'state', 'spec', 'run', 'lane', 'priority', 'created_ms', 'deadline_ms',
+    'started_ms', 'ended_ms', 'at', 'n', 'code', 'message', 'idem', 'owner')
+  local at, n, outputs, stages = tonumber(row[10]), tonumber(row[11]), {}, {}
+  for i = 0, n - 1 do outputs[i + 1] = redis.call('HGET', jk(job), 'out' .. i) or '' end
+  if not whole then return {job, row, outputs} end
+  for i = 0, n - 1 do
+    local exec, queue = get(jk(job), 'x' .. i, 'q' .. i)
+    local schema = schema_of(jk(job))
+    if i == at then
+      exec = current(job)
+      schema = math.max(schema_of(xk(exec)), schema)
+    end
+    stages[i + 1] = {exec, queue, redis.call('HMGET', xk(exec), 'state', 'phase', 'step', 'steps', 'worker', 'attempt',
+      'crash', 'oom', 'lapses', 'code', 'message', 'started_ms', 'committed_ms', 'preview'), times(queue), live(queue, schema)}
+  end
+  return {job, row, outputs, stages, wait_of(job)}
+end
+
+-- ------------------------------------------------------------------------------------------------ steering one job
 
 -- Where the job's state forbids the call: the refusal. Else nil and the state.
 local function check(job, allowed)
@@ -443,4 +545,63 @@ local function check(job, allowed)
   if not state then return refuse('not_found', 'there is no job ' .. job) end
   if not allowed[state] then return refuse('conflict', 'the job is ' .. state) end
   return nil, state
+end
+
+-- Each of these gives the refusal, or nothing.
+
+-- Ends a job from outside: cancelled by a person, or expired at its deadline.
+local function stop(job, to, code)
+  local refused, state = check(job, {queued = true, running = true, paused = true, [to] = true})
+  if refused then return refused end
+  if state ~= to then
+    local subject = about(current(job))
+    detach(job)
+    finish(job, to, code, '', subject)
+  end
+end
+
+-- Takes a job off its execution until `resume`; one that runs may commit.
+local function pause(job)
+  local refused, state = check(job, OPEN)
+  if refused then return refused end
+  if state ~= 'paused' then
+    local exec = current(job)
+    detach(job)
+    if redis.call('HGET', xk(exec), 'state') == 'running' then redis.call('SADD', pk(exec), job) end
+    turn(job, 'paused')
+    event(job, 'paused', about(exec))
+  end
+end
+
+-- Attaches a paused job again.
+local function resume(job)
+  local refused, state = check(job, OPEN)
+  if refused then return refused end
+  if state == 'paused' then
+    redis.call('SREM', pk(current(job)), job)
+    redis.call('HSET', jk(job), 'publishing', 0)
+    turn(job, 'queued')
+    event(job, 'resumed')
+    attach(job)
+  end
+end
+
+-- Opens an ended, unfinished job again at the stage it stopped at.
+local function retry(job, call)
+  -- A repeated call, whose first reply was lost, is answered as the first was.
+  if redis.call('HGET', jk(job), 'retried_by') == call then return end
+  local refused = check(job, {failed = true, quarantined = true, cancelled = true, expired = true})
+  if refused then return refused end
+  local key = jk(job)
+  redis.call('ZREM', P .. 'ended', job)
+  redis.call('HSET', key, 'code', '', 'message', '', 'publishing', 0, 'retried_by', call)
+  redis.call('HDEL', key, 'ended_ms')
+  set_deadline(job)
+  turn(job, 'queued')
+  event(job, 'retried')
+  for _, exec in ipairs({redis.call('HGET', key, 'x' .. redis.call('HGET', key, 'at')), 'p:' .. job}) do
+    renew(exec)
+    redis.call('SREM', ek(exec), job)
+  end
+  attach(job)
 end

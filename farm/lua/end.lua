@@ -1,10 +1,3 @@
--- Ends a job from outside: cancelled by a person, or expired at its deadline.
+-- Ends a job from outside.
 local job, to, code = arg(), arg(), arg()
-local refused, state = check(job, {queued = true, running = true, paused = true, [to] = true})
-if refused then return refused end
-if state ~= to then
-  local subject = about(current(job))
-  detach(job)
-  finish(job, to, code, '', subject)
-end
-return {to}
+return stop(job, to, code) or {to}

@@ -1,19 +1,16 @@
 -- Lists jobs, newest first.
-local state, run, limit, before = arg(), arg(), tonumber(arg()), arg()
-local key = P .. 'jobs'
-if run ~= '' then
+local state, run, owner, limit, before, whole = arg(), arg(), arg(), tonumber(arg()), arg(), arg() == '1'
+local key, found = P .. 'jobs', {}
+if state ~= '' then
+  local all = lists(state, run == '' and owner or '', run)
+  key = all[#all]
+elseif run ~= '' then
   key = P .. 'run:' .. run
-elseif state ~= '' then
-  key = P .. 'jobs:' .. state
+elseif owner ~= '' then
+  key = P .. 'owner:' .. owner
 end
--- At most so many rows are looked at: a run may have a million jobs, and nobody else is served meanwhile.
-local found, offset, page, most = {}, 0, math.max(limit, 100), 2000
-repeat
-  local jobs = redis.call('ZREVRANGEBYSCORE', key, before, '-inf', 'LIMIT', offset, page)
-  for _, job in ipairs(jobs) do
-    local is = redis.call('HGET', jk(job), 'state')
-    if #found < limit and is and (state == '' or is == state) then found[#found + 1] = record(job) end
-  end
-  offset = offset + page
-until #found == limit or #jobs < page or offset >= most
+for _, job in ipairs(redis.call('ZREVRANGEBYSCORE', key, before, '-inf', 'LIMIT', 0, limit)) do
+  -- A run is its owner's whole, so whoever asks for another's gets none of it.
+  if owner == '' or redis.call('HGET', jk(job), 'owner') == owner then found[#found + 1] = record(job, whole) end
+end
 return found

@@ -44,12 +44,7 @@ for _, job in ipairs(due('deadlines', NOW)) do
     finish(job, 'expired', 'deadline', '', subject)
   end
 end
-for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do
-  redis.call('ZREM', P .. 'ended', job)
-  redis.call('ZREM', P .. 'jobs', job)
-  for state in pairs(ENDED) do redis.call('ZREM', P .. 'jobs:' .. state, job) end
-  redis.call('DEL', jk(job), P .. 'events:' .. job)
-end
+for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do forget_job(job) end
 redis.call('ZREMRANGEBYSCORE', P .. 'quarantine', '-inf', NOW - RETENTION * 1000)
 redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - REGISTERED)
 for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do

@@ -1,8 +1,10 @@
 -- Writes jobs, all or none, and attaches each to its first stage.
-local jobs, kept, ids = {}, {}, {}
+local STAGE = {'x', 'q', 'p'}
+local max_farm, max_owner, beyond, booking = tonumber(arg()), tonumber(arg()), tonumber(arg()), tonumber(arg())
+local jobs, kept, ids, owned, fresh = {}, {}, {}, {}, 0
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
-    span = arg(), run = arg(), schema = arg(), stages = {}}
+    span = arg(), run = arg(), owner = arg(), schema = arg(), stages = {}}
   for s = 1, one.n do one.stages[s] = {arg(), arg(), arg()} end
   if one.idem ~= '' then
     local earlier, body = get(P .. 'idem:' .. one.idem, 'job', 'body')
@@ -23,7 +25,43 @@ for i = 1, tonumber(arg()) do
     end
     ids[one.job] = true
   end
+  if not one.earlier then
+    fresh = fresh + 1
+    if one.run ~= '' and not owned[one.run] then
+      local first = redis.call('ZRANGE', P .. 'run:' .. one.run, 0, 0)[1]
+      owned[one.run] = first and redis.call('HGET', jk(first), 'owner') or one.owner
+    end
+    if owned[one.run] and owned[one.run] ~= one.owner then
+      return refuse('conflict', 'the run ' .. one.run .. ' is somebody else\'s')
+    end
+  end
   jobs[i] = one
+end
+
+-- Limits are for new jobs alone: a call that is sent again is answered as the first one was. Whoever sends many jobs in
+-- several calls is admitted with the first, for all of them: the room of the `beyond` others is booked for a while.
+local owner, call = jobs[1].owner, jobs[1].run
+if fresh > 0 and max_farm > 0 and count_open('') + fresh + beyond > max_farm then
+  return refuse('farm_full', '')
+end
+if fresh > 0 and max_owner > 0 and owner ~= '' then
+  local booked, others = P .. 'booked:' .. owner, 0
+  local rows = redis.call('HGETALL', booked)
+  for i = 1, #rows, 2 do
+    local count, ends = string.match(rows[i + 1], '^(%d+) (%d+)$')
+    if rows[i] ~= call and tonumber(ends) > NOW then others = others + count end
+  end
+  local open = count_open(owner) + others
+  if open + fresh + beyond > max_owner then
+    return refuse('quota_exceeded', open .. ' of at most ' .. max_owner .. ' jobs are open, and ' .. fresh + beyond
+      .. ' more were asked for; wait until some have ended, or cancel some')
+  end
+  if beyond > 0 then
+    redis.call('HSET', booked, call, string.format('%d %d', beyond, NOW + booking))
+    redis.call('PEXPIRE', booked, booking)
+  else
+    redis.call('HDEL', booked, call)
+  end
 end
 
 -- No two jobs share a time of creation, so lines are first come, first served and a listing's cursor skips nobody.
@@ -34,18 +72,27 @@ for i, one in ipairs(jobs) do
   if not one.earlier then
     local key = jk(one.job)
     created = created + 1 / 16
-    redis.call('HSET', key, 'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
+    local row = {'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
       'created_ms', string.format('%.4f', created), 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem,
-      'schema', one.schema)
+      'schema', one.schema, 'owner', one.owner}
     for s, stage in ipairs(one.stages) do
-      redis.call('HSET', key, 'x' .. s - 1, stage[1], 'q' .. s - 1, stage[2], 'p' .. s - 1, stage[3])
+      for part, value in ipairs(stage) do
+        row[#row + 1] = STAGE[part] .. s - 1
+        row[#row + 1] = value
+      end
     end
+    redis.call('HSET', key, unpack(row))
     if one.idem ~= '' then
       redis.call('DEL', P .. 'idem:' .. one.idem)
       redis.call('HSET', P .. 'idem:' .. one.idem, 'job', one.job, 'body', one.body)
     end
     redis.call('ZADD', P .. 'jobs', created, one.job)
-    if one.run ~= '' then redis.call('ZADD', P .. 'run:' .. one.run, created, one.job) end
+    if one.owner ~= '' then redis.call('ZADD', P .. 'owner:' .. one.owner, created, one.job) end
+    if one.run ~= '' then
+      redis.call('ZADD', P .. 'run:' .. one.run, created, one.job)
+      redis.call('ZADD', P .. 'runs', 'NX', created, one.run)
+      if one.owner ~= '' then redis.call('ZADD', P .. 'runs:' .. one.owner, 'NX', created, one.run) end
+    end
     turn(one.job, 'queued')
     set_deadline(one.job)
     stat('submitted')

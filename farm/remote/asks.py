@@ -19,7 +19,7 @@ from farm.protocol import ChainSource, ImageSource
 from farm.remote.wire import Call, Steps, asked, get
 from farm.stage import STORED, kinds
 
-OWN = ("negative_prompt", "seed", "fit", "exact", "reuse")
+OWN = ("negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself beside the prompt; every other name is a stage's parameter."""
 
 

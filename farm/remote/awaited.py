@@ -255,11 +255,6 @@ class AsyncJob:
         """The job's seed, drawn at submit where none was given."""
         return (await self.view()).seed
 
-    async def look(self) -> tuple[JobRecord, str]:
-        """The record, and why the job's stage does not run, "" where it does or the job has ended."""
-        view = await self.view()
-        return record_of(view), view.waits_for or ""
-
     async def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
         """The job's events after the id `after`; where there are none yet, those of up to `block_ms` later."""
         return await self.farm._play(words.history(self.id, after, block_ms))
@@ -340,6 +335,10 @@ class AsyncJob:
     async def retry(self) -> None:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         await self.farm._play(words.steer(self.id, "retry"))
+
+    async def delete(self) -> None:
+        """Forgets the ended job, with its readable results. Raises Conflict where it has not ended."""
+        await self.farm._play(asked(Call("DELETE", f"jobs/{part(self.id)}")))
 
     async def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""

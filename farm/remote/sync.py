@@ -263,11 +263,6 @@ class RemoteJob:
         """The job's seed, drawn at submit where none was given."""
         return self.view.seed
 
-    def look(self) -> tuple[JobRecord, str]:
-        """The record, and why the job's stage does not run, "" where it does or the job has ended."""
-        view = self.view
-        return record_of(view), view.waits_for or ""
-
     def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
         """The job's events after the id `after`; where there are none yet, those of up to `block_ms` later."""
         return self.farm._play(words.history(self.id, after, block_ms))
@@ -350,6 +345,10 @@ class RemoteJob:
     def retry(self) -> None:
         """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
         self.farm._play(words.steer(self.id, "retry"))
+
+    def delete(self) -> None:
+        """Forgets the ended job, with its readable results. Raises Conflict where it has not ended."""
+        self.farm._play(asked(Call("DELETE", f"jobs/{part(self.id)}")))
 
     def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""

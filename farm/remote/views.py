@@ -22,7 +22,7 @@ def record_of(view: JobView) -> JobRecord:
             index=one.index, exec="", queue=f"{one.kind}.{one.checkpoint}", state=one.state, phase=one.phase,
             step=one.step, steps=one.steps, attempt=one.attempt, crash=one.crashes, oom=one.ooms, lapses=one.lapses,
             output=canonical({"tags": one.tags, "unread": one.unread}) if one.state == "committed" else "",
-            code=one.code, message=one.message,
+            code=one.code, message=one.message, mean_s=one.mean_s, wall_s=one.wall_s, live=one.live,
         )
         for one in view.chain_stages
     )  # fmt: skip
@@ -31,6 +31,7 @@ def record_of(view: JobView) -> JobRecord:
         run=view.run or "", lane=view.lane, priority=view.priority, created_ms=_ms(view.created),
         deadline_ms=round(_ms(view.deadline)), started_ms=round(_ms(view.started)), ended_ms=round(_ms(view.ended)),
         at=view.stage, n=view.stages, code=view.code, message=view.message, idem="", outputs=(), stages=stages,
+        owner=view.owner, position=view.position, waits_for=view.waits_for or "",
     )  # fmt: skip
 
 

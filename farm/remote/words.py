@@ -116,7 +116,7 @@ def dry_run(
     more = {"count": count, "sweep": list(sweep), "lane": lane, "priority": priority, "deadline_s": deadline_s}
     body = yield from job_ask(prompt, chain, image, given, **more)
     found = yield from asked(Call("POST", "jobs/dry-run", json=body, again=True))
-    return Forecast(found["count"], found["seed"], found["stages"])
+    return Forecast(found["count"], found["seed"], found["stages"], found["cost_s"], found["eta_s"])
 
 
 def edges(

@@ -133,7 +133,7 @@ def test_every_other_word(site: Site, hand: Hand, tmp_path: Path) -> None:
             with pytest.raises(TimeoutError):
                 await job.wait(0)
             assert [event.type for event in await job.history()][:2] == ["submitted", "paused"]
-            assert (await job.look())[1]
+            assert (await job.record()).waits_for
             with pytest.raises(NotFound):
                 await farm.job("../..")
             with pytest.raises(InvalidJob) as wrong:

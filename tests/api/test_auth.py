@@ -150,6 +150,8 @@ def test_a_job_from_past_the_api_is_an_admins(site: Site, ada: httpx2.Client) ->
 def test_an_impossible_token_is_refused(site: Site, owner: str, scopes: list[str], life_s: float | None) -> None:
     with pytest.raises(InvalidJob):
         site.tokens.create(owner, scopes, life_s)
+    with pytest.raises(InvalidJob, match="max_open_jobs"):
+        site.tokens.create("ada", ["read"], max_open_jobs=-1)
 
 
 def test_tokens_are_listed_and_removed(site: Site) -> None:
@@ -287,6 +289,10 @@ def test_tokens_are_made_listed_and_removed_on_the_command_line(
     assert run("--json", "token", "ls").envelope["data"] == []
     assert run("--json", "token", "rm", made_["id"]).code == "not_found"
     assert run("--json", "token", "create", "--owner", "A B").code == "invalid_field"
+    # And one may say how many open jobs its owner has with it
+    few = run("--json", "token", "create", "--owner", "hal", "--max-open-jobs", "5").envelope["data"]
+    assert (made_["max_open_jobs"], few["max_open_jobs"]) == (None, 5)
+    assert run("--json", "token", "create", "--owner", "hal", "--max-open-jobs", "-1").code == "usage"
 
 
 def test_tokens_share_no_key_with_the_ledger(site: Site) -> None:

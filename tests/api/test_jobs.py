@@ -8,7 +8,6 @@ from typing import Any
 import httpx2
 import pytest
 
-from farm.api import jobs as room
 from farm.errors import Failure
 from tests.api.conftest import Json, Site, locs, made, problem, txt
 from tests.test_cli import Hand
@@ -191,9 +190,8 @@ def test_ten_at_once_are_one_job(site: Site, ada: httpx2.Client) -> None:
 # ------------------------------------------------------------------------------------------- look
 
 
-def test_pages_go_on_where_the_last_one_ended(site: Site, ada: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given jobs of two owners in turn, and small looks at the ledger
-    monkeypatch.setattr(room, "PAGE", 3)
+def test_pages_go_on_where_the_last_one_ended(site: Site, ada: httpx2.Client) -> None:
+    # Given jobs of two owners in turn
     mine = []
     with site.client() as bob:
         for _ in range(7):

@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from farm import models
 from farm.client import Farm
 from farm.errors import Unavailable
+from farm.estimate import estimate
 from farm.ledger import Ledger
 from farm.records import StageEntry, Submission
 from farm.servers import environment
@@ -107,6 +108,15 @@ def steer(rig: Rig) -> None:
     held.cancel()
     held.retry()
     held.cancel()
+    assert farm.ledger.open_jobs("ada") == 0
+    run = jobs[0].record.run
+    assert farm.ledger.run(run).states == {"done": 5}
+    assert [farm.ledger.steer_run(run, verb)[0] for verb in ("pause", "resume", "retry", "cancel")] == [0] * 4
+    jobs[0].delete()
+    assert (len(farm.ledger.run_jobs(run)), len(farm.ledger.runs())) == (4, 1)
+    assert all(estimate(farm.jobs_of(farm.chain(CHAIN), count=2, upload=False), farm.ledger).__dict__.values())
+    (booked,) = farm.submit(farm.jobs_of(farm.chain(CHAIN, seed=90)), "ada", 1)
+    assert booked.wait(20).record.owner == "ada"
     failed = farm.render("z", chain={"stages": [CHAIN["stages"][0], {**CHAIN["stages"][1], "how": "nan"}]}, seed=3)
     until(lambda: failed.state == "failed", 30)
     assert farm.jobs(limit=100)

@@ -6,6 +6,8 @@ from tests.mutants import Mutant
 
 LEDGER = "tests/test_ledger.py::test_"
 TROUBLE = "tests/test_quarantine.py::test_"
+RUNS = "tests/test_runs.py::test_"
+TIMES = "tests/test_estimate.py::test_"
 
 
 def of(script: str, name: str, old: str, new: str, *tests: str) -> Mutant:
@@ -275,24 +277,24 @@ EPOCHS = [
         LEDGER + "retry_opens_a_new_epoch_with_cleared_counters",
     ),
     of(
-        "retry",
+        "common",
         "retry_of_a_lost_reply_is_refused",
-        "if redis.call('HGET', jk(job), 'retried_by') == call then return {named()} end\n",
+        "  if redis.call('HGET', jk(job), 'retried_by') == call then return end\n",
         "",
         TROUBLE + "retry_whose_reply_was_lost_is_answered_alike",
     ),
     of(
-        "retry",
+        "common",
         "retry_without_a_deadline",
-        "set_deadline(job)\n",
-        "",
+        "  set_deadline(job)\n  turn(job, 'queued')\n",
+        "  turn(job, 'queued')\n",
         LEDGER + "retry_opens_a_new_epoch_with_cleared_counters",
     ),
     of(
-        "retry",
+        "common",
         "retried_job_still_runs_out",
-        "redis.call('PERSIST', key)\n",
-        "",
+        "  redis.call('ZREM', P .. 'ended', job)\n  redis.call('HSET'",
+        "  redis.call('HSET'",
         LEDGER + "retry_opens_a_new_epoch_with_cleared_counters",
     ),
 ]
@@ -429,10 +431,10 @@ FLOW = [
         LEDGER + "a_job_that_ends_before_it_is_moved_is_moved_no_more",
     ),
     of(
-        "end",
+        "common",
         "cancelled_job_still_waits",
-        "  detach(job)\n",
-        "",
+        "    detach(job)\n    finish(",
+        "    finish(",
         LEDGER + "cancel_holds_at_once_and_takes_ready_work_out_of_the_line",
     ),
     of(
@@ -450,21 +452,21 @@ FLOW = [
         LEDGER + "cancel_detaches_one_waiter_and_stops_the_stage_with_the_last",
     ),
     of(
-        "pause",
+        "common",
         "pause_stops_the_running_stage",
         "redis.call('SADD', pk(exec), job)",
         "do end",
         LEDGER + "pause_lets_a_running_stage_commit",
     ),
     of(
-        "resume",
+        "common",
         "resume_attaches_again",
-        "if state == 'paused' then",
-        "if true then",
+        "if state == 'paused' then\n    redis.call('SREM'",
+        "if true then\n    redis.call('SREM'",
         LEDGER + "a_resume_of_a_job_that_is_not_paused_changes_nothing",
     ),
     of(
-        "end",
+        "common",
         "done_is_not_the_end",
         "paused = true, [to] = true}",
         "paused = true, done = true, [to] = true}",
@@ -519,9 +521,9 @@ EVENTS = [
         LEDGER + "events_can_be_followed",
     ),
     of(
-        "retry",
+        "common",
         "retry_without_an_event",
-        "event(job, 'retried')\n",
+        "  event(job, 'retried')\n",
         "",
         TROUBLE + "retry_whose_reply_was_lost_is_answered_alike",
     ),
@@ -599,11 +601,11 @@ TIME = [
         LEDGER + "more_than_one_script_takes_is_reaped_in_one_round",
     ),
     of(
-        "common",
+        "reap",
         "job_is_kept_for_ever",
-        "  redis.call('EXPIRE', key, RETENTION)\n  redis.call('EXPIRE', P .. 'events:'",
-        "  redis.call('EXPIRE', P .. 'events:'",
-        LEDGER + "the_last_commit_ends_the_job_as_done",
+        "for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do forget_job(job) end\n",
+        "",
+        LEDGER + "after_its_retention_nothing_of_a_job_is_left",
     ),
     of(
         "common",
@@ -618,6 +620,100 @@ TIME = [
         "  redis.call('PERSIST', key)\n",
         "",
         LEDGER + "retry_opens_a_new_epoch_with_cleared_counters",
+    ),
+]
+
+LISTS = [
+    of(
+        "common",
+        "owners_lists_do_not_follow",
+        "if (owner or '') ~= '' then found[#found + 1] = P .. 'owner:' .. owner .. ':' .. state end",
+        "",
+        RUNS + "a_job_that_turns_meanwhile_is_in_one_list",
+    ),
+    of(
+        "common",
+        "forgotten_job_stays_in_its_owners_list",
+        "  if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end\n",
+        "",
+        RUNS + "a_deleted_job_leaves_nothing_but_what_it_made",
+    ),
+    of(
+        "common",
+        "forgotten_job_keeps_its_key",
+        "then redis.call('DEL', P .. 'idem:' .. idem) end",
+        "then do end end",
+        RUNS + "a_deleted_job_leaves_nothing_but_what_it_made",
+    ),
+    of(
+        "common",
+        "empty_run_is_listed",
+        "      redis.call('ZREM', P .. 'runs', run)\n",
+        "",
+        LEDGER + "a_runs_list_lives_as_long_as_any_of_its_jobs",
+    ),
+    of(
+        "delete",
+        "open_job_is_deleted",
+        "check(job, ENDED)",
+        "check(job, {queued = true, running = true, paused = true, done = true})",
+        RUNS + "only_an_ended_job_is_deleted",
+    ),
+    of(
+        "submit",
+        "repeat_is_refused_by_the_quota",
+        "if fresh > 0 and max_owner > 0",
+        "if max_owner > 0",
+        RUNS + "a_repeated_call_is_answered_whatever_the_quota",
+    ),
+    of(
+        "submit",
+        "what_follows_is_not_counted",
+        "if open + fresh + beyond > max_owner then",
+        "if open + fresh > max_owner then",
+        RUNS + "a_run_of_many_scripts_is_admitted_as_a_whole",
+    ),
+    of(
+        "submit",
+        "others_bookings_are_not_counted",
+        "count_open(owner) + others",
+        "count_open(owner)",
+        RUNS + "a_run_of_many_scripts_is_admitted_as_a_whole",
+    ),
+    of(
+        "submit",
+        "full_farm_takes_more",
+        "count_open('') + fresh + beyond > max_farm",
+        "false",
+        RUNS + "a_full_farm_takes_no_more",
+    ),
+    of(
+        "submit",
+        "run_of_two_owners",
+        "if owned[one.run] and owned[one.run] ~= one.owner then",
+        "if false then",
+        RUNS + "a_run_is_one_owners",
+    ),
+    of(
+        "steer",
+        "steering_ends_with_its_first_script",
+        "#rows / 2 == most and after or ''",
+        "''",
+        RUNS + "a_run_is_cancelled_in_several_scripts",
+    ),
+    of(
+        "commit",
+        "company_is_forgotten",
+        "took / (mates or 1)",
+        "took",
+        TIMES + "what_ran_together_shares_its_time",
+    ),
+    of(
+        "common",
+        "other_schemas_are_not_ahead",
+        "if schema ~= own then found",
+        "if false then found",
+        TIMES + "a_place_counts_all_that_is_claimed_before",
     ),
 ]
 
@@ -723,7 +819,7 @@ PLACES = [
     of(
         "commit",
         "isolation_is_never_cleared",
-        "  if publish ~= '1' then clear(worker) end\n",
+        "    clear(worker)\n",
         "",
         TROUBLE + "a_success_in_between_clears_a_worker",
     ),
@@ -758,8 +854,8 @@ PLACES = [
     of(
         "commit",
         "a_publication_clears_its_worker",
-        "if publish ~= '1' then clear(worker) end",
-        "clear(worker)",
+        "  if publish ~= '1' then\n    clear(worker)\n",
+        "  clear(worker)\n  if publish ~= '1' then\n",
         TROUBLE + "writing_a_result_that_exists_clears_no_worker",
     ),
     of(
@@ -813,4 +909,4 @@ PLACES = [
     ),
 ]
 
-MUTANTS = [*FENCES, *CHARGES, *EPOCHS, *SUBMITS, *FLOW, *EVENTS, *TIME, *PLACES]
+MUTANTS = [*FENCES, *CHARGES, *EPOCHS, *SUBMITS, *FLOW, *EVENTS, *TIME, *LISTS, *PLACES]
