@@ -26,6 +26,7 @@ from farm.errors import (
     Forbidden,
     InvalidJob,
     NotFound,
+    RateLimited,
     StageFailed,
     Unauthorized,
     Unavailable,
@@ -42,6 +43,8 @@ QUIET_S = 60.0
 """An event stream that says nothing for so long is gone, seconds: it shows every 15 that it lives."""
 PATIENCE_S = 60.0
 """How long the API may be away while a job is watched, seconds."""
+RATE_TRIES = 5
+"""How often a call is made that comes too early, each time after as long as the API says."""
 ROUND_S = 0.5
 """Pause between two looks at a job that is waited for, seconds."""
 _OCTETS = "application/octet-stream"
@@ -185,8 +188,15 @@ class RemoteFarm:
 
     def _call(self, method: str, path: str, *, lost: str = "unavailable", **how: Any) -> Any:
         """The answer's JSON. Raises the farm's own errors; `lost` is the code where no answer came."""
-        answer = self._send(method, f"{BASE}/{path}", lost=lost, **how)
-        check(answer)
+        for left in reversed(range(RATE_TRIES)):
+            answer = self._send(method, f"{BASE}/{path}", lost=lost, **how)
+            try:
+                check(answer)
+                break
+            except RateLimited as error:
+                if not left:
+                    raise
+                time.sleep(error.retry_after_s)
         return answer.json()
 
     def _send(self, method: str, url: str, *, lost: str = "unavailable", **how: Any) -> httpx2.Response:
@@ -347,6 +357,8 @@ def check(answer: httpx2.Response) -> None:
         raise Unavailable(f"what answers is no farm (HTTP {answer.status_code})") from None
     if answer.status_code == 503:
         raise Unavailable(detail, code=code, retry_after_s=float(found.get("retry_after", 2)))
+    if code == RateLimited.code:
+        raise RateLimited(detail, retry_after_s=float(found.get("retry_after", 1)))
     cls = _OF_STATUS.get(answer.status_code, FarmError)
     if cls is InvalidJob:
         raise InvalidJob(detail, code=code, errors=errors)

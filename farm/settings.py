@@ -117,6 +117,13 @@ class Settings(BaseSettings):
     max_area: int = Field(33554432, ge=4096, description="largest area of any image of a chain, pixels")
     max_upload_bytes: int = Field(26214400, gt=0, description="largest input image file, bytes")
     max_count: int = Field(10000, ge=1, description="most jobs in one run")
+    rate_per_s: float = Field(
+        10, ge=0, description="calls a second that may write, of one token of the API, in the long run; 0: any number"
+    )
+    rate_burst: int = Field(50, ge=1, description="such calls that may come at once")
+    login_failures: int = Field(
+        10, ge=0, description="wrong tokens that one address may send in a minute; 0: any number"
+    )
     spool_bytes: int = Field(
         10 << 30,
         gt=0,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from farm import __version__
-from farm.api import events, health, jobs, machines, problems, runs, uploads
+from farm.api import events, health, jobs, login, machines, problems, runs, uploads
 from farm.api.desk import Desk
 from farm.api.guard import Guard
 from farm.api.views import BASE
@@ -48,6 +48,8 @@ def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0
     # Events first: their addresses go on where those of jobs and runs end.
     for room in (events, jobs, runs, uploads, machines):
         api.include_router(room.router)
+    api.include_router(login.router)
+    api.include_router(login.open_router)
     app.include_router(api)
     app.include_router(health.router)
     problems.install(app)

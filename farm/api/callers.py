@@ -7,7 +7,7 @@ two owners share a key. A job that was submitted past the API has no owner; admi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from farm.errors import NotFound
 from farm.records import JobRecord
@@ -20,11 +20,12 @@ _OWNED = re.compile(rf"@({OWNER})/")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `token` is the text that was sent, "" where none is asked for."""
+    """Who asks. `token` is the id of the token, "" where none is asked for; `session` the secret of a cookie."""
 
     owner: str
     scopes: frozenset[Scope]
     token: str = ""
+    session: str = field(default="", repr=False)
 
     @property
     def is_admin(self) -> bool:
