@@ -6,6 +6,7 @@
     ├── InvalidJob                invalid_job …        2     422   a field is wrong; `errors` names each
     ├── BadRequest                bad_request …        1     400   what was sent cannot be read
     │   ├── BodyTooLarge          body_too_large       1     413
+    │   ├── HeadTooLarge          head_too_large       1     431
     │   ├── BodyTooSlow           body_too_slow        1     408
     │   └── BadMediaType          bad_media_type       1     415
     ├── Unauthorized              unauthorized         1     401   no token, or one that does not hold
@@ -58,6 +59,7 @@ CODES: dict[str, str] = {
     "invalid_unicode": "A text holds control characters or half a surrogate pair.",
     "bad_media_type": "A body of this type is not taken here.",
     "body_too_large": "The body is larger than the farm takes.",
+    "head_too_large": "The headers are more, or longer, than the farm takes.",
     "body_too_slow": "The body did not come in time.",
     "method_not_allowed": "This address does not know the method.",
     "unauthorized": "The call needs a token, and the token must hold.",
@@ -151,6 +153,13 @@ class BodyTooLarge(BadRequest):
 
     code = "body_too_large"
     http = 413
+
+
+class HeadTooLarge(BadRequest):
+    """Send fewer and shorter headers; nothing was done."""
+
+    code = "head_too_large"
+    http = 431
 
 
 class BodyTooSlow(BadRequest):

@@ -12,15 +12,18 @@ import secrets
 import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.api.problems import answer
-from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, Unavailable
+from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
 UPLOADS = "/api/v1/uploads"
 """The one address that takes more: as much as an input image may have."""
+MAX_HEAD_BYTES, MAX_HEADERS = 32768, 200
+"""Largest head of a request, and most headers in it. Source: browsers send up to 16 KiB of cookies."""
 BODY_S = 10.0
 """How long a body may take, seconds, beside what its size takes at `MIN_BYTES_PER_S`."""
 MIN_BYTES_PER_S = 65536
@@ -87,6 +90,8 @@ class Guard:
             if self._calls > MAX_CALLS:
                 raise Unavailable("the farm's API has too many calls at once")
             await self._app(scope, counted, dressed)
+        except ClientDisconnect:
+            pass  # there is nobody left to answer
         except FarmError as error:
             if begun:
                 raise
@@ -104,9 +109,13 @@ def _check(headers: Headers, limit: int) -> None:
     """Refuses what a header tells to be too large, or packed.
 
     Raises:
+        HeadTooLarge: there are too many headers, or too long ones.
         BodyTooLarge: the body would be larger than `limit`, bytes.
         BadMediaType: it is compressed: what it unpacks to could not be bounded.
     """
+    raw = headers.raw
+    if len(raw) > MAX_HEADERS or sum(len(name) + len(value) for name, value in raw) > MAX_HEAD_BYTES:
+        raise HeadTooLarge()
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")

@@ -15,14 +15,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from farm.api.guard import HEADERS
+from farm.api.guard import HEADERS, MAX_HEAD_BYTES
 from farm.api.problems import MEDIA_TYPE, answer
-from farm.errors import BadRequest
+from farm.errors import BadRequest, HeadTooLarge
 
 HEAD_S = 10.0
 """How long the head of a request may take, seconds."""
-MAX_HEAD_BYTES = 32768
-"""Largest head of a request. Source: twice what h11 takes by itself; browsers send up to 16 KiB of cookies."""
 KEEP_S = 5
 """How long a connection stays open between two calls, seconds."""
 
@@ -63,8 +61,9 @@ class Wire(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            status = getattr(sys.exc_info()[1], "error_status_hint", 400)
-            said = answer({}, BadRequest("the request is no HTTP, or its head is too large"), status, dict(HEADERS))
+            large = getattr(sys.exc_info()[1], "error_status_hint", 400) == HeadTooLarge.http
+            said = answer({}, HeadTooLarge() if large else BadRequest("the request is no HTTP"), headers=dict(HEADERS))
+            status = said.status_code
             headers = [*said.raw_headers, (b"content-type", MEDIA_TYPE.encode()), (b"connection", b"close")]
             headers = list(dict(headers).items())
             for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=bytes(said.body)),

@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -34,7 +35,7 @@ class Raw:
 
     def __init__(self, site: Site) -> None:
         self._socket = socket.create_connection(("127.0.0.1", int(site.url.rpartition(":")[2])))
-        self._socket.settimeout(30)
+        self._socket.settimeout(10)
 
     def __enter__(self) -> Raw:
         return self
@@ -44,10 +45,8 @@ class Raw:
 
     def send(self, data: bytes) -> None:
         """Sends it, if anybody still listens."""
-        try:
+        with suppress(OSError):
             self._socket.sendall(data)
-        except OSError:
-            pass
 
     def trickle(self, data: bytes = b"a") -> bytes:
         """What comes while `data` is sent over and over, slowly, until the other side hangs up."""
@@ -72,8 +71,9 @@ class Raw:
     def rest(self) -> bytes:
         """What comes until the other side hangs up."""
         found = b""
-        while part := self._socket.recv(65536):
-            found += part
+        with suppress(ConnectionResetError):
+            while part := self._socket.recv(65536):
+                found += part
         return found
 
 
@@ -95,11 +95,11 @@ def refused(answer: bytes, *statuses: int) -> None:
     assert b"evil" not in answer
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: "])
+@pytest.mark.parametrize("begun", [b"G", b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: "])
 def test_a_head_that_trickles_is_not_waited_for(site: Site, begun: bytes) -> None:
     with Raw(site) as raw:
         raw.send(begun)
-        assert raw.trickle(b"a" if begun.endswith(b" ") else b"X: y\r\n" if begun else b"\r\n") == b""
+        assert raw.trickle(b"X: y\r\n" if begun.endswith(b"\n") else b"a") == b""
 
 
 def test_nor_is_one_after_a_call_that_was_answered(site: Site) -> None:
@@ -192,9 +192,7 @@ def test_a_head_that_is_none_is_refused(site: Site, name: str) -> None:
     refused(answer, *((431,) if name in ("10,000 headers", "64 KiB header") else (400, 501)))
 
 
-@pytest.mark.parametrize(
-    "line", [b"evil", b"GET  /evil", b"GET /evil HTTP/9.9", b"GET /\xff HTTP/1.1", b"\x16\x03\x01\x02evil"]
-)
+@pytest.mark.parametrize("line", [b"evil", b"GET  /evil", b"GET /\xff HTTP/1.1", b"\x16\x03\x01\x02evil"])
 def test_what_is_no_request_is_refused(site: Site, line: bytes) -> None:
     with Raw(site) as raw:
         raw.send(line + b"\r\nHost: x\r\n\r\n")
