@@ -105,7 +105,7 @@ def _event(name: str, id_: str, data: str) -> bytes:
     return (f"id: {id_}\n" if id_ else "").encode() + f"event: {name}\ndata: {data}\n\n".encode()
 
 
-@router.get("/jobs/{job}/events", responses=_HELD)
+@router.get("/jobs/{job}/events", responses={**_HELD, 204: {"description": "the job has ended, and its end was seen"}})
 async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") -> Response:
     """A job's snapshots, the newest first at once, until it has ended."""
     desk = desk_of(request)

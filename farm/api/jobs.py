@@ -34,7 +34,7 @@ Key = Annotated[
 State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={200: {"model": Made, "description": "the same jobs as before"}})
 async def create(
     request: Request, response: Response, ask: JobAsk, caller: Submitter, idempotency_key: Key = None
 ) -> Made:

@@ -10,7 +10,7 @@ from farm.api.callers import Caller
 from farm.api.desk import desk_of
 from farm.api.door import Door, Known, cookie_of, identify, is_secure, prove, refuse_pages
 from farm.api.sessions import second_word
-from farm.api.views import View, instant
+from farm.api.views import View
 from farm.errors import NotFound
 from farm.tokens import SCOPES
 

@@ -7,7 +7,6 @@ the log has the rest, under the same `request_id`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from math import ceil
@@ -147,16 +146,3 @@ def _fields(error: RequestValidationError) -> Iterator[FieldError]:
         where = where[1:] if where[:1] == ["body"] and where[1:] else where
         code = "unknown_field" if one["type"] == "extra_forbidden" else "invalid_field"
         yield FieldError(".".join(where), "no such field" if code == "unknown_field" else one["msg"], code)
-
-
-def described() -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of the errors that every call may answer with."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    said = {
-        400: "cannot be read", 401: "no token that holds", 403: "a scope is missing", 404: "no such object",
-        405: "no such method", 409: "not possible in this state", 413: "too large", 415: "of another type",
-        422: "a field is wrong", 500: "an error that nobody foresaw", 503: "try again after Retry-After",
-    }  # fmt: skip
-    return {
-        status: {"description": words, "content": json.loads(json.dumps(content))} for status, words in said.items()
-    }

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from farm.api.guard import HEADERS, MAX_HEAD_BYTES
-from farm.api.problems import MEDIA_TYPE, answer
+from farm.api.problems import answer
 from farm.errors import BadRequest, HeadTooLarge
 
 HEAD_S = 10.0
@@ -63,11 +63,9 @@ class Wire(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             large = getattr(sys.exc_info()[1], "error_status_hint", 400) == HeadTooLarge.http
             said = answer({}, HeadTooLarge() if large else BadRequest("the request is no HTTP"), headers=dict(HEADERS))
-            status = said.status_code
-            headers = [*said.raw_headers, (b"content-type", MEDIA_TYPE.encode()), (b"connection", b"close")]
-            headers = list(dict(headers).items())
-            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=bytes(said.body)),
-                          h11.EndOfMessage()):  # fmt: skip
+            headers = [*said.raw_headers, (b"connection", b"close")]
+            told = h11.Response(status_code=said.status_code, headers=headers), h11.Data(data=bytes(said.body))
+            for event in (*told, h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 

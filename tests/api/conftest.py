@@ -90,9 +90,8 @@ def site_settings(shared_valkey: Valkey, s3: dict[str, str], tmp_path_factory: p
     """Settings of the module's farm, with a namespace and a bucket of its own."""
     name = secrets.token_hex(6)
     data = tmp_path_factory.mktemp("site")
-    return Settings.load(
-        redis_url=shared_valkey.url, namespace=name, bucket=f"test-{name}", data=data, rate_per_s=0, login_failures=0, **s3
-    )  # fmt: skip
+    free = {"rate_per_s": 0, "login_failures": 0}
+    return Settings.load(redis_url=shared_valkey.url, namespace=name, bucket=f"test-{name}", data=data, **free, **s3)
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
 
-import httpx2
 import pytest
 
 from farm.api import guard, wire
-from tests.api.conftest import PNG, Site, made, open_site, picture, problem, txt
+from tests.api.conftest import PNG, Site, made, open_site, picture, txt
 from tests.e2e.rig import until
 
 JOBS = "/api/v1/jobs"

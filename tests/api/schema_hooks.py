@@ -1,0 +1,29 @@
+"""What does schemathesis look at beside its own checks? Loaded by it, in `test_schema`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import schemathesis
+
+BEYOND = {
+    "unknown_preset", "unknown_checkpoint", "unknown_scheduler", "wrong_checkpoint", "unknown_adapter", "wrong_adapter",
+    "not_pulled", "bad_size", "too_large", "no_image", "unused_image", "space_mismatch", "medium_mismatch",
+    "schedule_mismatch", "no_steps", "bad_image",
+}  # fmt: skip
+"""What a schema cannot say: whether stages fit each other, and what this farm has."""
+
+
+@schemathesis.check
+def only_what_a_schema_cannot_say_is_refused(ctx: Any, response: Any, case: Any) -> None:
+    """A body that the document allows is refused for how its fields go together, and for nothing else.
+
+    This is what makes 422 an answer to data that the document allows (`positive_data_acceptance`).
+    """
+    if response.status_code != 422 or case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    body = case.body if isinstance(case.body, dict) else {}
+    for one in json.loads(response.content)["errors"]:
+        free = one["loc"].startswith("stages.") and (body.get("parameters") or body.get("sweep"))
+        assert one["code"] in BEYOND or free, one
