@@ -185,6 +185,9 @@ def _finish(path: str, method: str, call: dict[str, Any]) -> None:
     for body in call.get("requestBody", {}).get("content", {}).values():
         if body["schema"].get("$ref") == _HERE + "JobAsk":
             body["examples"] = json.loads(json.dumps(_EXAMPLES))
+    for given in call.get("parameters", []):
+        if given["in"] == "header":
+            given["name"] = given["name"].title().replace("-Id", "-ID")  # as their standards write them
     call["responses"].pop("422", None)
     for status in sorted(_statuses(path, call, known=known, writes=writes)):
         headers = {}

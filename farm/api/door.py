@@ -24,6 +24,7 @@ from farm.api.desk import desk_of
 from farm.api.sessions import second_word
 from farm.chain import MAX_DEPTH
 from farm.errors import BadMediaType, BadRequest, FieldError, Forbidden, InvalidJob, Unauthorized
+from farm.stage import MAX_SEED
 from farm.tokens import SCOPES, Scope, Token
 
 COOKIE = "farm_session"
@@ -202,7 +203,8 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("beyond what a number holds")
-    return value
+    # A number without a fraction is an integer, however it is written. Source: JSON Schema 2020-12, core, 4.2.3.
+    return int(value) if value.is_integer() and abs(value) <= MAX_SEED else value
 
 
 def _check(value: Any, loc: str = "", depth: int = 0) -> None:

@@ -27,6 +27,7 @@ from farm.api.feed import Feed, Told
 from farm.api.jobs import record_of
 from farm.api.readings import NOW
 from farm.api.runs import jobs_of_run
+from farm.api.views import Snapshot
 from farm.errors import FarmError, Unavailable
 from farm.records import ENDED
 
@@ -38,7 +39,26 @@ END = ".end"
 _ID = re.compile(r"\d{1,19}-\d{1,19}")
 """An id of the ledger's stream: two numbers of 64 bits."""
 _HELD: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "the stream"}
+    200: {
+        "description": "the stream; each event is as said here",
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "required": ["event", "data"],
+                    "properties": {
+                        "id": {"type": "string", "description": "for Last-Event-ID"},
+                        "event": {"enum": ["job", "end"]},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": Snapshot.model_json_schema(),
+                        },
+                    },
+                }
+            }
+        },
+    }
 }
 LastId = Annotated[str, Header(alias="Last-Event-ID", max_length=64)]
 

@@ -190,7 +190,10 @@ def record_of(desk: Desk, job: str) -> JobRecord:
     """
     if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", job):
         raise NotFound("there is no such job")
-    return desk.farm.ledger.job(job)
+    try:
+        return desk.farm.ledger.job(job)
+    except NotFound:  # in other words than for somebody else's it would tell which is which
+        raise NotFound("there is no such job") from None
 
 
 def _view(desk: Desk, caller: Caller, job: str) -> JobView:

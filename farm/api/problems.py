@@ -68,12 +68,21 @@ def install(app: FastAPI) -> None:
 
     async def of_routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        code = _OF_STATUS.get(error.status_code, "bad_request")
-        return answer(request.scope, FarmError(code=code), error.status_code, dict(error.headers or {}))
+        code, headers = _OF_STATUS.get(error.status_code, "bad_request"), dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _methods(app, request.scope["path"])
+        return answer(request.scope, FarmError(code=code), error.status_code, headers)
 
     app.add_exception_handler(FarmError, of_farm)
     app.add_exception_handler(RequestValidationError, of_fields)
     app.add_exception_handler(HTTPException, of_routing)
+
+
+def _methods(app: FastAPI, path: str) -> str:
+    """The methods that the address knows; the router names those of its first route alone."""
+    paths: dict[str, Any] = app.openapi()["paths"]
+    fitting = (calls for form, calls in paths.items() if re.fullmatch(re.sub(r"{\w+}", "[^/]+", form), path))
+    return ", ".join(sorted(method.upper() for method in paths.get(path) or next(fitting, {"get": {}})))
 
 
 def answer(scope: Any, error: FarmError, status: int | None = None, headers: dict[str, str] | None = None) -> Response:

@@ -35,6 +35,10 @@ no-shrink = true
 [[operations]]
 include-operation-id = ["jobs.create", "jobs.dry_run", "jobs.ls", "uploads.upload"]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
+
+[[operations]]
+include-operation-id = ["farm.drain", "farm.resume"]
+headers.Authorization = {admin}
 """
 
 
@@ -47,7 +51,11 @@ def run(site: Site, folder: Path, *words: str) -> tuple[int, str]:
         with site.anonymous(Authorization=f"Bearer {text}") as client:
             made(client.post("/api/v1/jobs", json=txt()))  # so that their streams have something to tell
     (folder / "users.json").write_text(json.dumps({"auth": users}))
-    config = CONFIG.format(seed=SEED, users=json.dumps(str(folder / "users.json")), examples=EXAMPLES)
+    told = {
+        "users": json.dumps(str(folder / "users.json")),
+        "admin": json.dumps(f"Bearer {site.token('ops', 'admin')}"),
+    }
+    config = CONFIG.format(seed=SEED, examples=EXAMPLES, **told)
     (folder / "schemathesis.toml").write_text(config)
     script = Path(sys.executable).with_name("st")
     ended = subprocess.run(
