@@ -54,7 +54,7 @@ CODES: dict[str, str] = {
     "bad_file": "The file cannot be read as what it should be.",
     # what a program sends over the network
     "bad_request": "What was sent cannot be read.",
-    "invalid_json": "The body is not JSON, or is nested too deep.",
+    "invalid_json": "The body is not JSON, is nested too deep, or has an object of too many keys.",
     "duplicate_key": "An object of the body gives a key twice.",
     "invalid_unicode": "A text holds control characters or half a surrogate pair.",
     "bad_media_type": "A body of this type is not taken here.",

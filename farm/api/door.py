@@ -29,6 +29,8 @@ from farm.tokens import SCOPES, Scope, Token
 
 COOKIE = "farm_session"
 """The session's cookie."""
+MAX_KEYS = 1000
+"""Keys of one object: each that is wrong costs time, and all parameters of eight stages are half as many."""
 _TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _bearer = HTTPBearer(auto_error=False, description="a token of `farm token create`")
 
@@ -174,7 +176,7 @@ def read_json(data: bytes) -> Any:
     """The JSON value in `data`, UTF-8.
 
     Raises:
-        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is nested too deep;
+        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is too deep or wide;
             (`duplicate_key`) an object has a key twice.
         InvalidJob: (`invalid_unicode`) a text holds what no text may.
     """
@@ -189,6 +191,8 @@ def read_json(data: bytes) -> Any:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise BadRequest("an object of the body has too many keys", code="invalid_json")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadRequest(code="duplicate_key")

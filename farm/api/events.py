@@ -125,7 +125,11 @@ def _event(name: str, id_: str, data: str) -> bytes:
     return (f"id: {id_}\n" if id_ else "").encode() + f"event: {name}\ndata: {data}\n\n".encode()
 
 
-@router.get("/jobs/{job}/events", responses={**_HELD, 204: {"description": "the job has ended, and its end was seen"}})
+@router.get(
+    "/jobs/{job}/events",
+    response_class=Response,
+    responses={**_HELD, 204: {"description": "the job has ended, and its end was seen"}},
+)
 async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") -> Response:
     """A job's snapshots, the newest first at once, until it has ended."""
     desk = desk_of(request)
@@ -139,7 +143,7 @@ async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") 
     return EventStream(request, Feed(lambda found: found.job == record.job, record.job), names)
 
 
-@router.get("/runs/{run}/events", responses=_HELD)
+@router.get("/runs/{run}/events", response_class=Response, responses=_HELD)
 async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") -> Response:
     """Snapshots of a run's jobs, those of all of them at first."""
     desk = desk_of(request)
@@ -154,7 +158,7 @@ async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") 
     return EventStream(request, Feed(lambda found: found.run == run and caller.owns(found)), names)
 
 
-@router.get("/events", responses=_HELD)
+@router.get("/events", response_class=Response, responses=_HELD)
 async def of_farm(request: Request, caller: Reader, last: LastId = "") -> Response:
     """Snapshots of all the caller's jobs, those of the newest unended ones of the farm at first."""
     desk = desk_of(request)

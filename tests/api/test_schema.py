@@ -1,5 +1,6 @@
-"""Does the running API do what its document says, and nothing else? schemathesis asks, in every phase, with every check.
+"""Does the running API do what its document says, and nothing else?
 
+schemathesis asks, in every phase and with every check.
 `FARM_TEST_EXAMPLES=200 pytest tests/api/test_schema.py` asks for longer; the seed is always the same.
 """
 
