@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import quote
 
-import httpx2
 import pytest
 
 from farm.tokens import SCOPES
 from tests.api.calls import Call, calls
-from tests.api.conftest import PNG, Json, Site, locs, made, picture, problem, txt
+from tests.api.conftest import Json, Site, made, problem, txt
 from tests.test_bad_inputs import IDS
 
 OWNED = {"job", "run"}
@@ -89,23 +88,3 @@ def test_what_is_no_id_is_not_found(site: Site, theirs: Json, call: Call) -> Non
                     assert answer.status_code in (404, 405, 422), (call.id, wrong, answer.text)
                     found = problem(answer, answer.status_code, answer.json()["code"])
                     assert "passwd" not in str(found)
-
-
-@pytest.mark.parametrize("name", ["mask", "depth", "image"])
-def test_an_image_of_somebody_else_is_none(site: Site, ada: httpx2.Client, name: str) -> None:
-    # Given
-    image = ada.post("/api/v1/uploads", content=picture("olive"), headers=PNG).json()["image"]
-    asks = {
-        "image": {"chain": "img", "image": image},
-        "mask": {"chain": {"stages": [{"kind": "inpaint", "mask": image}]}},
-        "depth": {"chain": {"stages": [{"kind": "depth2img", "depth": image}]}},
-    }
-    with site.client() as bob:
-        # When
-        told = problem(bob.post("/api/v1/jobs", json=asks[name]), 422, "bad_image")
-        # Then it is as if nobody had sent it
-        none = {**asks, "image": {"chain": "img", "image": "sha256:" + "0" * 64}}
-        if name == "image":
-            of_none = problem(bob.post("/api/v1/jobs", json=none[name]), 422, "bad_image")
-            assert {**told, "request_id": ""} == {**of_none, "request_id": ""}
-        assert {code for _, code in locs(told)} == {"bad_image"}
