@@ -1,7 +1,7 @@
 """Does the running API do what its document says, and nothing else?
 
 schemathesis asks, in every phase and with every check.
-`FARM_TEST_EXAMPLES=200 pytest tests/api/test_schema.py` asks for longer; the seed is always the same.
+`SCHEMA_EXAMPLES=200 pytest tests/api/test_schema.py` asks for longer; the seed is always the same.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.api.conftest import Site, made, txt
 from tests.e2e.rig import ROOT
 
-EXAMPLES = int(os.environ.get("FARM_TEST_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "3"))
 SEED = 20261122
 CONFIG = """
 seed = {seed}
@@ -28,7 +28,6 @@ path = {users}
 peers = ["ada", "bob"]
 
 [generation]
-max-examples = {examples}
 no-shrink = true
 
 # A document says of a chain what its fields are, not whether its stages fit each other, and not what a farm has or an
@@ -56,12 +55,12 @@ def run(site: Site, folder: Path, *words: str) -> tuple[int, str]:
         "users": json.dumps(str(folder / "users.json")),
         "admin": json.dumps(f"Bearer {site.token('ops', 'admin')}"),
     }
-    config = CONFIG.format(seed=SEED, examples=EXAMPLES, **told)
+    config = CONFIG.format(seed=SEED, **told)
     (folder / "schemathesis.toml").write_text(config)
     script = Path(sys.executable).with_name("st")
     ended = subprocess.run(
         [script, "--config-file", folder / "schemathesis.toml", "run", f"{site.url}/api/v1/openapi.json",
-         "--phases", "examples,coverage,fuzzing,stateful", "--checks", "all", *words],
+         "--phases", "examples,coverage,fuzzing,stateful", "--checks", "all", "--max-examples", str(EXAMPLES), *words],
         env={**os.environ, "SCHEMATHESIS_HOOKS": "tests.api.schema_hooks", "PYTHONPATH": str(ROOT)},
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280 + 60 * EXAMPLES,
     )  # fmt: skip
