@@ -81,7 +81,7 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
     schemas |= {**problem.pop("$defs", {}), "Problem": problem}
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own words for what is told as a problem here
         schemas.pop(name, None)
-    schemas |= _stages() | {"Chain": _chain()}
+    schemas |= _stages() | {"Chain": _chain(), "Value": _value()}
     _refine(schemas["JobAsk"]["properties"], schemas["Chain"]["properties"], settings)
     for name in _taken(found):
         _bound(schemas[name])
@@ -126,6 +126,14 @@ def _chain() -> dict[str, Any]:
     return schema
 
 
+def _value() -> dict[str, Any]:
+    """What a parameter may be given before its stage looks at it."""
+    ref = {"$ref": _HERE + "Value"}
+    inner = {"type": "object", "propertyNames": {"pattern": TEXT}, "additionalProperties": ref}
+    simple = [{"type": name} for name in ("null", "boolean", "number", "string")]
+    return {"title": "Value", "anyOf": [*simple, {"type": "array", "items": ref}, inner]}
+
+
 def _refine(ask: dict[str, Any], chain: Mapping[str, Any], settings: Settings) -> None:
     """Says of a request's fields what is checked where the chain is made of them."""
     ask["chain"]["anyOf"] = [{"type": "string", "description": "a preset's name"}, {"$ref": _HERE + "Chain"}]
@@ -137,7 +145,9 @@ def _refine(ask: dict[str, Any], chain: Mapping[str, Any], settings: Settings) -
     names = {name for kind in kinds().values() for name in kind.model_fields} - {"kind"}
     known = "|".join(sorted(names | set(ALIASES)))
     ask["parameters"]["propertyNames"] = {"pattern": rf"^([0-{MAX_STAGES - 1}]\.)?({known})$"}
+    ask["parameters"]["additionalProperties"] = {"$ref": _HERE + "Value"}
     axis = ask["sweep"]["items"]
+    axis["additionalProperties"]["items"] = {"$ref": _HERE + "Value"}
     axis["propertyNames"] = {"pattern": rf"^(([0-{MAX_STAGES - 1}]\.)?({known})|fit|exact|reuse)$"}
     axis["minProperties"] = axis["additionalProperties"]["minItems"] = 1
 

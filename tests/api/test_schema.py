@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.api.conftest import Site, made, txt
 from tests.e2e.rig import ROOT
 
-EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "10"))
 SEED = 20261122
 CONFIG = """
 seed = {seed}
