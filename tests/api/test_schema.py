@@ -10,9 +10,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.api.conftest import Site, made, txt
+import pytest
+
+from farm.settings import Settings
+from tests.api.conftest import Site, made, open_site, txt
 from tests.e2e.rig import ROOT
 
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "10"))
@@ -40,6 +44,13 @@ checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404",
 include-operation-id = ["farm.drain", "farm.resume"]
 headers.Authorization = {admin}
 """
+
+
+@pytest.fixture(scope="module")
+def site(site_settings: Settings) -> Iterator[Site]:
+    """A farm whose runs are small: schemathesis gives an answer ten seconds."""
+    with open_site(site_settings.model_copy(update={"max_count": 50}), heartbeat_s=0.5) as found:
+        yield found
 
 
 def run(site: Site, folder: Path, *words: str) -> tuple[int, str]:
