@@ -6,12 +6,15 @@
     ├── InvalidJob                invalid_job …        2     422   a field is wrong; `errors` names each
     ├── BadRequest                bad_request …        1     400   what was sent cannot be read
     │   ├── BodyTooLarge          body_too_large       1     413
+    │   ├── HeadTooLarge          head_too_large       1     431
+    │   ├── BodyTooSlow           body_too_slow        1     408
     │   └── BadMediaType          bad_media_type       1     415
     ├── Unauthorized              unauthorized         1     401   no token, or one that does not hold
     ├── Forbidden                 forbidden            1     403   the token's scopes do not cover the call
     ├── NotFound                  not_found            1     404   also what belongs to somebody else
     ├── Conflict                  conflict             1     409
     ├── QuotaExceeded             quota_exceeded       1     429   the caller's own limit; again after `retry_after_s`
+    ├── RateLimited               rate_limited         1     429   the caller's own limit; again after `retry_after_s`
     ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
     ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
     ├── StaleToken                stale_token          1     409   a worker lost its lease
@@ -52,14 +55,17 @@ CODES: dict[str, str] = {
     "bad_file": "The file cannot be read as what it should be.",
     # what a program sends over the network
     "bad_request": "What was sent cannot be read.",
-    "invalid_json": "The body is not JSON, or is nested too deep.",
+    "invalid_json": "The body is not JSON, is nested too deep, or has an object of too many keys.",
     "duplicate_key": "An object of the body gives a key twice.",
     "invalid_unicode": "A text holds control characters or half a surrogate pair.",
     "bad_media_type": "A body of this type is not taken here.",
     "body_too_large": "The body is larger than the farm takes.",
+    "head_too_large": "The headers are more, or longer, than the farm takes.",
+    "body_too_slow": "The body did not come in time.",
     "method_not_allowed": "This address does not know the method.",
     "unauthorized": "The call needs a token, and the token must hold.",
     "forbidden": "The token's scopes do not cover this call.",
+    "rate_limited": "The caller calls too often: again after Retry-After.",
     # the caller's world
     "not_found": "There is no such object.",
     "conflict": "The object's state does not allow this.",
@@ -152,6 +158,20 @@ class BodyTooLarge(BadRequest):
     http = 413
 
 
+class HeadTooLarge(BadRequest):
+    """Send fewer and shorter headers; nothing was done."""
+
+    code = "head_too_large"
+    http = 431
+
+
+class BodyTooSlow(BadRequest):
+    """Send the body faster, or in smaller parts; nothing was stored."""
+
+    code = "body_too_slow"
+    http = 408
+
+
 class BadMediaType(BadRequest):
     """Send what the call takes, and name its type in Content-Type; nothing was stored."""
 
@@ -194,6 +214,19 @@ class QuotaExceeded(FarmError):
     http = 429
     retry_after_s = 30.0
     """When a job will end nobody knows; so often it is worth a look."""
+
+
+class RateLimited(FarmError):
+    """Wait `retry_after_s`, then call again; nothing was done."""
+
+    code = "rate_limited"
+    http = 429
+
+    def __init__(
+        self, message: str | None = None, *, code: str | None = None, hint: str = "", retry_after_s: float = 1.0
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(FarmError):

@@ -125,6 +125,13 @@ class Settings(BaseSettings):
         100000, ge=0, description="unended jobs of one owner, where the token does not say otherwise; 0: no limit"
     )
     max_pending: int = Field(2000000, ge=0, description="unended jobs of the whole farm; 0: no limit")
+    rate_per_s: float = Field(
+        10, ge=0, description="calls a second that may write, of one token of the API, in the long run; 0: any number"
+    )
+    rate_burst: int = Field(50, ge=1, description="such calls that may come at once")
+    login_failures: int = Field(
+        10, ge=0, description="wrong tokens that one address may send in a minute; 0: any number"
+    )
     spool_bytes: int = Field(
         10 << 30,
         gt=0,

@@ -106,6 +106,17 @@ class Tokens:
             raise Unauthorized("the token is not known, or has expired")
         return token
 
+    def of(self, name: str) -> Token:
+        """The token of the id `name`, of which the secret was shown before.
+
+        Raises:
+            Unauthorized: it is gone, or has expired.
+        """
+        token = _read(self._server.run("HGET", _KEY, name))
+        if token is None or not token.holds():
+            raise Unauthorized("the session has ended; log in again")
+        return token
+
     def all(self) -> list[Token]:
         """Every token that has not expired, by owner and age; expired ones are removed."""
         kept = self._server.run("HGETALL", _KEY).values()

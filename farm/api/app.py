@@ -8,16 +8,29 @@ from typing import Any
 
 import anyio
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from farm import __version__
-from farm.api import artifacts, check, events, fork, health, jobs, machines, papers, problems, quarantine, runs, uploads
+from farm.api import (
+    artifacts,
+    check,
+    events,
+    fork,
+    health,
+    jobs,
+    login,
+    machines,
+    papers,
+    problems,
+    quarantine,
+    runs,
+    uploads,
+)
 from farm.api.desk import Desk
+from farm.api.document import describe
 from farm.api.guard import Guard
 from farm.api.views import BASE
 from farm.settings import Settings
-
-ABOUT = "A rendering farm for diffusion models: chains of stages, run durably by many workers."
 
 
 def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0) -> FastAPI:
@@ -41,32 +54,29 @@ def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0
 
     # No pages of documentation: theirs need scripts from elsewhere.
     app = FastAPI(
-        title="latent-farm", version=__version__, description=ABOUT, lifespan=lifespan,
+        title="latent-farm", version=__version__, lifespan=lifespan, generate_unique_id_function=_name,
         openapi_url=f"{BASE}/openapi.json", docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
-    api = APIRouter(prefix=BASE, responses=problems.described())
+    api = APIRouter(prefix=BASE)
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
     for room in (events, artifacts, fork, papers, jobs, runs, uploads, check, machines, quarantine):
         api.include_router(room.router)
+    api.include_router(login.router)
+    api.include_router(login.open_router)
     app.include_router(api)
     app.include_router(health.router)
     problems.install(app)
     app.add_middleware(Guard, max_upload_bytes=settings.max_upload_bytes)
-    _describe(app)
-    return app
-
-
-def _describe(app: FastAPI) -> None:
-    """Puts into the OpenAPI document what FastAPI does not know of: how errors look."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(title=app.title, version=app.version, description=ABOUT, routes=app.routes)
-            schema = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            parts = found.setdefault("components", {}).setdefault("schemas", {})
-            parts |= schema.pop("$defs", {})
-            parts["Problem"] = schema
-            app.openapi_schema = found
+            app.openapi_schema = describe(app, settings)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation says
+    return app
+
+
+def _name(route: APIRoute) -> str:
+    """What the call is called in the document."""
+    return f"{route.tags[0]}.{route.name}"

@@ -6,7 +6,7 @@ one. A job that was submitted past the API has no owner; admins see it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from farm.errors import NotFound
 from farm.records import JobRecord, RunRecord
@@ -18,7 +18,7 @@ LOCAL = "local"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. `token` is the text that was sent, "" where none is asked for.
+    """Who asks. `token` is the id of the token, "" where none is asked for; `session` the secret of a cookie.
 
     `max_open_jobs`: so many unended jobs the owner may have with a submit; 0 for any number.
     """
@@ -27,6 +27,7 @@ class Caller:
     scopes: frozenset[Scope]
     token: str = ""
     max_open_jobs: int = 0
+    session: str = field(default="", repr=False)
 
     @property
     def is_admin(self) -> bool:

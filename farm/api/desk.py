@@ -13,7 +13,9 @@ from starlette.requests import HTTPConnection
 
 from farm.api.hub import Hub
 from farm.api.kept import Kept
+from farm.api.limits import Limits
 from farm.api.readings import Readings
+from farm.api.sessions import Sessions
 from farm.client import PATIENCE_S, Farm
 from farm.errors import FarmError, Unavailable
 from farm.ledger import FAN
@@ -39,6 +41,7 @@ class Desk:
         self.farm = Farm(settings)
         self._server = Server(settings, FAN)
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
+        self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
         self.hub = Hub(Readings(self.farm, self._server))
         self._threads, self._decoders = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(DECODERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))

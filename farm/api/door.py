@@ -6,6 +6,7 @@ JSON is defined. `needs` names the scope.
 
 from __future__ import annotations
 
+import hmac
 import json
 import math
 import re
@@ -19,11 +20,17 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from farm.api.callers import LOCAL, Caller
-from farm.api.desk import desk_of
+from farm.api.desk import Desk, desk_of
+from farm.api.sessions import second_word
 from farm.chain import MAX_DEPTH
 from farm.errors import BadMediaType, BadRequest, FieldError, Forbidden, InvalidJob, Unauthorized
-from farm.tokens import SCOPES, Scope
+from farm.stage import MAX_SEED
+from farm.tokens import SCOPES, Scope, Token
 
+COOKIE = "farm_session"
+"""The session's cookie."""
+MAX_KEYS = 1000
+"""Keys of one object: each that is wrong costs time, and all parameters of eight stages are half as many."""
 _TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _bearer = HTTPBearer(auto_error=False, description="a token of `farm token create`")
 
@@ -32,19 +39,82 @@ async def identify(connection: HTTPConnection) -> Caller:
     """Who asks.
 
     Raises:
-        Unauthorized: there is no token, or it does not hold.
-        Forbidden: no token is asked for, and the call comes from a web page of somewhere else.
+        Unauthorized: there is neither token nor session, or it does not hold.
+        Forbidden: the call comes from a web page of somewhere else, or from one that does not prove that it does not.
+        RateLimited: many wrong tokens came from the same address.
     """
     desk = desk_of(connection)
     if not desk.auth:
         _refuse_strangers(connection)
         return Caller(LOCAL, frozenset(SCOPES))
-    scheme, _, text = connection.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not text:
-        raise Unauthorized("send the header `Authorization: Bearer TOKEN`")
-    token = await desk.ask(desk.tokens.find, text.strip())
+    header = connection.headers.get("authorization")
+    session = connection.cookies.get(cookie_of(connection)) if header is None else None
+    if session is None:
+        scheme, _, text = (header or "").partition(" ")
+        if scheme.lower() != "bearer" or not text:
+            raise Unauthorized("send the header `Authorization: Bearer TOKEN`, or log in")
+        token = await prove(connection, text.strip())
+        return caller_of(desk, token)
+    refuse_pages(connection)
+    token = await desk.ask(desk.sessions.find, session)
+    sent = connection.headers.get("x-csrf-token", "").encode("utf-8", "replace")
+    if writes(connection) and not hmac.compare_digest(sent, second_word(session).encode()):
+        raise Forbidden("with a session, send what GET /session says as `csrf_token` in the header X-CSRF-Token")
+    return caller_of(desk, token, session)
+
+
+def caller_of(desk: Desk, token: Token, session: str = "") -> Caller:
+    """Who has the token."""
     most = desk.settings.max_open_jobs if token.max_open_jobs is None else token.max_open_jobs
-    return Caller(token.owner, token.scopes, text.strip(), most)
+    return Caller(token.owner, token.scopes, token.id, most, session)
+
+
+async def prove(connection: HTTPConnection, text: str) -> Token:
+    """The token that `text` is; a wrong one is counted.
+
+    Raises:
+        Unauthorized: it does not hold.
+        RateLimited: many wrong ones came from the same address.
+    """
+    desk = desk_of(connection)
+    try:
+        return await desk.ask(desk.tokens.find, text)
+    except Unauthorized:
+        # Only now: who has a token that holds is let in, whatever others on the same address do.
+        await desk.ask(desk.limits.failed, connection.client.host if connection.client else "")
+        raise
+
+
+def writes(connection: HTTPConnection) -> bool:
+    """Whether the call's method is one that may change something. Source: RFC 9110, 9.2.1."""
+    return connection.scope["method"] not in ("GET", "HEAD", "OPTIONS", "TRACE")
+
+
+def is_secure(connection: HTTPConnection) -> bool:
+    """Whether the browser came over TLS. Who says so without truth gets a cookie that is sent back over TLS only."""
+    forwarded = connection.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower()
+    return "https" in (connection.scope["scheme"], forwarded)
+
+
+def cookie_of(connection: HTTPConnection) -> str:
+    """What the session's cookie is called: over TLS so that no other host or path can set it. Source: RFC 6265bis."""
+    return f"__Host-{COOKIE}" if is_secure(connection) else COOKIE
+
+
+def refuse_pages(connection: HTTPConnection) -> None:
+    """Refuses what a browser sends for a page of another origin; another port is another origin.
+
+    Source: Fetch Metadata (W3C), Sec-Fetch-Site; where a browser does not know it, Origin must be the host called.
+
+    Raises:
+        Forbidden: it does.
+    """
+    site, origin = connection.headers.get("sec-fetch-site"), connection.headers.get("origin")
+    host = connection.headers.get("host", "")
+    if site not in (None, "same-origin", "none") or (site == "none" and writes(connection)):
+        raise Forbidden("no other site's page may call")
+    if site is None and origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+        raise Forbidden("no other site's page may call")
 
 
 def _refuse_strangers(connection: HTTPConnection) -> None:
@@ -58,25 +128,33 @@ def _refuse_strangers(connection: HTTPConnection) -> None:
         raise Forbidden("without tokens no other site's page may call")
 
 
-def needs(scope: Scope) -> Any:
+def needs(scope: Scope | None) -> Any:
     """The dependency that gives the caller, who has `scope`."""
 
     async def caller(request: Request, _token: Annotated[Any, Security(_bearer)]) -> Caller:
         found = cast("Caller", request.state.caller)
-        if scope not in found.scopes and not found.is_admin:
+        if scope is not None and scope not in found.scopes and not found.is_admin:
             raise Forbidden(f"the call needs a token with the scope {scope}")
         return found
 
     return Depends(caller)
 
 
+Known = Annotated[Caller, needs(None)]
 Reader = Annotated[Caller, needs("read")]
 Submitter = Annotated[Caller, needs("submit")]
 Admin = Annotated[Caller, needs("admin")]
 
 
 class Door(APIRoute):
-    """A route that is open to callers with a token, and whose body, if it takes one, is strict JSON."""
+    """A route that is open to callers with a token or session, and whose body, if it takes one, is strict JSON."""
+
+    async def enter(self, request: Request) -> None:
+        """Notes who asks, if they may."""
+        request.state.caller = caller = await identify(request)
+        if caller.token and writes(request):
+            desk = desk_of(request)
+            await desk.ask(desk.limits.write, caller.token)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, behind both checks."""
@@ -84,7 +162,7 @@ class Door(APIRoute):
         takes_json = self.body_field is not None
 
         async def handler(request: Request) -> Response:
-            request.state.caller = await identify(request)
+            await self.enter(request)
             if takes_json:
                 # Kept where FastAPI looks for it, so that it does not parse again.
                 request._json = request.state.given = await _read(request)
@@ -104,7 +182,7 @@ def read_json(data: bytes) -> Any:
     """The JSON value in `data`, UTF-8.
 
     Raises:
-        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is nested too deep;
+        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is too deep or wide;
             (`duplicate_key`) an object has a key twice.
         InvalidJob: (`invalid_unicode`) a text holds what no text may.
     """
@@ -119,6 +197,8 @@ def read_json(data: bytes) -> Any:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_KEYS:
+        raise BadRequest("an object of the body has too many keys", code="invalid_json")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadRequest(code="duplicate_key")
@@ -133,7 +213,8 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("beyond what a number holds")
-    return value
+    # A number without a fraction is an integer, however it is written. Source: JSON Schema 2020-12, core, 4.2.3.
+    return int(value) if value.is_integer() and abs(value) <= MAX_SEED else value
 
 
 def _check(value: Any, loc: str = "", depth: int = 0) -> None:

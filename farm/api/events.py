@@ -28,6 +28,7 @@ from farm.api.feed import Feed, Told
 from farm.api.jobs import record_of
 from farm.api.readings import GONE, NOW
 from farm.api.runs import run_of
+from farm.api.views import Snapshot
 from farm.errors import FarmError, Unavailable
 from farm.records import ENDED
 
@@ -39,7 +40,26 @@ END = ".end"
 _ID = re.compile(r"\d{1,19}-\d{1,19}")
 """An id of the ledger's stream: two numbers of 64 bits."""
 _HELD: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "the stream"}
+    200: {
+        "description": "the stream; each event is as said here",
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "required": ["event", "data"],
+                    "properties": {
+                        "id": {"type": "string", "description": "for Last-Event-ID"},
+                        "event": {"enum": ["job", "end"]},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": Snapshot.model_json_schema(),
+                        },
+                    },
+                }
+            }
+        },
+    }
 }
 LastId = Annotated[str, Header(alias="Last-Event-ID", max_length=64)]
 
@@ -106,7 +126,11 @@ def _event(name: str, id_: str, data: str) -> bytes:
     return (f"id: {id_}\n" if id_ else "").encode() + f"event: {name}\ndata: {data}\n\n".encode()
 
 
-@router.get("/jobs/{job}/events", responses=_HELD)
+@router.get(
+    "/jobs/{job}/events",
+    response_class=Response,
+    responses={**_HELD, 204: {"description": "the job has ended, and its end was seen"}},
+)
 async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") -> Response:
     """A job's snapshots, the newest first at once, until it has ended."""
     desk = desk_of(request)
@@ -120,7 +144,7 @@ async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") 
     return EventStream(request, Feed(lambda found: found.job == record.job, record.job), names)
 
 
-@router.get("/runs/{run}/events", responses=_HELD)
+@router.get("/runs/{run}/events", response_class=Response, responses=_HELD)
 async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") -> Response:
     """Snapshots of a run's jobs, those of all of them at first."""
     desk = desk_of(request)
@@ -135,7 +159,7 @@ async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") 
     return EventStream(request, Feed(lambda found: found.run == run and caller.owns(found)), names)
 
 
-@router.get("/events", responses=_HELD)
+@router.get("/events", response_class=Response, responses=_HELD)
 async def of_farm(request: Request, caller: Reader, last: LastId = "") -> Response:
     """Snapshots of all the caller's jobs, those of the newest unended ones of the farm at first."""
     desk = desk_of(request)

@@ -6,19 +6,30 @@ nobody else has answered.
 
 from __future__ import annotations
 
+import math
 import secrets
 
+import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from farm.api.problems import answer
-from farm.errors import BadMediaType, BodyTooLarge, FarmError
+from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
 UPLOADS = "/api/v1/uploads"
 """The one address that takes more: as much as an input image may have."""
+MAX_HEAD_BYTES, MAX_HEADERS = 32768, 200
+"""Largest head of a request, and most headers in it. Source: browsers send up to 16 KiB of cookies."""
+BODY_S = 10.0
+"""How long a body may take, seconds, beside what its size takes at `MIN_BYTES_PER_S`."""
+MIN_BYTES_PER_S = 65536
+"""Slower is no line that people have; the largest upload takes 410 s with it. Source: half a megabit per second."""
+MAX_CALLS = 3000
+"""Calls at the same time, event streams among them: three times as many as may watch."""
 HEADERS = {
     # Nothing that the API answers is a page.
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -37,6 +48,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
         self._app, self._max_upload_bytes = app, max_upload_bytes
+        self._calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call."""
@@ -46,12 +58,18 @@ class Guard:
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         limit = self._max_upload_bytes if scope["path"] == UPLOADS else MAX_BODY_BYTES
-        begun, brought = False, 0
+        begun, brought, whole, since = False, 0, False, anyio.current_time()
 
         async def counted() -> Message:
-            nonlocal brought
-            message = await receive()
+            nonlocal brought, whole
+            until = math.inf if whole else since + BODY_S + brought / MIN_BYTES_PER_S
+            message: Message = {"type": "http.disconnect"}
+            with anyio.move_on_at(until) as scope_:
+                message = await receive()
+            if scope_.cancelled_caught and not begun:
+                raise BodyTooSlow()
             brought += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if brought > limit:
                 raise BodyTooLarge(f"the body is larger than {limit} bytes")
             return message
@@ -66,9 +84,14 @@ class Guard:
                 headers["X-Request-ID"] = request_id
             await send(message)
 
+        self._calls += 1
         try:
             _check(Headers(scope=scope), limit)
+            if self._calls > MAX_CALLS:
+                raise Unavailable("the farm's API has too many calls at once")
             await self._app(scope, counted, dressed)
+        except ClientDisconnect:
+            pass  # there is nobody left to answer
         except FarmError as error:
             if begun:
                 raise
@@ -78,15 +101,21 @@ class Guard:
             if begun:
                 raise
             await answer(scope, FarmError(type(error).__name__))(scope, receive, dressed)
+        finally:
+            self._calls -= 1
 
 
 def _check(headers: Headers, limit: int) -> None:
     """Refuses what a header tells to be too large, or packed.
 
     Raises:
+        HeadTooLarge: there are too many headers, or too long ones.
         BodyTooLarge: the body would be larger than `limit`, bytes.
         BadMediaType: it is compressed: what it unpacks to could not be bounded.
     """
+    raw = headers.raw
+    if len(raw) > MAX_HEADERS or sum(len(name) + len(value) for name, value in raw) > MAX_HEAD_BYTES:
+        raise HeadTooLarge()
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")

@@ -33,7 +33,7 @@ Key = Annotated[
 State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={200: {"model": Made, "description": "the same jobs as before"}})
 async def create(
     request: Request, response: Response, ask: JobAsk, caller: Submitter, idempotency_key: Key = None
 ) -> Made:
@@ -170,7 +170,10 @@ def record_of(desk: Desk, job: str) -> JobRecord:
     """
     if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", job):
         raise NotFound("there is no such job")
-    return desk.farm.ledger.job(job)
+    try:
+        return desk.farm.ledger.job(job)
+    except NotFound:  # in other words than for somebody else's it would tell which is which
+        raise NotFound("there is no such job") from None
 
 
 def _view(desk: Desk, caller: Caller, job: str) -> JobView:

@@ -7,7 +7,6 @@ the log has the rest, under the same `request_id`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from math import ceil
@@ -20,7 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from farm.errors import CODES, FarmError, FieldError, InvalidJob, QuotaExceeded, Unavailable
+from farm.errors import CODES, FarmError, FieldError, InvalidJob, QuotaExceeded, RateLimited, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 MAX_TOLD = 50
@@ -69,12 +68,21 @@ def install(app: FastAPI) -> None:
 
     async def of_routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        code = _OF_STATUS.get(error.status_code, "bad_request")
-        return answer(request.scope, FarmError(code=code), error.status_code, dict(error.headers or {}))
+        code, headers = _OF_STATUS.get(error.status_code, "bad_request"), dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = _methods(app, request.scope["path"])
+        return answer(request.scope, FarmError(code=code), error.status_code, headers)
 
     app.add_exception_handler(FarmError, of_farm)
     app.add_exception_handler(RequestValidationError, of_fields)
     app.add_exception_handler(HTTPException, of_routing)
+
+
+def _methods(app: FastAPI, path: str) -> str:
+    """The methods that the address knows; the router names those of its first route alone."""
+    paths: dict[str, Any] = app.openapi()["paths"]
+    fitting = (calls for form, calls in paths.items() if re.fullmatch(re.sub(r"{\w+}", "[^/]+", form), path))
+    return ", ".join(sorted(method.upper() for method in paths.get(path) or next(fitting, {"get": {}})))
 
 
 def answer(scope: Any, error: FarmError, status: int | None = None, headers: dict[str, str] | None = None) -> Response:
@@ -99,7 +107,7 @@ def answer(scope: Any, error: FarmError, status: int | None = None, headers: dic
         problem = problem.model_copy(update={"errors": told, "detail": detail[:MAX_CHARS]})
     else:
         _log.warning("call_failed", request_id=request_id, code=error.code, error=error.message)
-    if isinstance(error, Unavailable | QuotaExceeded):
+    if isinstance(error, Unavailable | QuotaExceeded | RateLimited):
         seconds = max(1, ceil(error.retry_after_s))
         headers["Retry-After"] = str(seconds)
         key = state.get("idempotency_key") if error.code == "outcome_unknown" else None
@@ -147,17 +155,3 @@ def _fields(error: RequestValidationError) -> Iterator[FieldError]:
         where = where[1:] if where[:1] == ["body"] and where[1:] else where
         code = "unknown_field" if one["type"] == "extra_forbidden" else "invalid_field"
         yield FieldError(".".join(where), "no such field" if code == "unknown_field" else one["msg"], code)
-
-
-def described() -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of the errors that every call may answer with."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    said = {
-        400: "cannot be read", 401: "no token that holds", 403: "a scope is missing", 404: "no such object",
-        405: "no such method", 409: "not possible in this state", 413: "too large", 415: "of another type",
-        422: "a field is wrong", 429: "the caller's limit: try again after Retry-After",
-        500: "an error that nobody foresaw", 503: "try again after Retry-After",
-    }  # fmt: skip
-    return {
-        status: {"description": words, "content": json.loads(json.dumps(content))} for status, words in said.items()
-    }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import uvicorn
 
 from farm.api.app import make_app
+from farm.api.wire import listening
 from farm.errors import FarmError
 from farm.ledger import FAN
 from farm.scripts import Server
@@ -32,10 +33,8 @@ def serve(settings: Settings, host: str, port: int, *, auth: bool, say: Say) -> 
     if first:
         say("The first token, with every scope; it is not shown again:")
         say(first)
-    config = uvicorn.Config(
-        make_app(settings, auth=auth), host=host, port=port, log_level="warning", access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE_S, lifespan="on",
-    )  # fmt: skip
+    app = make_app(settings, auth=auth)
+    config = listening(app, host, port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
     try:
         listener = config.bind_socket()
     except SystemExit:  # uvicorn's word for a port that is taken

@@ -16,6 +16,7 @@ import uvicorn
 from PIL import Image
 
 from farm.api.app import make_app
+from farm.api.wire import listening
 from farm.client import Farm
 from farm.ledger import FAN
 from farm.scripts import Server
@@ -56,10 +57,8 @@ class Site:
 def serving(settings: Settings, **how: Any) -> Iterator[str]:
     """The URL of the API while it runs, in a thread of this process."""
     port = free_port()
-    config = uvicorn.Config(
-        make_app(settings, **how), host="127.0.0.1", port=port, log_level="error", access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=1, lifespan="on",
-    )  # fmt: skip
+    app = make_app(settings, **how)
+    config = listening(app, "127.0.0.1", port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -91,7 +90,8 @@ def site_settings(shared_valkey: Valkey, s3: dict[str, str], tmp_path_factory: p
     """Settings of the module's farm, with a namespace and a bucket of its own."""
     name = secrets.token_hex(6)
     data = tmp_path_factory.mktemp("site")
-    return Settings.load(redis_url=shared_valkey.url, namespace=name, bucket=f"test-{name}", data=data, **s3)
+    free = {"rate_per_s": 0, "login_failures": 0}
+    return Settings.load(redis_url=shared_valkey.url, namespace=name, bucket=f"test-{name}", data=data, **free, **s3)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from farm.errors import InvalidJob, NotFound, Unauthorized
 from farm.servers import environment
 from farm.settings import Settings
 from farm.tokens import Tokens
-from tests.api.conftest import PNG, Json, Site, made, open_site, picture, problem, txt
+from tests.api.conftest import PNG, Site, made, open_site, picture, problem, txt
 from tests.e2e.rig import ROOT, until
 from tests.test_cli import Run, run  # noqa: F401 — a fixture
 
@@ -93,35 +93,6 @@ def test_scopes_are_what_a_token_may(site: Site) -> None:
             problem(reader.post(f"{url}/{call}"), 403, "forbidden")
         problem(reader.patch(url, json={"priority": 1}), 403, "forbidden")
         submitter.post(f"{url}/cancel")
-
-
-def test_another_owners_objects_are_not_there(site: Site, ada: httpx2.Client) -> None:
-    # Given a run
-    found = made(ada.post(JOBS, json=txt(count=2)))
-    job, run_ = found["jobs"][0]["id"], found["run"]
-    calls: list[tuple[str, str, Json | None]] = [
-        ("GET", f"jobs/{job}", None),
-        ("GET", f"jobs/{job}/events", None),
-        ("GET", f"jobs/{job}/artifacts", None),
-        ("GET", f"jobs/{job}/artifacts/0", None),
-        ("PATCH", f"jobs/{job}", {"priority": 1}),
-        *(("POST", f"jobs/{job}/{name}", None) for name in ("cancel", "pause", "resume", "retry")),
-        ("GET", f"runs/{run_}", None),
-        ("GET", f"runs/{run_}/events", None),
-        ("POST", f"runs/{run_}/cancel", None),
-    ]
-    with site.client() as bob, site.client("root", "admin") as root:
-        for method, path, body in calls:
-            # When somebody else asks, Then it is as if there were none
-            theirs = bob.request(method, f"/api/v1/{path}", json=body)
-            none = bob.request(method, f"/api/v1/{path.replace(job, job[::-1]).replace(run_, 'none')}", json=body)
-            told, of_none = problem(theirs, 404, "not_found"), problem(none, 404, "not_found")
-            assert {**told, "request_id": ""} == {**of_none, "request_id": ""}
-        assert bob.get(JOBS).json()["jobs"] == []
-        assert bob.get(JOBS, params={"run": run_}).json()["jobs"] == []
-        # And an admin sees it, with its owner
-        assert root.get(f"{JOBS}/{job}").json()["owner"] == ada.get(f"{JOBS}/{job}").json()["owner"] != ""
-        assert root.post(f"/api/v1/runs/{run_}/cancel").json()["states"] == {"cancelled": 2}
 
 
 def test_a_job_from_past_the_api_is_an_admins(site: Site, ada: httpx2.Client) -> None:

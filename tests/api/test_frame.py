@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from farm.api.guard import MAX_BODY_BYTES
+from farm.stage import kinds
 from tests.api.conftest import Site, locs, post_raw, problem, txt
 
 JOBS = "/api/v1/jobs"
@@ -197,8 +198,62 @@ def test_a_failure_inside_tells_nothing_but_its_code(site: Site, ada: httpx2.Cli
 def test_what_needs_a_token_says_so_in_the_description(site: Site) -> None:
     with site.anonymous() as client:
         found = client.get("/api/v1/openapi.json").json()
-    schemes = {name for name, told in found["components"]["securitySchemes"].items() if told["scheme"] == "bearer"}
+    schemes = found["components"]["securitySchemes"]
+    assert {name: one["in"] if one["type"] == "apiKey" else one["scheme"] for name, one in schemes.items()} == {
+        "bearer": "bearer",
+        "cookie": "cookie",
+        "csrf": "header",
+    }
     for path, calls in found["paths"].items():
-        for call in calls.values():
-            assert ("security" in call) is path.startswith("/api/"), path
-            assert all(set(one) <= schemes for one in call.get("security", []))
+        for method, call in calls.items():
+            known = path.startswith("/api/") and call["operationId"] != "session.begin"
+            beside = {"cookie": []} if method == "get" else {"cookie": [], "csrf": []}
+            assert call.get("security") == ([{"bearer": []}, beside] if known else None), path
+
+
+def test_the_document_knows_the_stages_and_what_else_is_sent(site: Site) -> None:
+    with site.anonymous() as client:
+        found = client.get("/api/v1/openapi.json").json()
+    schemas = found["components"]["schemas"]
+    # Each kind is one of the stages, told apart by its word
+    assert set(schemas["Stage"]["discriminator"]["mapping"]) == set(kinds())
+    for kind, ref in schemas["Stage"]["discriminator"]["mapping"].items():
+        fields = schemas[ref.rpartition("/")[2]]
+        assert fields["properties"]["kind"]["const"] == kind
+        assert set(kinds()[kind].model_fields) <= set(fields["properties"])
+        assert "kind" in fields["required"]
+    assert schemas["Chain"]["properties"]["stages"]["items"] == {"$ref": "#/components/schemas/Stage"}
+    assert {"$ref": "#/components/schemas/Chain"} in schemas["JobAsk"]["properties"]["chain"]["anyOf"]
+    # Headers and streams
+    create = found["paths"][JOBS]["post"]
+    assert [one["name"] for one in create["parameters"]] == ["Idempotency-Key"]
+    events = found["paths"]["/api/v1/events"]["get"]
+    assert [one["name"] for one in events["parameters"]] == ["Last-Event-ID"]
+    assert set(events["responses"]["200"]["content"]) == {"text/event-stream"}
+    assert create["responses"]["429"]["headers"]["Retry-After"]["required"]
+    # And every call has a name of its own
+    names = [call["operationId"] for calls in found["paths"].values() for call in calls.values()]
+    assert len(names) == len(set(names))
+
+
+def test_the_examples_of_the_document_are_possible(site: Site, ada: httpx2.Client) -> None:
+    found = ada.get("/api/v1/openapi.json").json()
+    examples = found["paths"][JOBS]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    counts = [ada.post(f"{JOBS}/dry-run", json=one["value"]).json()["count"] for one in examples.values()]
+    assert counts == [1, 8, 1]
+
+
+def test_an_integer_may_be_written_as_any_number(ada: httpx2.Client) -> None:
+    told = post_raw(ada, f"{JOBS}/dry-run", '{"chain": "txt", "seed": 7.0, "count": 2e0, "parameters": {"steps": 3.0}}')
+    assert (told.json()["seed"], told.json()["count"], told.json()["steps"]) == (7, 2, 6)
+    problem(post_raw(ada, f"{JOBS}/dry-run", '{"chain": "txt", "seed": 7.5}'), 422, "invalid_field")
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [(JOBS, "GET, POST"), (f"{JOBS}/x", "GET, PATCH"), (f"{JOBS}/dry-run", "POST"), ("/api/v1/openapi.json", "GET")],
+)
+def test_a_wrong_method_is_told_the_right_ones(ada: httpx2.Client, path: str, methods: str) -> None:
+    answer = ada.put(path)
+    problem(answer, 405, "method_not_allowed")
+    assert set(methods.split(", ")) <= set(answer.headers["allow"].split(", "))

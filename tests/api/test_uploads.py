@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from io import BytesIO
 from typing import Any
 
@@ -74,9 +75,17 @@ def test_somebody_elses_upload_is_none(site: Site, ada: httpx2.Client) -> None:
     image = stored(ada, picture("pink"))["image"]
     with site.client() as bob:
         # When, Then: as if it were not stored
-        for ask in (txt(chain="img", image=image), {"chain": {"stages": [{"kind": "inpaint", "mask": image}]}}):
-            mine = problem(bob.post(JOBS, json=ask), 422, "bad_image")
-            assert "upload it" in mine["detail"]
+        none = "sha256:" + "0" * 64
+        for ask in (
+            txt(chain="img", image=image),
+            {"chain": {"stages": [{"kind": "inpaint", "mask": image}]}},
+            {"chain": {"stages": [{"kind": "depth2img", "depth": image}]}},
+            {"chain": {"stages": [{"kind": "text2img", "controls": [{"name": "tiny-canny", "image": image}]}]}},
+        ):
+            told = problem(bob.post(JOBS, json=ask), 422, "bad_image")
+            assert "upload it" in told["detail"]
+            of_none = bob.post(JOBS, json=json.loads(json.dumps(ask).replace(image, none)))
+            assert {**of_none.json(), "request_id": ""} == {**told, "request_id": ""}
 
 
 @pytest.mark.parametrize(
