@@ -14,11 +14,11 @@ from tests.test_bad_inputs import IDS
 
 OWNED = {"job", "run"}
 """Ids of what has an owner."""
-SHARED = {"kind", "worker", "index"}
-"""Ids of what has none: what the farm can draw, who works on it, and a place within what has an owner."""
+SHARED = {"kind", "worker", "name", "index", "sha256"}
+"""Ids of what has none: what the farm can draw, who works on it, what is in quarantine, and what is within a job."""
 BY_ID = [call for call in calls() if call.names]
 OF_OWNERS = [call for call in BY_ID if OWNED & set(call.names)]
-NOBODYS = {"job": "00000000-0000-7000-8000-000000000000", "run": "none", "index": "0"}
+NOBODYS = {"job": "00000000-0000-7000-8000-000000000000", "run": "none", "index": "0", "sha256": "0" * 64}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_what_is_somebody_elses_is_not_there(site: Site, theirs: Json, call: Cal
     job = theirs["jobs"][0]["id"]
     with site.client() as bob, site.client("ada") as ada:
         # When somebody else asks, Then it is as if there were none
-        of_theirs = bob.request(call.method, call.at({"job": job, "run": theirs["run"], "index": "0"}), json=call.body)
+        of_theirs = bob.request(call.method, call.at({**NOBODYS, "job": job, "run": theirs["run"]}), json=call.body)
         of_none = bob.request(call.method, call.at(NOBODYS), json=call.body)
         told, none = problem(of_theirs, 404, "not_found"), problem(of_none, 404, "not_found")
         assert {**told, "request_id": ""} == {**none, "request_id": ""}
@@ -80,7 +80,7 @@ def test_what_is_no_id_is_not_found(site: Site, theirs: Json, call: Call) -> Non
         for name in call.names:
             for wrong in odd:
                 # Given one wrong id among right ones, as it is and as a browser writes it
-                right = {"job": job, "run": theirs["run"], "index": "0", "kind": "text2img", "worker": "w"}
+                right = {**NOBODYS, "job": job, "run": theirs["run"], "kind": "text2img", "worker": "w", "name": "none"}
                 for text in {quote(wrong.encode("utf-8", "surrogatepass"), safe=""), quote(wrong, safe="%/~*{}:") if
                              wrong.isascii() else ""} - {""}:  # fmt: skip
                     answer = ada.request(call.method, call.at({**right, name: text}), json=call.body)

@@ -227,7 +227,7 @@ def test_a_dry_run_tells_cost_and_time_where_they_are_known(site: Site, hand: Ha
 
     def asked(**given: Any) -> tuple[Any, Any]:
         found = ada.post(f"{JOBS}/dry-run", json=given).json()
-        return found["cost"], found["eta_s"]
+        return found["cost_s"], found["eta_s"]
 
     # When, Then
     assert asked(chain="txt", count=4) == (pytest.approx(4 * mean, abs=0.01), None)
