@@ -15,6 +15,7 @@ from farm.api import events, health, jobs, machines, problems, runs, uploads
 from farm.api.desk import Desk
 from farm.api.guard import Guard
 from farm.api.views import BASE
+from farm.reconcile import reconciling
 from farm.settings import Settings
 
 ABOUT = "A rendering farm for diffusion models: chains of stages, run durably by many workers."
@@ -34,7 +35,8 @@ def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(desk.hub.run)
-                yield
+                with reconciling(settings, desk.farm.ledger, desk.farm.broker, desk.name):
+                    yield
                 tasks.cancel_scope.cancel()
         finally:
             desk.close()

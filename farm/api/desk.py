@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -36,6 +39,8 @@ class Desk:
 
     def __init__(self, settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0) -> None:
         self.settings, self.auth, self.heartbeat_s = settings, auth, heartbeat_s
+        # Two containers may share a host's name and a pid.
+        self.name = f"api-{platform.node()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.farm = Farm(settings)
         self._server = Server(settings, FAN)
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
