@@ -303,3 +303,9 @@ def read_event(id_: str, row: dict[str, str]) -> Event:
         id=id_, type=row["type"], job=row["job"], stage=int(row["stage"]), state=row["state"], worker=row["worker"],
         code=row["code"], exec=row["exec"], token=row["token"], epoch=row["epoch"], t=int(row["t"]),
     )  # fmt: skip
+
+
+def place_of(id_: str) -> tuple[int, int]:
+    """What tells which of two events' ids is the later one; "" is before all."""
+    first, _, second = id_.partition("-")
+    return int(first or 0), int(second or 0)

@@ -14,8 +14,11 @@ import anyio
 import anyio.to_thread
 from starlette.requests import HTTPConnection
 
+from farm.api.deliverer import Deliverer
 from farm.api.hub import Hub
 from farm.api.kept import Kept
+from farm.api.lane import Patience
+from farm.api.outbox import Outbox
 from farm.api.readings import Readings
 from farm.client import PATIENCE_S, Farm
 from farm.errors import FarmError, Unavailable
@@ -23,6 +26,7 @@ from farm.ledger import FAN
 from farm.scripts import Server, within
 from farm.settings import Settings
 from farm.tokens import Tokens
+from farm.webhooks import Webhooks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,9 +48,13 @@ class Desk:
         self.farm = Farm(settings)
         self._server = Server(settings, FAN)
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
-        self.hub = Hub(Readings(self.farm, self._server))
+        self.hub = Hub(Readings(self.farm))
         self._threads, self._decoders = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(DECODERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))
+
+    def deliverer(self, patience: Patience) -> Deliverer:
+        """What tells the endpoints of webhooks; `patience`: how long one is waited for."""
+        return Deliverer(self.farm.ledger, Webhooks(self._server), Outbox(self._server, self.name), patience)
 
     async def warm(self) -> None:
         """Makes what is made once: two threads at once would make it twice."""
