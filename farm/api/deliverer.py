@@ -31,6 +31,8 @@ CHUNK = 50
 """Jobs that are read and noted in one go."""
 BLOCK_MS = 1000
 """How long one look for further events blocks, milliseconds; shorter than the ledger's socket timeout."""
+MANY = 1000
+"""Events that one look brings at most: with so many, some may be gone unseen."""
 GATHER_S = 0.2
 """Pause between two looks for events, seconds: what happens meanwhile is told together."""
 _log = structlog.get_logger(__name__)
@@ -102,8 +104,8 @@ class Deliverer:
             return
         position = await in_thread(self._outbox.position) or f"{min(one.created_ms for one in active)}-0"
         rows = await in_thread(self._ledger.events, None, position, BLOCK_MS)
-        if rows and not await in_thread(self._ledger.keeps, position):
-            await self._recover(active, position, newest)
+        if len(rows) >= MANY and not await in_thread(self._ledger.keeps, position):
+            await self._recover(active, position)
         else:
             ends = [(row.job, row.state, row.code, row.t) for row in rows if row.type in ENDED]
             for start_at in range(0, len(ends), CHUNK):
@@ -113,8 +115,9 @@ class Deliverer:
         await self._look_at_runs(active)
         await anyio.sleep(GATHER_S)
 
-    async def _recover(self, active: Sequence[Endpoint], position: str, newest: str) -> None:
+    async def _recover(self, active: Sequence[Endpoint], position: str) -> None:
         """Tells of what has ended since `position`, where the stream does not reach back so far."""
+        newest = await in_thread(self._ledger.last_event)
         ended = await in_thread(self._outbox.ended, int(position.partition("-")[0]))
         for start_at in range(0, len(ended), CHUNK):
             await self._tell(active, [(job, "", "", 0) for job in ended[start_at : start_at + CHUNK]])
