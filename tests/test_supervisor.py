@@ -13,15 +13,15 @@ import redis
 
 from farm.broker import Broker, bell_queue
 from farm.ledger import Ledger
+from farm.parent import EX_TEMPFAIL
 from farm.reconcile import reconciling
 from farm.settings import Settings
 from tests.e2e.rig import until
 from tests.test_ledger import job, serve, submit
-from workers.supervisor import EX_TEMPFAIL
 
 CHILD = """
 import signal, sys
-from workers.supervisor import die_with_parent
+from farm.parent import die_with_parent
 die_with_parent(int(sys.argv[1]), signal.SIGKILL)
 print("lives", flush=True)
 signal.pause()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from farm.ledger import Ledger
+from farm.parent import EX_TEMPFAIL
 from farm.settings import Settings
 from tests.conftest import Valkey
 from tests.test_ledger import job, state, submit
-from workers.supervisor import EX_TEMPFAIL
 from workers.worker import Worker
 
 DEAF = """

@@ -8,7 +8,6 @@ forwards SIGTERM as a drain, and never imports torch. Its children die with it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import os
 import platform
@@ -32,12 +31,11 @@ from farm.broker import Broker
 from farm.errors import FarmError
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
+from farm.parent import die_with_parent
 from farm.reconcile import reconciling
 from farm.settings import Settings
 
 _log = structlog.get_logger(__name__)
-EX_TEMPFAIL = 75
-"""The exit status of a process that wants to be started again. Source: sysexits.h."""
 EX_CONFIG = 78
 """The exit status where a setting is wrong. Source: sysexits.h."""
 RESTART_MAX_S = 30.0
@@ -240,17 +238,6 @@ class Supervisor:
                 process.wait(KILLED_S)
             self._forget(slot)
             self._report(slot, "drained", charge=False)
-
-
-def die_with_parent(parent: int, how: signal.Signals) -> None:
-    """Asks the kernel to send `how` to this process when its parent ends; ends at once if it already has.
-
-    Source: prctl(2), PR_SET_PDEATHSIG; on other systems than Linux the process outlives a killed parent.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, how)
-    if os.getppid() != parent:
-        sys.exit(EX_TEMPFAIL)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -41,6 +41,7 @@ from farm.image import hash_pixels, to_png
 from farm.job import adapter_of, safety_of, stage_of, weights_of
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
+from farm.parent import EX_TEMPFAIL, die_with_parent
 from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
@@ -49,7 +50,6 @@ from workers import adapters, codec, pipelines, safety
 from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark
 from workers.result import Result, publish, upload
 from workers.spool import Full, Spool
-from workers.supervisor import EX_TEMPFAIL, die_with_parent
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import uvicorn
 
 from farm.api.app import make_app
 from farm.errors import FarmError
 from farm.ledger import FAN
+from farm.log import log_to_stderr
+from farm.parent import die_with_parent
 from farm.scripts import Server
 from farm.settings import Settings
 from farm.tokens import Tokens
@@ -32,15 +36,36 @@ def serve(settings: Settings, host: str, port: int, *, auth: bool, say: Say) -> 
     if first:
         say("The first token, with every scope; it is not shown again:")
         say(first)
-    config = uvicorn.Config(
-        make_app(settings, auth=auth), host=host, port=port, log_level="warning", access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=GRACE_S, lifespan="on",
-    )  # fmt: skip
+    config = _config(settings, auth=auth, host=host, port=port)
     try:
         listener = config.bind_socket()
     except SystemExit:  # uvicorn's word for a port that is taken
         raise FarmError(f"port {port} of {host} cannot be had", code="conflict", hint="--port gives another") from None
     say(f"The API is at http://{host}:{listener.getsockname()[1]}/api/v1/openapi.json. Ctrl+C stops it.")
+    _run(config, listener)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The API of a farm on this machine: on a socket that its parent listens on, and no longer than that lives."""
+    parser = argparse.ArgumentParser(prog="farm.api.serve", description=main.__doc__)
+    parser.add_argument("--socket", type=int, required=True, help="file descriptor of the socket")
+    parser.add_argument("--parent", type=int, required=True, help="pid of the process to end with, as by SIGTERM")
+    given = parser.parse_args(argv)
+    die_with_parent(given.parent, signal.SIGTERM)
+    settings = Settings.load()
+    log_to_stderr(settings.log_level)
+    _run(_config(settings, auth=True), socket.socket(fileno=given.socket))
+
+
+def _config(settings: Settings, *, auth: bool, **where: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        make_app(settings, auth=auth), log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S, lifespan="on", **where,
+    )  # fmt: skip
+
+
+def _run(config: uvicorn.Config, listener: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises what stopped it once more, for whoever handled it before; unhandled, it would kill.
         signal.signal(number, lambda *_: None)
@@ -65,14 +90,12 @@ def admit(settings: Settings, host: str, *, auth: bool) -> str:
     try:
         server.ping()
         tokens = Tokens(server)
-        if tokens.all():
-            return ""
-        if not local:
+        if not local and not tokens.all():
             raise FarmError(
                 f"{host} can be reached from elsewhere, and there is no token yet", code="usage",
                 hint="`farm token create --owner NAME --scope admin` makes one",
             )  # fmt: skip
-        return tokens.create("admin", ["admin"])[1]
+        return tokens.first()
     finally:
         server.close()
 
@@ -84,3 +107,7 @@ def is_local(host: str) -> bool:
     except OSError:
         raise FarmError(f"{host} is no address of this machine", code="usage", hint="--host 127.0.0.1") from None
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+if __name__ == "__main__":
+    main()

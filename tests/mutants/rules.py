@@ -356,7 +356,7 @@ RECORDS = [
 PROCESSES = [
     Mutant(
         "9_children_outlive_their_supervisor",
-        "workers/supervisor.py",
+        "farm/parent.py",
         "ctypes.CDLL(None, use_errno=True).prctl(1, how)",
         "pass",
         (SUPERVISOR + "a_child_ends_with_its_killed_supervisor",),
