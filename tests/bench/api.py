@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import psutil
 from rich.console import Console
 from rich.table import Table
@@ -134,7 +135,9 @@ def farm_of(folder: Path) -> Iterator[tuple[str, psutil.Process, dict[str, str]]
             process_of(api, env, listener.fileno()) as found,
         ):
             wait_for(farm.ledger.workers, hand)
-            yield f"http://{token}@127.0.0.1:{listener.getsockname()[1]}", found, env
+            where = f"127.0.0.1:{listener.getsockname()[1]}"
+            wait_for(lambda: httpx2.get(f"http://{where}/readyz", timeout=60).status_code == 200, found)
+            yield f"http://{token}@{where}", found, env
         server.close()
     for end in (read, write):
         os.close(end)
@@ -179,11 +182,8 @@ async def listen(url: str, streams: int) -> None:
     told: list[set[bytes]] = [set() for _ in range(streams)]
     lags, events = list[float](), 0
 
-    async def one(number: int, opened: asyncio.Event) -> None:
+    async def one(number: int, reader: asyncio.StreamReader) -> None:
         nonlocal events
-        reader, _, head = await call(url, "GET", "/api/v1/events")
-        assert b" 200 " in head, head
-        opened.set()
         rest = b""
         while data := await reader.read(1 << 20):
             now = time.time() * 1000
@@ -194,9 +194,12 @@ async def listen(url: str, streams: int) -> None:
                     lags.append(now - datetime.fromisoformat(ended.decode()).astimezone(UTC).timestamp() * 1000)
                 told[number].add(job)
 
-    opened = [asyncio.Event() for _ in range(streams)]
-    tasks = [asyncio.create_task(one(number, event)) for number, event in enumerate(opened)]
-    await asyncio.gather(*(event.wait() for event in opened))
+    tasks, lines = [], []
+    for number in range(streams):
+        reader, writer, head = await call(url, "GET", "/api/v1/events")
+        assert b" 200 " in head, head
+        lines.append(writer)
+        tasks.append(asyncio.create_task(one(number, reader)))
     print("all are open", flush=True)
     wanted = {job.encode() for job in json.loads(await asyncio.to_thread(sys.stdin.read))}
     until = time.perf_counter() + DRAIN_S
@@ -207,6 +210,8 @@ async def listen(url: str, streams: int) -> None:
         task.cancel()
     with suppress(asyncio.CancelledError):
         await asyncio.gather(*tasks)
+    for line in lines:
+        line.close()
     print(json.dumps({"lag_ms": lags, "events": events, "lost": lost}))
 
 
