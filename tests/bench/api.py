@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console = Console()
         console.print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
         with tempfile.TemporaryDirectory(prefix="farm-bench-") as folder:
-            console.print(table_of(measure(Path(folder), given.streams, given.rate, given.seconds), given))
+            console.print(table_of(Path(folder), given.streams, given.rate, given.seconds))
 
 
 def measure(folder: Path, streams: int, rate: float, seconds: float) -> dict[str, float]:
@@ -102,9 +102,10 @@ def measure(folder: Path, streams: int, rate: float, seconds: float) -> dict[str
     }
 
 
-def table_of(found: dict[str, float], given: argparse.Namespace) -> Table:
-    """The figures, for people."""
-    title = f"{given.streams} streams of the whole farm, {given.rate:g} submits/s for {given.seconds:g} s"
+def table_of(folder: Path, streams: int = 200, rate: float = 50, seconds: float = 30) -> Table:
+    """The figures of a run in `folder`, for people."""
+    found = measure(folder, streams, rate, seconds)
+    title = f"the API: {streams} streams of the whole farm, {rate:g} submits/s for {seconds:g} s"
     table = Table(title=title, title_justify="left")
     for head in ("", "measured"):
         table.add_column(head)
