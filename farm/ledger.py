@@ -119,6 +119,7 @@ from farm.records import (
     Submission,
     Submitted,
     WorkerRecord,
+    place_of,
     read_attempt,
     read_claim,
     read_event,
@@ -519,6 +520,16 @@ class Ledger(Runs):
             # Shorter than the socket's timeout, so that a quiet stream is not taken for a dead server.
             if (found := self._server.read_stream(name, after, min(left_ms, 1000))) or not left_ms:
                 return [read_event(*row) for row in found]
+
+    def last_event(self) -> str:
+        """The id of the last event of all jobs; "0-0" where there was none."""
+        found = self._server.run("XREVRANGE", "events", "+", "-", "COUNT", "1")
+        return str(found[0][0]) if found else "0-0"
+
+    def keeps(self, after: str) -> bool:
+        """Whether all events of all jobs after the id `after` can still be read: of many, the oldest are dropped."""
+        first = self._server.run("XRANGE", "events", "-", "+", "COUNT", "1")
+        return bool(first) and place_of(first[0][0]) <= place_of(after)
 
     def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""

@@ -1,7 +1,7 @@
 """What runs while `farm up` runs, and what does `farm demo` show?
 
-The embedded servers (`farm.servers`), and one supervisor with a child per stage. Both are watched: a server or
-supervisor that dies is started again on its own data. State stays in the data folder, so a job submitted before a stop
+The embedded servers (`farm.servers`), one supervisor with a child per stage, and the API. All are watched: what dies is
+started again, on its own data and address. State stays in the data folder, so a job submitted before a stop
 goes on after the next start.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -25,12 +27,17 @@ from farm.client import Farm
 from farm.errors import FarmError, InvalidJob, Unavailable
 from farm.handle import JobHandle
 from farm.job import queue_name
+from farm.ledger import FAN
+from farm.scripts import Server
 from farm.servers import Servers, environment
 from farm.settings import Settings, read_connection
+from farm.tokens import Tokens
 
 _log = structlog.get_logger(__name__)
 RESTART_S = 1.0
-"""Pause between two looks at the servers and the supervisor, seconds."""
+"""Pause between two looks at what runs, seconds."""
+API_PORTS = range(8400, 8500)
+"""The API listens on the first of these that is free."""
 READY_S = 300.0
 """Longest wait for all workers to have loaded their checkpoints, seconds."""
 Say = Callable[[str], None]
@@ -49,23 +56,29 @@ def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print)
         Unavailable: a server does not start, or the wheels for it are missing.
     """
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with running(settings, slots, say, stop) as farm:
-        if not stop.is_set():
-            say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
-            say('In another terminal: farm render "a cat on a green background" --wait -o out/')
-        stop.wait()
-        say("Stopping: running stages finish or are given back.")
+    with _listen() as listener:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        with running(settings, slots, say, stop, listener) as farm:
+            if not stop.is_set():
+                say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
+                say(f"The API is at {_url(listener)}/api/v1/openapi.json; `farm token create` makes tokens for it.")
+                say('In another terminal: farm render "a cat on a green background" --wait -o out/')
+            stop.wait()
+            say("Stopping: running stages finish or are given back.")
 
 
 @contextmanager
 def running(
-    settings: Settings, slots: Sequence[str] | None = None, say: Say = print, stop: threading.Event | None = None
+    settings: Settings,
+    slots: Sequence[str] | None = None,
+    say: Say = print,
+    stop: threading.Event | None = None,
+    listener: socket.socket | None = None,
 ) -> Iterator[Farm]:
     """The one-machine farm, from start to stop; yields a client once all workers are ready, or `stop` is set.
 
-    Raises as `up`.
+    The API answers what comes to `listener`; without one there is none. Raises as `up`.
     """
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
@@ -81,14 +94,17 @@ def running(
             raise InvalidJob(f"no checkpoint {name!r} in the catalog for the queue {queue}", code="unknown_checkpoint")
         if not stop.is_set():
             _have(catalog, name, say)
-    with Servers(settings) as servers:
-        keeper = Keeper(servers, slots)
+    with Servers(settings, {"api_url": _url(listener)} if listener else {}) as servers:
+        keeper = Keeper(servers, slots, listener)
         farm = Farm(servers.settings)
         try:
             say("Starting the workers: " + ", ".join(slots))
             # Entries of workers that were killed with the last farm would pass for those that start now.
             for gone in farm.ledger.workers():
                 farm.ledger.unregister(gone.worker, gone.boot)
+            if listener and (token := _first_token(servers.settings)):
+                say("The API's first token, with every scope; it is not shown again:")
+                say(token)
             keeper.start()
             _await_workers(farm, len(slots), keeper.log, stop)
             yield farm
@@ -121,49 +137,86 @@ def _await_workers(farm: Farm, count: int, log: Path, stop: threading.Event) -> 
             raise Unavailable(f"the workers are not ready after {READY_S:.0f} s", hint=f"see {log}")
 
 
-class Keeper:
-    """Keeps the supervisor and the servers running, from a thread."""
+def _listen() -> socket.socket:
+    """The socket of the API. It stays with the farm: while the API is started again, callers wait."""
+    for port in API_PORTS:
+        with suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    taken = f"every port from {API_PORTS[0]} to {API_PORTS[-1]} of 127.0.0.1 is taken"
+    raise Unavailable(taken, hint="end what listens there: the API needs one")
 
-    def __init__(self, servers: Servers, slots: Sequence[str]) -> None:
-        self._servers, self._slots = servers, slots
-        self.log = servers.settings.data / "logs" / "workers.log"
+
+def _url(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _first_token(settings: Settings) -> str:
+    server = Server(settings, FAN)
+    try:
+        return Tokens(server).first()
+    finally:
+        server.close()
+
+
+@dataclass
+class Part:
+    """A Python module that runs as a child of the farm, and ends with it."""
+
+    words: list[str]
+    log: Path
+    fds: tuple[int, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, settings: Settings) -> None:
+        """Starts the process."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *self.words, "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                pass_fds=self.fds,
+                env={**os.environ, **environment(settings)},
+                start_new_session=True,
+            )
+
+
+class Keeper:
+    """Keeps the supervisor, the API and the servers running, from a thread."""
+
+    def __init__(self, servers: Servers, slots: Sequence[str], listener: socket.socket | None = None) -> None:
+        self._servers, logs = servers, servers.settings.data / "logs"
+        self.log = logs / "workers.log"
+        supervisor = ["workers.supervisor", "--name", "local", *(word for slot in slots for word in ("--slot", slot))]
+        self._parts = {"supervisor": Part(supervisor, self.log)}
+        if listener is not None:
+            fd = listener.fileno()
+            self._parts["api"] = Part(["farm.api.serve", "--socket", str(fd)], logs / "api.log", (fd,))
         self._stopped, self._ended, self._lock = False, threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="keeper")
-        self._supervisor: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the supervisor and watches."""
+        """Starts the supervisor and the API, and watches."""
         # From this thread, which lives as long as the farm: the kernel ends a child with the thread that forked it.
-        self._supervise()
+        for part in self._parts.values():
+            part.start(self._servers.settings)
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the supervisor by SIGTERM: its children drain."""
+        """Ends both by SIGTERM: open calls are answered, and the supervisor's children drain."""
         try:
             with self._lock:
                 self._stopped = True
-            if self._supervisor is not None and self._supervisor.poll() is None:
-                self._supervisor.terminate()
-                self._supervisor.wait()
+            living = [part.process for part in self._parts.values() if part.process and part.process.poll() is None]
+            for process in living:
+                process.terminate()
+            for process in living:
+                process.wait()
         finally:
             # Only now: what the thread started again gets a SIGTERM from the kernel when the thread ends.
             self._ended.set()
             if self._thread.ident is not None:
                 self._thread.join()
-
-    def _supervise(self) -> None:
-        command = [sys.executable, "-m", "workers.supervisor", "--name", "local", "--parent", str(os.getpid())]
-        for slot in self._slots:
-            command += ["--slot", slot]
-        with self.log.open("ab") as out:
-            self._supervisor = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env={**os.environ, **environment(self._servers.settings)},
-                start_new_session=True,
-            )
 
     def _keep(self) -> None:
         while not self._ended.wait(RESTART_S):
@@ -175,9 +228,10 @@ class Keeper:
         try:
             for name in self._servers.revive():
                 _log.warning("server_restarted", server=name)
-            if self._supervisor is not None and self._supervisor.poll() is not None:
-                _log.warning("supervisor_restarted", status=self._supervisor.returncode)
-                self._supervise()
+            for name, part in self._parts.items():
+                if part.process is not None and part.process.poll() is not None:
+                    _log.warning(f"{name}_restarted", status=part.process.returncode)
+                    part.start(self._servers.settings)
         except (FarmError, OSError) as error:
             _log.error("not_restarted", error=str(error))
 

@@ -178,13 +178,17 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: how many of its jobs are in each state (those with none are left out), and whose it is."""
+    """One run: how many of its jobs are in each state (those with none are left out), and whose it is.
+
+    `ended_ms`: when the last of them ended; 0 while one has not.
+    """
 
     run: str
     owner: str
     created_ms: float
     count: int
     states: dict[str, int]
+    ended_ms: int
 
 
 @dataclass(frozen=True)
@@ -347,11 +351,12 @@ def _seconds(times: Sequence[str]) -> tuple[float | None, float | None]:
 
 def read_run(row: list[Any]) -> RunRecord:
     """The run in a row of `run.lua`."""
-    run, owner, created, states = row
+    run, owner, created, ended, states = row
     found = dict(states)
     return RunRecord(
         run=run, owner=owner, created_ms=float(created or 0), count=sum(found.values()),
         states={state: found[state] for state in STATES if state in found},
+        ended_ms=0 if set(OPEN) & set(found) else int(float(ended)),
     )  # fmt: skip
 
 
@@ -396,3 +401,9 @@ def read_event(id_: str, row: dict[str, str]) -> Event:
         code=row["code"], exec=row["exec"], token=row["token"], epoch=row["epoch"], t=int(row["t"]),
         owner=row.get("owner", ""), run=row.get("run", ""),
     )  # fmt: skip
+
+
+def place_of(id_: str) -> tuple[int, int]:
+    """What tells which of two events' ids is the later one; "" is before all."""
+    first, _, second = id_.partition("-")
+    return int(first or 0), int(second or 0)

@@ -54,8 +54,9 @@ Process = subprocess.Popen[bytes]
 class Servers:
     """The embedded servers of one data folder, from `with` to its end. `settings` then tells how to reach them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, told: Mapping[str, str] | None = None) -> None:
+        """`told`: what the connection file says besides."""
+        self.settings, self._told = settings, told or {}
         self._data = settings.data.expanduser().absolute()
         self._running: dict[str, Process] = {}
         self._ending = ExitStack()
@@ -80,7 +81,7 @@ class Servers:
             self.revive()
             shared = {name: value for name in SHARED if (value := getattr(self.settings, name)) is not None}
             shared |= {name: str(value.absolute()) for name, value in shared.items() if isinstance(value, Path)}
-            self._write(CONNECTION_FILE, {**shared, **reached, "pid": os.getpid()})
+            self._write(CONNECTION_FILE, {**shared, **reached, **self._told, "pid": os.getpid()})
             ending.callback((self._data / CONNECTION_FILE).unlink, missing_ok=True)
             self._ending = ending.pop_all()
         return self

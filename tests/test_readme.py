@@ -10,12 +10,14 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
+from farm.api.lane import Patience
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.errors import CODES
 from farm.job import plan
 from farm.sampler import SAMPLERS
 from farm.settings import PhaseLimits, Settings
+from farm.webhooks import TOPICS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -76,6 +78,22 @@ def blocks(language: str) -> list[str]:
 def test_every_sampler_is_named() -> None:
     text = README.read_text("utf-8")
     assert [name for name in SAMPLERS if f"`{name}`" not in text] == []
+
+
+def test_the_schedule_of_webhooks_is_that_of_the_code() -> None:
+    # Given
+    seconds = {"s": 1, "min": 60, "h": 3600}
+    text = README.read_text("utf-8").replace("\n", " ")
+    # When
+    told = re.search(r"within (\d+) s comes again after (.*?);", text)
+    # Then
+    assert told
+    assert int(told[1]) == Patience().timeout_s
+    found = re.findall(r"(\d+) (s|min|h)\b", told[2])
+    assert [int(number) * seconds[unit] for number, unit in found] == list(Patience().pauses_s)
+    assert "nothing for three days" in text
+    assert Patience().disable_s == 3 * 86400
+    assert all(f"`{topic}`" in text for topic in TOPICS)
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,14 +13,15 @@ import redis
 
 from farm.broker import Broker, bell_queue
 from farm.ledger import Ledger
+from farm.parent import EX_TEMPFAIL
+from farm.reconcile import reconciling
 from farm.settings import Settings
 from tests.e2e.rig import until
 from tests.test_ledger import job, serve, submit
-from workers.supervisor import EX_TEMPFAIL, reconcile
 
 CHILD = """
 import signal, sys
-from workers.supervisor import die_with_parent
+from farm.parent import die_with_parent
 die_with_parent(int(sys.argv[1]), signal.SIGKILL)
 print("lives", flush=True)
 signal.pause()
@@ -36,18 +36,15 @@ child.wait()
 
 
 @contextmanager
-def reconciling(settings: Settings) -> Iterator[tuple[Ledger, redis.Redis]]:
+def reconciled(settings: Settings) -> Iterator[tuple[Ledger, redis.Redis]]:
     """A reconciler in a thread, rounds of a tenth of a second; the ledger, and the server of the doorbells."""
     brisk = settings.model_copy(update={"tick_s": 0.1})
-    ledger, broker, stop = Ledger(brisk), Broker(brisk), threading.Event()
+    ledger, broker = Ledger(brisk), Broker(brisk)
     raw = redis.Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True)
-    thread = threading.Thread(target=reconcile, args=(brisk, ledger, broker, "me", stop))
-    thread.start()
     try:
-        yield ledger, raw
+        with reconciling(brisk, ledger, broker, "me"):
+            yield ledger, raw
     finally:
-        stop.set()
-        thread.join()
         broker.close()
         ledger.close()
         raw.close()
@@ -62,7 +59,7 @@ def rounds(raw: redis.Redis, count: int) -> None:
 
 def test_a_lost_doorbell_is_rung_again(settings: Settings) -> None:
     key = bell_queue(settings, "q0").name
-    with reconciling(settings) as (ledger, raw):
+    with reconciled(settings) as (ledger, raw):
         # Given work whose doorbell was never rung, and a worker
         serve(ledger, "w1")
         submit(ledger, job("a"))
@@ -75,7 +72,7 @@ def test_a_lost_doorbell_is_rung_again(settings: Settings) -> None:
 
 def test_no_more_is_rung_than_workers_can_hear(settings: Settings) -> None:
     key = bell_queue(settings, "q0").name
-    with reconciling(settings) as (ledger, raw):
+    with reconciled(settings) as (ledger, raw):
         # Given much work, and two workers
         serve(ledger, "w1", "w2")
         submit(ledger, *(job(f"j{i}") for i in range(20)))

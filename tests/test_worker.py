@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from farm.ledger import Ledger
+from farm.parent import EX_TEMPFAIL
 from farm.settings import Settings
 from farm.stage import Stage
 from tests.conftest import Valkey
 from tests.test_ledger import job, state, submit
-from workers.supervisor import EX_TEMPFAIL
 from workers.worker import Work, Worker
 
 DEAF = """

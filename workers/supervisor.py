@@ -8,7 +8,6 @@ forwards SIGTERM as a drain, and never imports torch. Its children die with it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import fcntl
 import os
 import platform
@@ -32,11 +31,11 @@ from farm.broker import Broker
 from farm.errors import FarmError
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
+from farm.parent import die_with_parent
+from farm.reconcile import reconciling
 from farm.settings import Settings
 
 _log = structlog.get_logger(__name__)
-EX_TEMPFAIL = 75
-"""The exit status of a process that wants to be started again. Source: sysexits.h."""
 EX_CONFIG = 78
 """The exit status where a setting is wrong. Source: sysexits.h."""
 RESTART_MAX_S = 30.0
@@ -88,10 +87,11 @@ class Supervisor:
 
     def run(self) -> None:
         """Starts the children and watches them; returns after `stop` when all are gone."""
-        reconciler = threading.Thread(
-            target=reconcile, args=(self.settings, self.ledger, self.broker, self.name, self.stopping), daemon=True
-        )
-        reconciler.start()
+        with reconciling(self.settings, self.ledger, self.broker, self.name):
+            self._run()
+        self.broker.close()
+
+    def _run(self) -> None:
         speaker = threading.Thread(target=self._pass_on, daemon=True)
         speaker.start()
         turn = time.monotonic()
@@ -106,8 +106,6 @@ class Supervisor:
         with suppress(queue.Full):
             self._words.put_nowait(b"")
             speaker.join(2)
-        reconciler.join(5)
-        self.broker.close()
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Begins to drain; may be called from a signal handler."""
@@ -240,28 +238,6 @@ class Supervisor:
                 process.wait(KILLED_S)
             self._forget(slot)
             self._report(slot, "drained", charge=False)
-
-
-def reconcile(settings: Settings, ledger: Ledger, broker: Broker, name: str, stop: threading.Event) -> None:
-    """Rounds of the reconciler until `stop`: settles what is overdue, rings where work is ready and nobody looks."""
-    while not stop.wait(settings.tick_s):
-        try:
-            for state in ledger.reap(name) or ():
-                if state.ready and state.live:
-                    broker.ring_up_to(state.queue, min(state.ready, state.live))
-        except Exception as error:  # noqa: BLE001 — without this thread no lease would ever lapse
-            _log.warning("reconciler", error=type(error).__name__)
-
-
-def die_with_parent(parent: int, how: signal.Signals) -> None:
-    """Asks the kernel to send `how` to this process when its parent ends; ends at once if it already has.
-
-    Source: prctl(2), PR_SET_PDEATHSIG; on other systems than Linux the process outlives a killed parent.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, how)
-    if os.getppid() != parent:
-        sys.exit(EX_TEMPFAIL)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -42,6 +42,7 @@ from farm.job import adapter_of, safety_of, stage_of, weights_of
 from farm.label import label
 from farm.ledger import Ledger
 from farm.log import log_to_stderr
+from farm.parent import EX_TEMPFAIL, die_with_parent
 from farm.records import Claim, Commit
 from farm.settings import Settings
 from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
@@ -51,7 +52,6 @@ from workers.lease import Cancelled, Drain, Drained, Lease, Lost, Mark, StageSto
 from workers.preview import Screen
 from workers.result import Result, kept, publish, upload
 from workers.spool import Full, Spool
-from workers.supervisor import EX_TEMPFAIL, die_with_parent
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -29,14 +29,20 @@ from farm.api import (
 from farm.api.desk import Desk
 from farm.api.document import describe
 from farm.api.guard import Guard
+from farm.api.lane import Patience
 from farm.api.views import BASE
+from farm.reconcile import reconciling
 from farm.settings import Settings
 
+PATIENCE = Patience()
 
-def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0) -> FastAPI:
+
+def make_app(
+    settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0, patience: Patience = PATIENCE
+) -> FastAPI:
     """The app on the farm of `settings`. Without `auth` whoever reaches it may do everything.
 
-    `heartbeat_s`: a quiet event stream says so often that it is alive, seconds.
+    `heartbeat_s`: a quiet event stream says so often that it is alive, seconds. `patience`: with receivers of webhooks.
     """
 
     @asynccontextmanager
@@ -47,7 +53,9 @@ def make_app(settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(desk.hub.run)
-                yield
+                tasks.start_soon(desk.deliverer(patience).run)
+                with reconciling(settings, desk.farm.ledger, desk.farm.broker, desk.name):
+                    yield
                 tasks.cancel_scope.cancel()
         finally:
             desk.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -11,9 +14,12 @@ import anyio
 import anyio.to_thread
 from starlette.requests import HTTPConnection
 
+from farm.api.deliverer import Deliverer
 from farm.api.hub import Hub
 from farm.api.kept import Kept
+from farm.api.lane import Patience
 from farm.api.limits import Limits
+from farm.api.outbox import Outbox
 from farm.api.readings import Readings
 from farm.api.sessions import Sessions
 from farm.client import PATIENCE_S, Farm
@@ -22,6 +28,7 @@ from farm.ledger import FAN
 from farm.scripts import Server, within
 from farm.settings import Settings
 from farm.tokens import Tokens
+from farm.webhooks import Webhooks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,13 +45,19 @@ class Desk:
 
     def __init__(self, settings: Settings, *, auth: bool = True, heartbeat_s: float = 15.0) -> None:
         self.settings, self.auth, self.heartbeat_s = settings, auth, heartbeat_s
+        # Two containers may share a host's name and a pid.
+        self.name = f"api-{platform.node()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.farm = Farm(settings)
         self._server = Server(settings, FAN)
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
         self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
-        self.hub = Hub(Readings(self.farm, self._server))
+        self.hub = Hub(Readings(self.farm))
         self._threads, self._decoders = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(DECODERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))
+
+    def deliverer(self, patience: Patience) -> Deliverer:
+        """What tells the endpoints of webhooks; `patience`: how long one is waited for."""
+        return Deliverer(self.farm.ledger, Webhooks(self._server), Outbox(self._server, self.name), patience)
 
     async def warm(self) -> None:
         """Makes what is made once: two threads at once would make it twice."""

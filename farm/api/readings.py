@@ -9,17 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import ParamSpec, TypeVar
 
 import anyio
-import anyio.to_thread
 
-from farm.client import PATIENCE_S, Farm
-from farm.records import Event, JobRecord
-from farm.scripts import Server, within
+from farm.api.threads import in_thread
+from farm.client import Farm
+from farm.records import Event, JobRecord, place_of
 
-P = ParamSpec("P")
-T = TypeVar("T")
 BLOCK_MS = 1000
 """How long one look for further events blocks, milliseconds; shorter than the ledger's socket timeout."""
 NEWEST = 100
@@ -39,8 +35,8 @@ NOW = f"{2**64 - 1}-0"
 class Readings:
     """The ledger as watchers read it. Every call may raise Unavailable."""
 
-    def __init__(self, farm: Farm, server: Server) -> None:
-        self._farm, self._server = farm, server
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
         self._known: dict[str, tuple[str, JobRecord]] = {}
         self._listed, self._stirred = dict[str, str](), dict[str, str]()
         self._listed_at, self._listing = -math.inf, anyio.Lock()
@@ -52,7 +48,7 @@ class Readings:
         Of a job that was deleted since something was read here there is a record that says so.
         """
         asked = list(jobs)
-        found = await _thread(self._records, asked) if asked else []
+        found = await in_thread(self._records, asked) if asked else []
         for job in asked:
             self._known.pop(job, None)
         self._known |= {record.job: (position, record) for record in found}
@@ -63,7 +59,9 @@ class Readings:
     async def as_of(self, needed: Mapping[str, str], position: str) -> list[JobRecord]:
         """The records of the jobs in `needed`, each at least as it was at its place there ("" for any)."""
         known = {job: self._known[job] for job in needed if job in self._known}
-        missing = [job for job, place in needed.items() if job not in known or _order(known[job][0]) < _order(place)]
+        missing = [
+            job for job, place in needed.items() if job not in known or place_of(known[job][0]) < place_of(place)
+        ]
         found = {job: record for job, (_, record) in known.items()}
         found |= {record.job: record for record in await self.read(missing, position)}
         return [found[job] for job in needed if job in found]
@@ -82,23 +80,21 @@ class Readings:
 
     async def events(self, after: str) -> list[Event]:
         """The events of all jobs after the place `after`, waited for a second."""
-        return self._noted(await _thread(self._farm.ledger.events, None, after, BLOCK_MS))
+        return self._noted(await in_thread(self._farm.ledger.events, None, after, BLOCK_MS))
 
     async def newest(self) -> str:
         """The place of the last event there is."""
-        found = await _thread(self._server.run, "XREVRANGE", "events", "+", "-", "COUNT", "1")
-        return str(found[0][0]) if found else "0-0"
+        return await in_thread(self._farm.ledger.last_event)
 
     async def reaches(self, after: str) -> bool:
         """Whether the stream still has all that came after the place `after`."""
-        first = await _thread(self._server.run, "XRANGE", "events", "-", "+", "COUNT", "1")
-        return bool(first) and _order(first[0][0]) <= _order(after)
+        return await in_thread(self._farm.ledger.keeps, after)
 
     async def since(self, after: str) -> dict[str, str] | None:
         """The jobs with events after `after`, each with the place of its last; None where these are no longer there."""
         if not await self.reaches(after):
             return None
-        return newest_of(self._noted(await _thread(self._since, after)))
+        return newest_of(self._noted(await in_thread(self._since, after)))
 
     def _since(self, after: str) -> list[Event]:
         found: list[Event] = []
@@ -112,7 +108,7 @@ class Readings:
         async with self._listing:
             if anyio.current_time() - self._listed_at > LISTED_S:
                 self._stirred = {}
-                self._listed, self._listed_at = await _thread(self._list), anyio.current_time()
+                self._listed, self._listed_at = await in_thread(self._list), anyio.current_time()
         return self._listed | self._stirred
 
     def _list(self) -> dict[str, str]:
@@ -149,19 +145,3 @@ def newest_of(rows: Iterable[Event]) -> dict[str, str]:
         found.pop(row.job, None)
         found[row.job] = row.id
     return found
-
-
-async def _thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `call` gives, from a thread that is left alone when the API stops."""
-
-    def bounded() -> T:
-        with within(PATIENCE_S):
-            return call(*args, **kwargs)
-
-    return await anyio.to_thread.run_sync(bounded, abandon_on_cancel=True)
-
-
-def _order(place: str) -> tuple[int, int]:
-    """What tells which of two places is the later one."""
-    first, _, second = place.partition("-")
-    return int(first or 0), int(second or 0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -13,6 +14,8 @@ from farm.api.app import make_app
 from farm.api.wire import listening
 from farm.errors import FarmError
 from farm.ledger import FAN
+from farm.log import log_to_stderr
+from farm.parent import die_with_parent
 from farm.scripts import Server
 from farm.settings import Settings
 from farm.tokens import Tokens
@@ -33,13 +36,35 @@ def serve(settings: Settings, host: str, port: int, *, auth: bool, say: Say) -> 
     if first:
         say("The first token, with every scope; it is not shown again:")
         say(first)
-    app = make_app(settings, auth=auth)
-    config = listening(app, host, port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+    config = _config(settings, host, port, auth=auth)
     try:
         listener = config.bind_socket()
     except SystemExit:  # uvicorn's word for a port that is taken
         raise FarmError(f"port {port} of {host} cannot be had", code="conflict", hint="--port gives another") from None
     say(f"The API is at http://{host}:{listener.getsockname()[1]}/api/v1/openapi.json. Ctrl+C stops it.")
+    _run(config, listener)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The API of a farm on this machine: on a socket that its parent listens on, and no longer than that lives."""
+    parser = argparse.ArgumentParser(prog="farm.api.serve", description=main.__doc__)
+    parser.add_argument("--socket", type=int, required=True, help="file descriptor of the socket")
+    parser.add_argument("--parent", type=int, required=True, help="pid of the process to end with, as by SIGTERM")
+    given = parser.parse_args(argv)
+    die_with_parent(given.parent, signal.SIGTERM)
+    settings = Settings.load()
+    log_to_stderr(settings.log_level)
+    listener = socket.socket(fileno=given.socket)
+    _run(_config(settings, *listener.getsockname()[:2], auth=True), listener)
+
+
+def _config(settings: Settings, host: str, port: int, *, auth: bool) -> uvicorn.Config:
+    app = make_app(settings, auth=auth)
+    return listening(app, host, port, log_level="warning", timeout_graceful_shutdown=GRACE_S)
+
+
+def _run(config: uvicorn.Config, listener: socket.socket) -> None:
+    """Serves until SIGINT or SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises what stopped it once more, for whoever handled it before; unhandled, it would kill.
         signal.signal(number, lambda *_: None)
@@ -64,14 +89,12 @@ def admit(settings: Settings, host: str, *, auth: bool) -> str:
     try:
         server.ping()
         tokens = Tokens(server)
-        if tokens.all():
-            return ""
-        if not local:
+        if not local and not tokens.all():
             raise FarmError(
                 f"{host} can be reached from elsewhere, and there is no token yet", code="usage",
                 hint="`farm token create --owner NAME --scope admin` makes one",
             )  # fmt: skip
-        return tokens.create("admin", ["admin"])[1]
+        return tokens.first()
     finally:
         server.close()
 
@@ -83,3 +106,7 @@ def is_local(host: str) -> bool:
     except OSError:
         raise FarmError(f"{host} is no address of this machine", code="usage", hint="--host 127.0.0.1") from None
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+if __name__ == "__main__":
+    main()

@@ -225,6 +225,7 @@ class RunView(View):
     count: int
     states: dict[str, int] = Field(description="how many of its jobs are in each state")
     progress: float = Field(description="0 to 1: the share of jobs that have ended")
+    ended: str | None = Field(description="when the last of its jobs ended; none while one has not")
     events: str
 
     @classmethod
@@ -233,7 +234,8 @@ class RunView(View):
         ended = sum(count for state, count in record.states.items() if state in ENDED)
         return cls(
             id=record.run, owner=record.owner, created=instant(record.created_ms) or "", count=record.count,
-            states=record.states, progress=ended / record.count, events=f"{BASE}/runs/{record.run}/events",
+            states=record.states, progress=ended / record.count, ended=instant(record.ended_ms),
+            events=f"{BASE}/runs/{record.run}/events",
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from farm import __version__
-from farm.cli import chains, jobs, machine, models, quarantine, render, serve
+from farm.cli import chains, jobs, machine, models, quarantine, render, serve, webhook
 from farm.cli.outcome import HELP_OPTIONS, INTERRUPTED, Outcome, is_plain, need_command, usage
 from farm.errors import FarmError
 
@@ -106,7 +106,7 @@ def _app(rich: bool) -> typer.Typer:
     for command in commands:
         app.command()(command)
     app.command()(machine.doctor)
-    for group in (jobs.app, jobs.queue, quarantine.app, chains.app, models.app, serve.app):
+    for group in (jobs.app, jobs.queue, quarantine.app, chains.app, models.app, serve.app, webhook.app):
         app.add_typer(group)
     return app
 

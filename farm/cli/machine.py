@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WORKER_PARTS = ("workers", "torch", "diffusers", "transformers", "safetensors")
 """What a worker imports and the light installation lacks."""
+API_PARTS = ("fastapi", "httpx2", "uvicorn")
+"""What the API imports and the light installation lacks."""
 SLOT = "KIND[=CHECKPOINT][,...]"
 
 
@@ -32,7 +34,7 @@ def up(
         list[str] | None, typer.Option(metavar=SLOT, help="One worker each; repeatable. [each kind's default]")
     ] = None,
 ) -> Outcome:
-    """Run a whole farm on this machine: Redis, S3 and workers. Ctrl+C stops it; jobs survive.
+    """Run a whole farm on this machine: Redis, S3, workers and the HTTP API. Ctrl+C stops it; jobs survive.
 
     \b
     farm up
@@ -44,6 +46,7 @@ def up(
     settings = settings_here("up")
     settings = load_settings(**({"data": data} if data else {}))
     _need_worker()
+    _need(API_PARTS, "the API needs", "pip install 'latent-farm[local]'")
     run(settings, _slots(Catalog.load(settings), slots) if slots else None, say)
     return Outcome()
 
@@ -150,11 +153,16 @@ def _slots(catalog: Catalog, given: Sequence[str]) -> list[str]:
 
 
 def _need_worker() -> None:
-    """Nothing, if workers can run here.
+    """Nothing, if workers can run here. Raises as `_need`."""
+    _need(WORKER_PARTS, "workers need", "pip install 'latent-farm[worker]'")
+
+
+def _need(parts: Sequence[str], who: str, remedy: str) -> None:
+    """Nothing, if all `parts` are installed.
 
     Raises:
-        Unavailable: their libraries are not installed; says how to install them.
+        Unavailable: some are not; says how to install them.
     """
-    missing = [name for name in WORKER_PARTS if find_spec(name) is None]
+    missing = [name for name in parts if find_spec(name) is None]
     if missing:
-        raise Unavailable(f"workers need {', '.join(missing)}", hint="pip install 'latent-farm[worker]'")
+        raise Unavailable(f"{who} {', '.join(missing)}", hint=remedy)

@@ -113,6 +113,8 @@ local function finish(job, state, code, message, subject)
   redis.call('HSET', key, 'ended_ms', NOW, 'code', code, 'message', message)
   redis.call('ZREM', P .. 'deadlines', job)
   redis.call('ZADD', P .. 'ended', NOW, job)
+  local run = redis.call('HGET', key, 'run')
+  if run ~= '' then redis.call('ZADD', P .. 'run_ends', NOW, run) end
   event(job, state, subject, code)
   if state == 'done' then
     for i = 0, redis.call('HGET', key, 'n') - 1 do redis.call('HDEL', key, 'p' .. i) end
@@ -133,6 +135,7 @@ local function forget_job(job)
     redis.call('ZREM', P .. 'run:' .. run, job)
     if redis.call('EXISTS', P .. 'run:' .. run) == 0 then
       redis.call('ZREM', P .. 'runs', run)
+      redis.call('ZREM', P .. 'run_ends', run)
       if (owner or '') ~= '' then redis.call('ZREM', P .. 'runs:' .. owner, run) end
     end
   end

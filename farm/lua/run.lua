@@ -18,7 +18,7 @@ for _, run in ipairs(runs) do
       end
     end
     local owner = redis.call('HGET', jk(first), 'owner') or ''
-    found[#found + 1] = {run, owner, redis.call('ZSCORE', P .. 'runs', run), states}
+    found[#found + 1] = {run, owner, redis.call('ZSCORE', P .. 'runs', run), redis.call('ZSCORE', P .. 'run_ends', run) or 0, states}
   end
 end
 return found

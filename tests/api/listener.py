@@ -57,10 +57,13 @@ class Listener:
                     else:
                         if "data" in fields:
                             data = json.loads(fields["data"])
-                            self.heard.append(Heard(fields.get("id", ""), fields["event"], data))
+                            self._hear(Heard(fields.get("id", ""), fields["event"], data))
                         fields = {}
         finally:
             self.over.set()
+
+    def _hear(self, heard: Heard) -> None:
+        self.heard.append(heard)
 
     def states(self, job: str) -> list[str]:
         """The states in which a job was seen, each once in a row."""

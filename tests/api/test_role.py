@@ -7,9 +7,13 @@ from pathlib import Path
 import redis
 from pydantic import SecretStr
 
+from farm.ledger import FAN
+from farm.scripts import Server
 from farm.settings import Settings
+from farm.webhooks import Webhooks
 from tests.api.conftest import made, open_site, txt
 from tests.api.listener import Listener
+from tests.api.receiver import receiving
 from tests.conftest import Valkey
 from tests.e2e.test_roles import CANARY, roles, url
 
@@ -32,6 +36,11 @@ def test_the_producers_role_is_enough(s3: dict[str, str], tmp_path: Path) -> Non
         with Listener(ada, "/api/v1/events", next(one.id for one in ear.heard if one.id)) as again:
             again.hears(job["id"], "cancelled")
         assert ada.get("/api/v1/queues").status_code == 200
+        with receiving() as receiver:
+            Webhooks(Server(through, FAN)).create(receiver.url)
+            run = made(ada.post("/api/v1/jobs", json=txt(count=2)))["run"]
+            ada.post(f"/api/v1/runs/{run}/cancel")
+            receiver.hears(run)
         (token,) = site.tokens.all()
         site.tokens.remove(token.id)
     # And nothing that it asked for was refused

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import chains, overhead
+from tests.bench import api, chains, overhead
 from tests.conftest import TINY
 
 FARM = str(Path(sys.executable).with_name("farm"))
@@ -76,6 +76,8 @@ def main() -> None:
             ratio = f"{figures['wall_ms'] / raw:.2f}×"
             table.add_row(name, f"{figures['wall_ms']:.2f}", f"{figures['cpu_ms']:.2f}", ratio)
         console.print(table)
+        (Path(folder) / "api").mkdir()
+        console.print(api.table_of(Path(folder) / "api"))
     table = Table(title="start, median of 9", title_justify="left")
     for title in ("command", "ms"):
         table.add_column(title)

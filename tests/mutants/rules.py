@@ -68,14 +68,14 @@ DOORBELLS = [
     ),
     Mutant(
         "1_a_lost_doorbell_stays_lost",
-        "workers/supervisor.py",
+        "farm/reconcile.py",
         "if state.ready and state.live:",
         "if False:",
         (SUPERVISOR + "a_lost_doorbell_is_rung_again",),
     ),
     Mutant(
         "1_more_rings_than_ears",
-        "workers/supervisor.py",
+        "farm/reconcile.py",
         "min(state.ready, state.live)",
         "state.ready",
         (SUPERVISOR + "no_more_is_rung_than_workers_can_hear",),
@@ -356,7 +356,7 @@ RECORDS = [
 PROCESSES = [
     Mutant(
         "9_children_outlive_their_supervisor",
-        "workers/supervisor.py",
+        "farm/parent.py",
         "ctypes.CDLL(None, use_errno=True).prctl(1, how)",
         "pass",
         (SUPERVISOR + "a_child_ends_with_its_killed_supervisor",),
