@@ -15,6 +15,7 @@ import psutil
 import pytest
 import redis
 
+from farm.broker import bell_queue
 from farm.client import Farm
 from farm.handle import JobHandle
 from farm.image import pixels_sha256
@@ -131,15 +132,23 @@ def test_children_killed_twenty_times_mid_stage(supervised: Rig, golden: dict[in
 
 def test_an_idle_worker_frozen_then_killed_swallows_no_job(supervised: Rig, golden_slow: str) -> None:
     # Given a worker that listens, frozen with its supervisor
-    rig = supervised
-    first = rig.supervise(["text2img.tiny"], "first")
+    rig, queue = supervised, "text2img.tiny"
+    first = rig.supervise([queue], "first")
     rig.ready(1)
-    pid = rig.pid("text2img.tiny")
+    pid = rig.pid(queue)
     os.kill(first.pid, signal.SIGSTOP)
     os.kill(pid, signal.SIGSTOP)
-    # When a job is submitted to it, and it dies
-    job = slow(rig.farm, 1)
-    until(lambda: not rig.farm.broker.outstanding("text2img.tiny"), what="the doorbell to be swallowed")
+    # When a job is submitted to it, whose doorbell it swallows, and it dies
+    with Farm(rig.farm.settings) as caller:  # once it is closed, the doorbell is rung
+        job = rig.farm.job(slow(caller, 1).id)
+    bells = redis.Redis.from_url(rig.valkey.url)
+    while bells.delete(bell_queue(rig.farm.settings, queue).name):
+        # The server had given up the worker's wait of a second: it waits anew, and the bell is rung once more.
+        os.kill(pid, signal.SIGCONT)
+        until(lambda: any("b" in one["flags"] for one in bells.client_list() if one["cmd"] == "brpop"), what="a wait")
+        os.kill(pid, signal.SIGSTOP)
+        with Farm(rig.farm.settings) as caller:
+            caller.broker.ring([queue])
     os.kill(pid, signal.SIGKILL)
     os.kill(first.pid, signal.SIGKILL)
     rig.supervise(["text2img.tiny"], "second")
