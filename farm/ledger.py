@@ -51,7 +51,7 @@ A job that attaches to a committed execution takes its output and goes on; to a 
 An idle execution that was never charged and never committed is deleted; others without waiters live for the retention.
 
 Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<state>`, `owner:<owner>:<state>` and
-`in:<state>:<run>`, and each event both streams)::
+`in:<state>:<run>`, each end `run_ends`, and each event both streams)::
 
     state            call                     to            event                   keys written (with job:<id>)
     ---------------  -----------------------  ------------  ----------------------  -----------------------------------

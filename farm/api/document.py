@@ -31,6 +31,7 @@ bytes of them is answered 431, and one with a body that is too large or packed 4
 TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 """What every text of a body is: no control characters but tab and newline."""
 _HERE = "#/components/schemas/"
+_PRESET_OR_CHAIN = [{"type": "string", "description": "a preset's name"}, {"$ref": _HERE + "Chain"}]
 _SAID = {
     400: "The body is no JSON.", 401: "There is no token or session, or it does not hold.",
     403: "The token's scopes do not cover the call, or a page of elsewhere makes it.", 404: "There is no such object.",
@@ -83,6 +84,13 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas.pop(name, None)
     schemas |= _stages() | {"Chain": _chain(), "Value": _value()}
     _refine(schemas["JobAsk"]["properties"], schemas["Chain"]["properties"], settings)
+    chosen, other = schemas["CheckAsk"]["properties"], schemas["ForkAsk"]["properties"]
+    chosen["chain"]["anyOf"] = _PRESET_OR_CHAIN
+    other["stages"]["anyOf"][0] |= {"minItems": 1, "maxItems": MAX_STAGES, "items": {"$ref": _HERE + "Stage"}}
+    other["from_stage"]["maximum"] = MAX_STAGES - 1
+    for ask in (schemas["JobAsk"]["properties"], other):
+        ask["deadline_s"]["anyOf"][0]["maximum"] = MAX_DEADLINE_S
+        ask["parameters"] |= _parameters()
     for name in _taken(found):
         _bound(schemas[name])
     parts["securitySchemes"] = _SECURITY
@@ -136,20 +144,26 @@ def _value() -> dict[str, Any]:
 
 def _refine(ask: dict[str, Any], chain: Mapping[str, Any], settings: Settings) -> None:
     """Says of a request's fields what is checked where the chain is made of them."""
-    ask["chain"]["anyOf"] = [{"type": "string", "description": "a preset's name"}, {"$ref": _HERE + "Chain"}]
+    ask["chain"]["anyOf"] = _PRESET_OR_CHAIN
     for name in ("prompt", "negative_prompt"):
         ask[name]["anyOf"][0] = {key: chain[name][key] for key in ("type", "maxLength", "pattern")}
     ask["image"]["anyOf"][0] = {"type": "string", "pattern": f"^{STORED}[0-9a-f]{{64}}$"}
-    ask["deadline_s"]["anyOf"][0]["maximum"] = MAX_DEADLINE_S
     ask["count"]["maximum"] = settings.max_count
-    names = {name for kind in kinds().values() for name in kind.model_fields} - {"kind"}
-    known = "|".join(sorted(names | set(ALIASES)))
-    ask["parameters"]["propertyNames"] = {"pattern": rf"^([0-{MAX_STAGES - 1}]\.)?({known})$"}
-    ask["parameters"]["additionalProperties"] = {"$ref": _HERE + "Value"}
     axis = ask["sweep"]["items"]
     axis["additionalProperties"]["items"] = {"$ref": _HERE + "Value"}
-    axis["propertyNames"] = {"pattern": rf"^(([0-{MAX_STAGES - 1}]\.)?({known})|fit|exact|reuse)$"}
+    axis["propertyNames"] = {"pattern": f"^({_named()}|fit|exact|reuse|keep)$"}
     axis["minProperties"] = axis["additionalProperties"]["minItems"] = 1
+
+
+def _parameters() -> dict[str, Any]:
+    """What is taken over the parameters of stages."""
+    return {"propertyNames": {"pattern": f"^{_named()}$"}, "additionalProperties": {"$ref": _HERE + "Value"}}
+
+
+def _named() -> str:
+    """How a parameter is named, as a pattern: of all stages that have it, or of one."""
+    names = {name for kind in kinds().values() for name in kind.model_fields} - {"kind"}
+    return rf"([0-{MAX_STAGES - 1}]\.)?({'|'.join(sorted(names | set(ALIASES)))})"
 
 
 def _taken(found: Mapping[str, Any]) -> set[str]:

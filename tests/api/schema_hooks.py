@@ -28,9 +28,21 @@ def only_what_a_schema_cannot_say_is_refused(ctx: Any, response: Any, case: Any)
     if response.status_code != 422 or case.meta is None or not case.meta.generation.mode.is_positive:
         return
     body = case.body if isinstance(case.body, dict) else {}
-    free = {"query.cursor"}
+    free = {"query.cursor", "from_stage"}
     if body.get("parameters") or body.get("sweep"):
-        free |= {"stages", "sweep", "prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "count", "chain"}
+        free |= {
+            "stages",
+            "sweep",
+            "prompt",
+            "negative_prompt",
+            "seed",
+            "fit",
+            "exact",
+            "reuse",
+            "keep",
+            "count",
+            "chain",
+        }
         free |= {name for axis in (body.get("parameters"), *body.get("sweep", ())) for name in axis or ()}
     for one in json.loads(response.content)["errors"]:
         known = one["code"] in BEYOND or {one["loc"], one["loc"].split(".")[0]} & free
@@ -40,9 +52,13 @@ def only_what_a_schema_cannot_say_is_refused(ctx: Any, response: Any, case: Any)
 def _goes_across(body: dict[str, Any], loc: str) -> bool:
     """Whether the stage at `loc` breaks a rule between its fields only: each of them is possible by itself."""
     word, _, rest = loc.partition(".")
-    if word != "stages" or not isinstance(body.get("chain"), dict):
+    stages = body["chain"]["stages"] if isinstance(body.get("chain"), dict) else body.get("stages")
+    if word != "stages" or not stages:
         return False
-    stage = body["chain"]["stages"][int(rest.partition(".")[0])]
+    if not rest:  # how many there are with those that a fork keeps
+        return "from_stage" in body and len(stages) > 1
+    # A fork's stages follow on those that its job keeps.
+    stage = stages[int(rest.partition(".")[0]) - body.get("from_stage", 0)]
     try:
         kinds()[stage["kind"]].model_validate(stage)
     except ValidationError as error:

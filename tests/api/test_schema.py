@@ -37,11 +37,15 @@ no-shrink = true
 # A document says of a chain what its fields are, not whether its stages fit each other, and not what a farm has or an
 # image shows: that is answered 422 too. The check of our own in `schema_hooks` holds that nothing else is.
 [[operations]]
-include-operation-id = ["jobs.create", "jobs.dry_run", "jobs.ls", "uploads.upload"]
+include-operation-id = [
+    "jobs.create", "jobs.dry_run", "jobs.fork", "jobs.ls", "runs.ls", "farm.check", "uploads.upload",
+]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
 
 [[operations]]
-include-operation-id = ["farm.drain", "farm.resume"]
+include-operation-id = [
+    "farm.drain", "farm.resume", "quarantine.ls", "quarantine.show", "quarantine.drop", "quarantine.retry",
+]
 headers.Authorization = {admin}
 """
 
