@@ -277,7 +277,7 @@ class Farm(Overview):
                 found, ready = self._send(submissions, limits, unsure=bool(submitted))
             self.broker.ring(ready)
             submitted += found
-        return Jobs(JobHandle(self, found.job) for found in submitted)
+        return Jobs(JobHandle(self, found.job, existed=found.existed) for found in submitted)
 
     def _send(
         self, submissions: Sequence[Submission], limits: dict[str, int], unsure: bool

@@ -13,8 +13,8 @@
     ├── Forbidden                 forbidden            1     403   the token's scopes do not cover the call
     ├── NotFound                  not_found            1     404   also what belongs to somebody else
     ├── Conflict                  conflict             1     409
-    ├── QuotaExceeded             quota_exceeded       1     429   the caller's own limit; again after `retry_after_s`
     ├── RateLimited               rate_limited         1     429   the caller's own limit; again after `retry_after_s`
+    │   └── QuotaExceeded         quota_exceeded       1     429   the same, until some of the caller's jobs have ended
     ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
     ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
     ├── StaleToken                stale_token          1     409   a worker lost its lease
@@ -207,26 +207,26 @@ class Conflict(FarmError):
     http = 409
 
 
-class QuotaExceeded(FarmError):
-    """Wait until some of your jobs have ended, or cancel some, then try again; nothing was stored."""
-
-    code = "quota_exceeded"
-    http = 429
-    retry_after_s = 30.0
-    """When a job will end nobody knows; so often it is worth a look."""
-
-
 class RateLimited(FarmError):
     """Wait `retry_after_s`, then call again; nothing was done."""
 
     code = "rate_limited"
     http = 429
+    later_s: ClassVar[float] = 1.0
 
     def __init__(
-        self, message: str | None = None, *, code: str | None = None, hint: str = "", retry_after_s: float = 1.0
+        self, message: str | None = None, *, code: str | None = None, hint: str = "", retry_after_s: float | None = None
     ) -> None:
         super().__init__(message, code=code, hint=hint)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = type(self).later_s if retry_after_s is None else retry_after_s
+
+
+class QuotaExceeded(RateLimited):
+    """Wait until some of your jobs have ended, or cancel some, then try again; nothing was stored."""
+
+    code = "quota_exceeded"
+    later_s = 30.0
+    """When a job will end nobody knows; so often it is worth a look."""
 
 
 class Unavailable(FarmError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from farm.again import named_images
-from farm.errors import InvalidJob, StageFailed, Unavailable
+from farm.errors import Conflict, InvalidJob, StageFailed, Unavailable
 from farm.program import program
 from farm.records import ENDED, Event, JobRecord, Lane
 from farm.shown import html_of
@@ -95,10 +95,13 @@ def write_pictures(
 
 
 class JobHandle:
-    """One submitted job. Every property asks the ledger anew."""
+    """One submitted job. Every property asks the ledger anew.
 
-    def __init__(self, farm: Farm, job_id: str) -> None:
-        self.farm, self.id = farm, job_id
+    `existed`: a submit with the same idempotency key had made it before.
+    """
+
+    def __init__(self, farm: Farm, job_id: str, *, existed: bool = False) -> None:
+        self.farm, self.id, self.existed = farm, job_id, existed
 
     def __repr__(self) -> str:
         return f"<job {self.id}>"
@@ -232,11 +235,13 @@ class JobHandle:
         Raises:
             Conflict: it has not ended.
             NotFound: there is no such job.
-            Unavailable: the ledger or the store does not answer; before anything was deleted, where that is possible.
+            Unavailable: the ledger or the store does not answer: call again.
         """
-        keys = self.farm.inbox.results_of(self.id)  # a store that is away is found before the record is gone
+        if (state := self.state) not in ENDED:
+            raise Conflict(f"the job is {state}")
+        # The record last: while it is there, the call can be made again.
+        self.farm.inbox.delete_results(self.farm.inbox.results_of(self.id))
         self.farm.ledger.delete(self.id)
-        self.farm.inbox.delete_results(keys)
 
     def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""

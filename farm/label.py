@@ -49,23 +49,27 @@ def parameters(recipes: Sequence[Mapping[str, Any]]) -> str:
     told = {
         "Steps": len(own.get("timesteps") or ()) or own["num_inference_steps"],
         "Sampler": a1111_name(own.get("scheduler"), own.get("scheduler_options") or {}),
-        "CFG scale": f"{own['guidance_scale']:g}",
+        "CFG scale": own.get("guidance_scale"),
         "Seed": first["seed"],
         "Size": _size(first),
         "Model hash": first["checkpoint"]["manifest"][:10],
         "Model": first["checkpoint"]["name"],
     }
-    strengths = [recipe["parameters"]["strength"] for recipe in drawn if "strength" in recipe["parameters"]]
-    if strengths:
-        told["Denoising strength"] = f"{strengths[0]:g}"
+    told["Denoising strength"] = next(filter(None, (one["parameters"].get("strength") for one in drawn)), None)
     if own.get("clip_skip"):
         told["Clip skip"] = own["clip_skip"] + 1  # A1111 counts the layer that is taken
     if _size(recipes[-1]) != _size(first):
         told["Hires resize"] = _size(recipes[-1])
-    lines = [_plain(own["prompt"])]
-    if own["negative_prompt"]:
-        lines.append(f"Negative prompt: {_plain(own['negative_prompt'])}")
-    return "\n".join([*filter(None, lines), ", ".join(f"{name}: {value}" for name, value in told.items())])
+    lines = [_plain(own.get("prompt") or "")]
+    if negative := own.get("negative_prompt"):
+        lines.append(f"Negative prompt: {_plain(negative)}")
+    words = [f"{name}: {_number(value)}" for name, value in told.items() if value is not None]
+    return "\n".join([*filter(None, lines), ", ".join(words)])
+
+
+def _number(value: object) -> str:
+    """A value as text; a number without needless digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain(prompt: str) -> str:

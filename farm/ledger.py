@@ -287,14 +287,17 @@ class Ledger(Runs):
         """
         return set(self._call("resume", job)[0])
 
-    def retry(self, job: str) -> set[str]:
+    def retry(self, job: str, max_open: int = 0) -> set[str]:
         """Opens an ended, unfinished job again with cleared counters and a new deadline; the queues made ready.
+
+        `max_open`: so many unended jobs its owner may have with it; 0 for any number.
 
         Raises:
             Conflict: the job has not ended, or is done.
             NotFound: there is no such job.
+            QuotaExceeded: the owner has as many already.
         """
-        return set(self._call("retry", job, secrets.token_hex(8))[0])
+        return set(self._call("retry", job, secrets.token_hex(8), self._settings.max_pending, max_open)[0])
 
     def delete(self, job: str) -> None:
         """Forgets an ended job: its record, events and idempotency key. What it made stays with its recipes.

@@ -321,6 +321,8 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
     exec_, queue, fields, times, live = row
     state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed, preview = fields
     mean_s, wall_s = _seconds(times)
+    if exec_.startswith("p:"):
+        wall_s = 0.0  # what another job made is there, and only gets this one's name
     if index < at or job_state == "done":
         shown, mean_s, wall_s = "committed", 0.0, 0.0
     elif index > at:

@@ -13,6 +13,7 @@ from typing import Literal
 from farm.errors import NotFound
 from farm.records import ENDED, OPEN, RunRecord, read_run
 from farm.scripts import Server
+from farm.settings import Settings
 
 Verb = Literal["cancel", "pause", "resume", "retry"]
 STEERED: dict[Verb, Sequence[str]] = {
@@ -30,6 +31,7 @@ class Runs:
     """The calls of the ledger that concern runs."""
 
     _server: Server
+    _settings: Settings
 
     def run(self, run: str) -> RunRecord:
         """How the run's jobs are.
@@ -51,21 +53,23 @@ class Runs:
         """The ids of the run's jobs, the oldest first; none where there is no such run."""
         return list(self._server.run("ZRANGE", f"run:{run}", "0", "-1"))
 
-    def steer_run(self, run: str, verb: Verb) -> tuple[int, set[str]]:
+    def steer_run(self, run: str, verb: Verb, max_open: int = 0) -> tuple[int, set[str]]:
         """How many jobs of the run were steered, each as the call for one job does, and the queues made ready.
 
-        Not all at one moment: who looks meanwhile sees some of them moved.
+        Not all at one moment: who looks meanwhile sees some of them moved. `max_open` as for `Ledger.retry`.
 
         Raises:
             NotFound: there is no such run.
+            QuotaExceeded: some may be open again, and the owner may have no more.
             Unavailable: some may be steered, and the others not: call again.
         """
         self.run(run)
         moved, queues, call = 0, set[str](), secrets.token_hex(8)
+        limits = self._settings.max_pending, max_open
         for state in STEERED[verb]:
             after = "-inf"
             while after:
-                found, after, ready = self._server.call("steer", verb, run, state, after, MOVED, call)
+                found, after, ready = self._server.call("steer", verb, run, state, after, MOVED, call, *limits)
                 moved += found
                 queues.update(ready)
         return moved, queues

@@ -406,6 +406,7 @@ def call(
         pipe.own.largest = max(filter(None, (pipe.own.largest, batch.size)), key=math.prod)
         return found
     finally:
+        vars(pipe.scheduler).pop("step", None)  # which knows the scheduler, and would keep it
         for hook in hooks:
             hook.remove()
         # The x4 pipeline decodes fp16 with its VAE raised to fp32. Where that failed the VAE stays so, and the next

@@ -57,11 +57,10 @@ class Screen:
         self._due[row] = now + self._pause_s
         try:
             taken = colours(seen(), self._rows)
-        except Exception as error:  # noqa: BLE001 — a device without room for it; the stage goes on
+            self._sending = threading.Thread(target=self._send, args=(taken, row), name="preview", daemon=True)
+            self._sending.start()
+        except Exception as error:  # noqa: BLE001 — a device or a system without room for it; the stage goes on
             self._broken(error)
-            return
-        self._sending = threading.Thread(target=self._send, args=(taken, row), name="preview", daemon=True)
-        self._sending.start()
 
     def _send(self, taken: Callable[[], Any], row: int) -> None:
         from PIL.Image import fromarray
@@ -130,7 +129,7 @@ def colours(latents: Any, rows: Rows) -> Callable[[], Any]:
         host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(pixels, non_blocking=True)
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(pixels.device))  # the current device's would be another's
 
     def waited() -> Any:
         copied.synchronize()

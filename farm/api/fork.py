@@ -27,7 +27,7 @@ router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
 class ForkAsk(Ask):
     """What a fork has otherwise than its job. The stages before `from_stage` are the job's, and are not run again."""
 
-    from_stage: int = Field(ge=1, description="the first stage that is another one, from 1")
+    from_stage: int = Field(ge=1, description="index, from 0, of the first stage that is another one")
     stages: list[dict[str, Any]] | None = Field(
         None, max_length=8, description="those in place of the job's from there on, as in a chain file"
     )
@@ -69,6 +69,7 @@ def _submit(desk: Desk, caller: Caller, record: JobRecord, ask: ForkAsk, key: st
     desk.farm.fork_of(*told, upload=False, **options)
     body = canonical({"fork": record.job, **ask.model_dump(mode="json")})
     with within(PATIENCE_S):
-        again = desk.kept.reserve(caller.owner, key, hashlib.sha256(body.encode()).hexdigest())
+        desk.kept.reserve(caller.owner, key, hashlib.sha256(body.encode()).hexdigest())
     made = desk.farm.fork_of(*told, **options)
-    return desk.farm.submit([made], caller.owner, caller.max_open_jobs)[0], made, again
+    (handle,) = desk.farm.submit([made], caller.owner, caller.max_open_jobs)
+    return handle, made, handle.existed

@@ -22,6 +22,7 @@ from farm.handle import JobHandle
 from farm.job import Job, new_id
 from farm.records import JobRecord
 from farm.scripts import within
+from farm.stage import STORED
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
 PAGE = 200
@@ -56,12 +57,13 @@ def _submit(desk: Desk, caller: Caller, ask: JobAsk, key: str) -> tuple[list[tup
     """The submitted jobs, and whether the key was used before."""
     jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=False)
     with within(PATIENCE_S):
-        again = desk.kept.reserve(caller.owner, key, body_sha256(ask))
+        desk.kept.reserve(caller.owner, key, body_sha256(ask))
     if any(job.image or any(stage.uploads() for stage in job.chain.stages) for job in jobs):
         jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=True)
         for sha256 in {image for job in jobs for image in images_of(job)}:
             desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a picture made from it names it so
-    return list(zip(desk.farm.submit(jobs, caller.owner, caller.max_open_jobs), jobs, strict=True)), again
+    handles = desk.farm.submit(jobs, caller.owner, caller.max_open_jobs)
+    return list(zip(handles, jobs, strict=True)), all(handle.existed for handle in handles)
 
 
 @router.post("/dry-run")
@@ -79,7 +81,7 @@ async def dry_run(request: Request, ask: JobAsk, caller: Submitter) -> DryRun:
 
 def _in_threads(desk: Desk, ask: JobAsk) -> Callable[..., Any]:
     """Where a request is worked out: one with images among few, for they take memory."""
-    return desk.decode if ask.image or "sha256:" in repr((ask.chain, ask.parameters)) else desk.work
+    return desk.decode if ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep)) else desk.work
 
 
 @router.get("")
@@ -137,7 +139,11 @@ async def resume(request: Request, job: str, caller: Submitter) -> JobView:
 @router.post("/{job}/retry")
 async def retry(request: Request, job: str, caller: Submitter) -> JobView:
     """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
-    return await _steer(request, caller, job, lambda handle: handle.retry())
+
+    def again(handle: JobHandle) -> None:
+        handle.farm.broker.ring(handle.farm.ledger.retry(handle.id, caller.max_open_jobs))
+
+    return await _steer(request, caller, job, again)
 
 
 @router.patch("/{job}")

@@ -18,8 +18,8 @@ class Kept:
     def __init__(self, server: Server, retention_s: int) -> None:
         self._server, self._retention = server, str(retention_s)
 
-    def reserve(self, owner: str, key: str, body_sha256: str) -> bool:
-        """Whether the owner's idempotency key was used before, for the same body; it is reserved for it afterwards.
+    def reserve(self, owner: str, key: str, body_sha256: str) -> None:
+        """Reserves the owner's idempotency key for the body; it may be sent again.
 
         Raises:
             Conflict: (`idempotency_conflict`) it was used for another body.
@@ -29,11 +29,10 @@ class Kept:
         earlier = None
         while earlier is None:  # one that passes its retention right between the two commands is as if it had not been
             if self._server.run("SET", name, body_sha256, "NX", "EX", self._retention):
-                return False
+                return
             earlier = self._server.run("GET", name)
         if earlier != body_sha256:
             raise Conflict("this idempotency key was used before, for another body", code="idempotency_conflict")
-        return True
 
     def own_image(self, owner: str, sha256: str) -> None:
         """Notes that the owner may name the stored image."""

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from farm.errors import CODES, FarmError, FieldError, InvalidJob, QuotaExceeded, RateLimited, Unavailable
+from farm.errors import CODES, FarmError, FieldError, InvalidJob, RateLimited, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 MAX_TOLD = 50
@@ -107,7 +107,7 @@ def answer(scope: Any, error: FarmError, status: int | None = None, headers: dic
         problem = problem.model_copy(update={"errors": told, "detail": detail[:MAX_CHARS]})
     else:
         _log.warning("call_failed", request_id=request_id, code=error.code, error=error.message)
-    if isinstance(error, Unavailable | QuotaExceeded | RateLimited):
+    if isinstance(error, Unavailable | RateLimited):
         seconds = max(1, ceil(error.retry_after_s))
         headers["Retry-After"] = str(seconds)
         key = state.get("idempotency_key") if error.code == "outcome_unknown" else None

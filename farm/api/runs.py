@@ -76,7 +76,7 @@ async def _steer(request: Request, run: str, caller: Caller, verb: Verb) -> RunV
         with within(PATIENCE_S):
             run_of(desk, caller, run)
         with within(STEER_S):
-            _, queues = desk.farm.ledger.steer_run(run, verb)
+            _, queues = desk.farm.ledger.steer_run(run, verb, caller.max_open_jobs)
         desk.farm.broker.ring(queues)
         with within(PATIENCE_S):
             return RunView.of(run_of(desk, caller, run))

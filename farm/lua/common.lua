@@ -128,7 +128,13 @@ local function forget_job(job)
   local state, owner, run, idem, n = get(key, 'state', 'owner', 'run', 'idem', 'n')
   redis.call('ZREM', P .. 'ended', job)
   redis.call('ZREM', P .. 'jobs', job)
-  if not state then return end
+  if not state then
+    -- Its record is gone, and with it what it would say of its lists.
+    for _, known in ipairs({OPEN, ENDED}) do
+      for old in pairs(known) do redis.call('ZREM', P .. 'jobs:' .. old, job) end
+    end
+    return
+  end
   for _, list in ipairs(lists(state, owner, run)) do redis.call('ZREM', list, job) end
   if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
   if run ~= '' then
@@ -589,11 +595,20 @@ local function resume(job)
   end
 end
 
+-- Where one more job may not be open, the refusal. A limit of 0 is none.
+local function full(owner, max_farm, max_owner)
+  if max_farm > 0 and count_open('') >= max_farm then return refuse('farm_full', '') end
+  if max_owner > 0 and (owner or '') ~= '' and count_open(owner) >= max_owner then
+    return refuse('quota_exceeded', 'all of at most ' .. max_owner .. ' jobs are open; wait until some have ended, or cancel some')
+  end
+end
+
 -- Opens an ended, unfinished job again at the stage it stopped at.
-local function retry(job, call)
+local function retry(job, call, max_farm, max_owner)
   -- A repeated call, whose first reply was lost, is answered as the first was.
   if redis.call('HGET', jk(job), 'retried_by') == call then return end
   local refused = check(job, {failed = true, quarantined = true, cancelled = true, expired = true})
+    or full(redis.call('HGET', jk(job), 'owner'), max_farm, max_owner)
   if refused then return refused end
   local key = jk(job)
   redis.call('ZREM', P .. 'ended', job)

@@ -11,6 +11,7 @@ elseif owner ~= '' then
 end
 for _, job in ipairs(redis.call('ZREVRANGEBYSCORE', key, before, '-inf', 'LIMIT', 0, limit)) do
   -- A run is its owner's whole, so whoever asks for another's gets none of it.
-  if owner == '' or redis.call('HGET', jk(job), 'owner') == owner then found[#found + 1] = record(job, whole) end
+  local whose = redis.call('HGET', jk(job), 'owner')
+  if whose and (owner == '' or whose == owner) then found[#found + 1] = record(job, whole) end
 end
 return found

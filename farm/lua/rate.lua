@@ -2,7 +2,9 @@
 -- the generic cell rate algorithm keeps it, ITU-T I.371). Answers 0, or the milliseconds to wait.
 local name, gap, burst = arg(), tonumber(arg()), tonumber(arg())
 local key = P .. 'rate:' .. name
-local empty = math.max(tonumber(redis.call('GET', key) or '0'), NOW) + gap
+-- No more than was ever let through: what lies beyond was written before the clock went back.
+local spent = math.min(tonumber(redis.call('GET', key) or '0'), NOW + gap * burst)
+local empty = math.max(spent, NOW) + gap
 local wait = empty - gap * burst - NOW
 if wait > 0 then return math.ceil(wait) end
 redis.call('SET', key, string.format('%.3f', empty), 'PX', math.ceil(empty - NOW))

@@ -41,7 +41,8 @@ end
 -- Limits are for new jobs alone: a call that is sent again is answered as the first one was. Whoever sends many jobs in
 -- several calls is admitted with the first, for all of them: the room of the `beyond` others is booked for a while.
 local owner, call = jobs[1].owner, jobs[1].run
-if fresh > 0 and max_farm > 0 and count_open('') + fresh + beyond > max_farm then
+local admitted = call ~= '' and redis.call('EXISTS', P .. 'run:' .. call) == 1
+if fresh > 0 and max_farm > 0 and not admitted and count_open('') + fresh + beyond > max_farm then
   return refuse('farm_full', '')
 end
 if fresh > 0 and max_owner > 0 and owner ~= '' then

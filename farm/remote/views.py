@@ -55,7 +55,9 @@ def event_of(found: dict[str, Any], job: str) -> Event:
 
 def queue_of(found: dict[str, Any]) -> QueueState:
     """One queue."""
-    return QueueState(found["queue"], found["ready"], found["running"], found["workers"])
+    return QueueState(
+        found["queue"], found["ready"], found["running"], found["workers"], found["mean_s"], found["wall_s"]
+    )
 
 
 def worker_of(found: dict[str, Any]) -> WorkerRecord:

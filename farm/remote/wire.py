@@ -18,7 +18,7 @@ import httpx2
 
 from farm import errors
 from farm.api.views import BASE
-from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
+from farm.errors import FarmError, FieldError, InvalidJob, RateLimited, Unavailable
 from farm.settings import Settings
 
 T = TypeVar("T")
@@ -34,7 +34,6 @@ TIMEOUT_S = 30.0
 """How long one call may take, seconds; the API itself answers trouble within 3."""
 QUIET_S = 60.0
 """An event stream that says nothing for so long is gone, seconds: it shows every 15 that it lives."""
-TOO_MANY = 429
 _CLASSES = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, FarmError)]
 _OF_CODE = {cls.code: cls for cls in _CLASSES}
 _OF_STATUS = {cls.http: cls for cls in reversed(_CLASSES)}
@@ -95,7 +94,7 @@ def ask(call: Call, *expected: int) -> Steps[Answer]:
     """The answer of a call that succeeded, or has one of the `expected` statuses.
 
     What may be sent again is sent again, a few times, where no answer comes or the farm says that it is busy. What came
-    too early (429) had no effect, so that is sent again whatever it is, when the answer says.
+    too early (`rate_limited`) had no effect, so that is sent again whatever it is, when the answer says.
 
     Raises:
         FarmError: the one that the answer tells, in its own class.
@@ -111,7 +110,8 @@ def ask(call: Call, *expected: int) -> Steps[Answer]:
                 check(answer, call.lost)
             return answer
         except FarmError as error:
-            early = answer is not None and answer.status == TOO_MANY and _wanted_s(answer) > 0
+            # A full quota is no matter of seconds: whoever asked decides.
+            early = error.code == "rate_limited"
             away = isinstance(error, Unavailable)
             unsure = unsure or error.code == "outcome_unknown"
             tries, early_tries = tries - away, early_tries - early
@@ -203,6 +203,7 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
         cls = _OF_STATUS.get(answer.status, FarmError)
     if cls is InvalidJob:
         raise InvalidJob(detail, code=code, errors=wrong)
-    if cls is Unavailable:
-        raise Unavailable(detail, code=code, retry_after_s=_wanted_s(answer) or 2.0)
-    raise cls(detail, code=code)
+    error = cls(detail, code=code)
+    if isinstance(error, Unavailable | RateLimited):
+        error.retry_after_s = _wanted_s(answer) or error.retry_after_s
+    raise error

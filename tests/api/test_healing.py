@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from farm.errors import Conflict, FarmError, Unavailable
+from farm.errors import Conflict, FarmError, QuotaExceeded, Unavailable
 from farm.remote import RemoteFarm
-from farm.remote.wire import TRIES, Answer, Call, Pause, ask
+from farm.remote.wire import EARLY_TRIES, TRIES, Answer, Call, Pause, ask
 from tests.api.conftest import Site
 from tests.conftest import free_port
 from tests.e2e.proxy import Proxy
@@ -164,11 +164,15 @@ PROBLEM = b'{"code": "unavailable", "detail": "x"}'
 def test_what_an_answer_asks_for_is_heeded() -> None:
     ok = Answer(200, {}, b"{}")
     # Given answers that name a time: it is kept, for whoever is too fast whatever the call does
-    assert play(Call("POST", "x"), Answer(429, {"retry-after": "7"}, PROBLEM), ok) == ([7.0], ok)
+    early = Answer(429, {"retry-after": "7"}, b'{"code": "rate_limited", "detail": "x"}')
+    assert play(Call("POST", "x"), early, ok) == ([7.0], ok)
+    pauses, found = play(Call("POST", "x"), *[early] * EARLY_TRIES)
+    assert (pauses, getattr(found, "retry_after_s", 0)) == ([7.0] * (EARLY_TRIES - 1), 7.0)
     assert play(Call("GET", "x", again=True), Answer(503, {"retry-after": "2"}, PROBLEM), ok) == ([2.0], ok)
-    # A quota is none: it names no time
-    pauses, found = play(Call("POST", "x"), Answer(429, {}, PROBLEM))
-    assert (pauses, isinstance(found, FarmError)) == ([], True)
+    # A full quota is no matter of seconds: that is told at once
+    full = Answer(429, {"retry-after": "30"}, b'{"code": "quota_exceeded", "detail": "x"}')
+    pauses, found = play(Call("POST", "x", again=True), full)
+    assert (pauses, type(found), getattr(found, "retry_after_s", 0)) == ([], QuotaExceeded, 30.0)
     # But not longer than anybody waits, and not where it might do something twice
     pauses, found = play(Call("GET", "x", again=True), Answer(503, {"retry-after": "999999"}, PROBLEM), ok)
     assert (pauses, found) == ([30.0], ok)
