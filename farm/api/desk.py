@@ -36,6 +36,8 @@ THREADS = 32
 """Calls of the farm at the same time. Each waits for a server most of its time."""
 QUEUE_S = 0.4
 """How long a call waits for a thread, seconds: with `PATIENCE_S` it stays below the 3 s in which trouble is told."""
+WORKERS = 8
+"""Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile."""
 DECODERS = 2
 """Uploaded images decoded at the same time: each may take 4 bytes for every pixel that the settings allow."""
 
@@ -52,8 +54,11 @@ class Desk:
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
         self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
         self.hub = Hub(Readings(self.farm))
-        self._threads, self._decoders = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(DECODERS)
+        self._threads, self._workers = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(WORKERS)
+        self._decoders = anyio.CapacityLimiter(DECODERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))
+        self.uploading = 0
+        """Bytes of uploads that are held in memory now."""
 
     def deliverer(self, patience: Patience) -> Deliverer:
         """What tells the endpoints of webhooks; `patience`: how long one is waited for."""
@@ -87,7 +92,7 @@ class Desk:
         Raises:
             Unavailable: all threads are busy, or what `call` asks does not answer.
         """
-        return await self._within(self._threads, QUEUE_S, partial(call, *args, **kwargs))
+        return await self._within(self._workers, QUEUE_S, partial(call, *args, **kwargs))
 
     async def decode(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call` gives, which decodes an image: few at a time, for they take memory.

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, cast
 
+import anyio.to_thread
 from fastapi import Depends, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
@@ -31,6 +32,8 @@ COOKIE = "farm_session"
 """The session's cookie."""
 MAX_KEYS = 1000
 """Keys of one object: each that is wrong costs time, and all parameters of eight stages are half as many."""
+LARGE_BYTES = 64 << 10
+"""From here on a body is read in a thread."""
 _TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _bearer = HTTPBearer(auto_error=False, description="a token of `farm token create`")
 
@@ -175,7 +178,9 @@ async def _read(request: Request) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise BadMediaType("send the body as application/json")
-    return read_json(await request.body())
+    body = await request.body()
+    # A large one takes its time, and all streams would wait for it.
+    return await anyio.to_thread.run_sync(read_json, body) if len(body) > LARGE_BYTES else read_json(body)
 
 
 def read_json(data: bytes) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from farm.api.asks import Ask, check_images
+from farm.api.asks import Ask, check_images, images_of
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
@@ -71,5 +71,7 @@ def _submit(desk: Desk, caller: Caller, record: JobRecord, ask: ForkAsk, key: st
     with within(PATIENCE_S):
         desk.kept.reserve(caller.owner, key, hashlib.sha256(body.encode()).hexdigest())
     made = desk.farm.fork_of(*told, **options)
+    for sha256 in images_of(made):
+        desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a fork of the fork names it so
     (handle,) = desk.farm.submit([made], caller.owner, caller.max_open_jobs)
     return handle, made, handle.existed

@@ -20,6 +20,11 @@ from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, Head
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
+MAX_LOGIN_BYTES = 4 << 10
+"""Largest body of a login, which anybody may send."""
+LOGIN = "/api/v1/session"
+ALIVE = "/healthz"
+"""Answered however much there is to do: who is busy must not be killed for it."""
 UPLOADS = "/api/v1/uploads"
 """The one address that takes more: as much as an input image may have."""
 MAX_HEAD_BYTES, MAX_HEADERS = 32768, 200
@@ -57,7 +62,7 @@ class Guard:
             return
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        limit = self._max_upload_bytes if scope["path"] == UPLOADS else MAX_BODY_BYTES
+        limit = {UPLOADS: self._max_upload_bytes, LOGIN: MAX_LOGIN_BYTES}.get(scope["path"], MAX_BODY_BYTES)
         begun, brought, whole, since = False, 0, False, anyio.current_time()
 
         async def counted() -> Message:
@@ -87,7 +92,7 @@ class Guard:
         self._calls += 1
         try:
             _check(Headers(scope=scope), limit)
-            if self._calls > MAX_CALLS:
+            if self._calls > MAX_CALLS and scope["path"] != ALIVE:
                 raise Unavailable("the farm's API has too many calls at once")
             await self._app(scope, counted, dressed)
         except ClientDisconnect:

@@ -82,7 +82,7 @@ class Hub:
             async with self._reading:
                 for record in await self.readings.as_of(chunk, self._position):
                     if feed.wants(record):
-                        fresh[record.job] = Told("", record.state, self._note(record))
+                        fresh[record.job] = Told("", record.state, self._note(record, new=True))
         feed.begin(fresh, position)
 
     async def _forever(self, turn: Callable[[], Awaitable[None]]) -> None:
@@ -139,9 +139,12 @@ class Hub:
             for feed in wanting:
                 feed.offer(record.job, Told(place, record.state, data))
 
-    def _note(self, record: JobRecord) -> str:
-        """The record's snapshot as JSON; what runs is looked at again."""
+    def _note(self, record: JobRecord, *, new: bool = False) -> str:
+        """The record's snapshot as JSON; what runs is looked at again.
+
+        `new`: it is for a watcher who has just come. Others have still to be told whatever is new in it.
+        """
         data = Snapshot.of(record).model_dump_json()
-        if record.state == "running":
+        if record.state == "running" and not (new and record.job in self._running):
             self._running[record.job] = data
         return data

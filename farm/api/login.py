@@ -56,6 +56,7 @@ async def begin(request: Request, response: Response, login: Login) -> SessionVi
     if not desk.auth:
         return SessionView.of(await identify(request))
     token = await prove(request, login.token)
+    await desk.ask(desk.limits.write, token.id)
     secret = await desk.ask(desk.sessions.begin, token)
     # Without an age: the farm knows it better, and a browser that is closed forgets it.
     response.set_cookie(cookie_of(request), secret, httponly=True, samesite="strict", secure=is_secure(request))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 
 import anyio
@@ -32,14 +33,26 @@ NOW = f"{2**64 - 1}-0"
 """The place behind all events: what is needed as of it is read anew."""
 
 
+@dataclass
+class Listed:
+    """Jobs that were listed at a time, and those with events since; not old while it is being made."""
+
+    at: float = math.inf
+    jobs: dict[str, str] = field(default_factory=dict)
+    stirred: dict[str, str] = field(default_factory=dict)
+
+    def is_old(self) -> bool:
+        """Whether it has served for long enough."""
+        return anyio.current_time() - self.at > LISTED_S
+
+
 class Readings:
     """The ledger as watchers read it. Every call may raise Unavailable."""
 
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
         self._known: dict[str, tuple[str, JobRecord]] = {}
-        self._listed, self._stirred = dict[str, str](), dict[str, str]()
-        self._listed_at, self._listing = -math.inf, anyio.Lock()
+        self._lists, self._listing = dict[str | None, Listed](), anyio.Lock()
         self._gone: dict[str, JobRecord] = {}
 
     async def read(self, jobs: Iterable[str], position: str) -> list[JobRecord]:
@@ -68,8 +81,9 @@ class Readings:
 
     def stir(self, newest: Mapping[str, str], watched: Callable[[str], bool]) -> None:
         """Takes note of jobs with events, and of the last one's place; what nobody watches is known no more."""
-        if self._listing.locked() or anyio.current_time() - self._listed_at <= LISTED_S:
-            self._stirred |= newest
+        self._lists = {owner: one for owner, one in self._lists.items() if not one.is_old()}
+        for one in self._lists.values():
+            one.stirred |= newest
         for job in newest:
             if not watched(job):
                 self._known.pop(job, None)
@@ -103,17 +117,21 @@ class Readings:
             after = rows[-1].id
         return found
 
-    async def unended(self) -> dict[str, str]:
-        """The newest jobs that have not ended, the oldest first, and what has had events since it was looked."""
+    async def unended(self, owner: str | None) -> dict[str, str]:
+        """The newest jobs of the owner (of all for None) that have not ended, the oldest first, and what has had events
+        since it was looked."""
         async with self._listing:
-            if anyio.current_time() - self._listed_at > LISTED_S:
-                self._stirred = {}
-                self._listed, self._listed_at = await in_thread(self._list), anyio.current_time()
-        return self._listed | self._stirred
+            found = self._lists.get(owner)
+            if found is None or found.is_old():
+                # There before it is filled: what happens meanwhile is noted in it.
+                found = self._lists[owner] = Listed()
+                found.jobs = await in_thread(self._list, owner)
+                found.at = anyio.current_time()
+        return found.jobs | found.stirred
 
-    def _list(self) -> dict[str, str]:
+    def _list(self, owner: str | None) -> dict[str, str]:
         states = ("queued", "paused", "running")
-        found = [record for state in states for record in self._farm.ledger.jobs(state=state, limit=NEWEST)]
+        found = [one for state in states for one in self._farm.ledger.jobs(state=state, owner=owner, limit=NEWEST)]
         return {record.job: "" for record in sorted(found, key=lambda record: record.created_ms)}
 
     def _records(self, jobs: list[str]) -> list[JobRecord]:

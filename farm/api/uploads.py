@@ -12,12 +12,14 @@ from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.api.views import View
-from farm.errors import BadMediaType, BodyTooLarge, InvalidJob
+from farm.errors import BadMediaType, BodyTooLarge, InvalidJob, Unavailable
 from farm.image import FORMATS, read_input, to_png
 from farm.stage import STORED
 
 router = APIRouter(route_class=Door, tags=["uploads"])
 TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
+MAX_UPLOADING = 256 << 20
+"""Bytes of all uploads that are under way; more would be memory that nobody bounds."""
 _BODY = {
     "requestBody": {
         "required": True,
@@ -42,10 +44,18 @@ async def upload(request: Request, caller: Submitter) -> Uploaded:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in TYPES:
         raise BadMediaType(f"send an image as {', '.join(TYPES)}")
-    data = bytearray()
-    async for part in request.stream():
-        data += part
-    return await desk.decode(_store, desk, caller, bytes(data))
+    parts, held = list[bytes](), 0
+    try:
+        async for part in request.stream():
+            held, desk.uploading = held + len(part), desk.uploading + len(part)
+            if desk.uploading > MAX_UPLOADING:
+                raise Unavailable("too many images are being uploaded at once")
+            parts.append(part)
+        data = b"".join(parts)
+        parts.clear()
+        return await desk.decode(_store, desk, caller, data)
+    finally:
+        desk.uploading -= held
 
 
 def _store(desk: Desk, caller: Caller, data: bytes) -> Uploaded:

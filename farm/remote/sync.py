@@ -34,8 +34,9 @@ T = TypeVar("T")
 class RemoteFarm:
     """A farm whose API answers at `url`; `token` is the text that `farm token create` printed.
 
-    Where they are not given, FARM_URL and FARM_TOKEN say them. It has the words of `farm.client.Farm`. What it reads of
-    this machine are files that chains name, and for `script` the catalog and folders of checkpoints (`settings`).
+    Where they are not given, FARM_URL and FARM_TOKEN say them (the token only for that address). It has the words of
+    `farm.client.Farm`. What it reads of this machine are files that chains name, and for `script` the catalog and
+    folders of checkpoints (`settings`).
     """
 
     round_s = words.ROUND_S

@@ -148,7 +148,7 @@ def part(name: str) -> str:
 
 
 def place(url: str | None, token: str | None, settings: Settings) -> tuple[str, dict[str, str]]:
-    """A farm's address, and the header that says who asks; what is not given is what `settings` say.
+    """A farm's address, and the header that says who asks; what is not given is what `settings` say for that address.
 
     Raises:
         InvalidJob: (`invalid_field`) there is no address.
@@ -156,7 +156,9 @@ def place(url: str | None, token: str | None, settings: Settings) -> tuple[str, 
     found = (settings.url if url is None else url).rstrip("/")
     if not found:
         raise InvalidJob("no farm is named: give its address, or set FARM_URL", code="invalid_field")
-    text = settings.token.get_secret_value() if token is None else token
+    # The token is for the farm that it is set for, not for whichever is named in a program.
+    own = found == settings.url.rstrip("/")
+    text = (settings.token.get_secret_value() if own else "") if token is None else token
     return found, {"Authorization": f"Bearer {text}"} if text else {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -240,30 +239,6 @@ def test_other_addresses_need_tokens(
         # Then it is refused
         assert (found.status, found.code) == (2, "usage")
     assert run("--json", "serve", "--host", "no.such.host.invalid").code == "usage"
-
-
-def test_tokens_are_made_listed_and_removed_on_the_command_line(
-    run: Run,  # noqa: F811
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FARM_REDIS_URL", settings.redis_url.get_secret_value())
-    # When
-    made_ = run("--json", "token", "create", "--owner", "hal", "--days", "2").envelope["data"]
-    # Then
-    assert re.fullmatch(r"farm_[0-9a-f]{12}_[\w-]{43}", made_["token"])
-    assert made_["scopes"] == ["read", "submit"]
-    (listed,) = run("--json", "token", "ls").envelope["data"]
-    assert listed == {key: value for key, value in made_.items() if key != "token"}
-    assert made_["token"].split("_", 2)[2] not in json.dumps(listed)
-    assert run("token", "rm", made_["id"]).status == 0
-    assert run("--json", "token", "ls").envelope["data"] == []
-    assert run("--json", "token", "rm", made_["id"]).code == "not_found"
-    assert run("--json", "token", "create", "--owner", "A B").code == "invalid_field"
-    # And one may say how many open jobs its owner has with it
-    few = run("--json", "token", "create", "--owner", "hal", "--max-open-jobs", "5").envelope["data"]
-    assert (made_["max_open_jobs"], few["max_open_jobs"]) == (None, 5)
-    assert run("--json", "token", "create", "--owner", "hal", "--max-open-jobs", "-1").code == "usage"
 
 
 def test_tokens_share_no_key_with_the_ledger(site: Site) -> None:
