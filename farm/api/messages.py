@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from farm.api.views import BASE, instant
+from farm.api.views import BASE, instant, told
 from farm.errors import CODES
 from farm.job import canonical
 from farm.records import JobRecord, RunRecord
@@ -41,7 +41,7 @@ def of_job(record: JobRecord, state: str, code: str, at_ms: int) -> Message:
         "run": record.run or None,
         "state": state,
         "code": code,
-        "message": record.message if record.state == state else CODES.get(code, ""),
+        "message": told(code, record.message if record.state == state else CODES.get(code, "")),
         "owner": owner,
         "created": instant(record.created_ms),
         "ended": instant(at_ms),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from farm.errors import CODES
 from farm.estimate import Estimate, eta_s
 from farm.job import Job, PlannedStage
 from farm.records import ENDED, JobRecord, RunRecord, StageRecord
@@ -51,24 +52,12 @@ class StageView(View):
     def of(cls, stage: StageRecord) -> StageView:
         """The view of a record. Who works on it is the operator's to know: `/workers` tells."""
         kind, _, checkpoint = stage.queue.partition(".")
-        names = (
-            "index",
-            "state",
-            "phase",
-            "step",
-            "steps",
-            "attempt",
-            "code",
-            "message",
-            "lapses",
-            "mean_s",
-            "wall_s",
-            "live",
-        )
+        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "lapses", "mean_s", "wall_s", "live")
         output = json.loads(stage.output) if stage.output else {}
         return cls(
             kind=kind, checkpoint=checkpoint, crashes=stage.crash, ooms=stage.oom, tags=output.get("tags") or [],
-            unread=output.get("unread") or "", **{name: getattr(stage, name) for name in names},
+            unread=output.get("unread") or "", message=told(stage.code, stage.message),
+            **{name: getattr(stage, name) for name in names},
         )  # fmt: skip
 
 
@@ -266,6 +255,14 @@ def instant(ms: float) -> str | None:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
 
 
+def told(code: str, message: str) -> str:
+    """What callers are told of a failure: of one that nobody foresaw only that, for its words may name hosts and files.
+
+    The operator has them: `farm jobs show`, `farm quarantine show`.
+    """
+    return CODES[code] if code == "internal" else message
+
+
 def _snapshot(record: JobRecord) -> dict[str, Any]:
     """The fields of a `Snapshot`."""
     stage = record.stages[record.at] if record.at < len(record.stages) else None
@@ -286,7 +283,7 @@ def _snapshot(record: JobRecord) -> dict[str, Any]:
         "waits_for": record.waits_for or None,
         "eta_s": eta_s(record),
         "code": record.code,
-        "message": record.message,
+        "message": told(record.code, record.message),
         "created": instant(record.created_ms) or "",
         "started": instant(record.started_ms),
         "ended": instant(record.ended_ms),

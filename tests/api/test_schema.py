@@ -82,6 +82,7 @@ def run(site: Site, folder: Path, *words: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout
 
 
+@pytest.mark.timeout(300 + 60 * EXAMPLES)
 def test_the_api_is_what_its_document_says(site: Site, tmp_path: Path) -> None:
     status, said = run(site, tmp_path)
     assert status == 0, said
