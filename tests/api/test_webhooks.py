@@ -210,7 +210,7 @@ def test_whoever_is_gone_or_silent_for_days_is_disabled(own: Settings) -> None:
             until(lambda: len([one for one in hooks.health().values() if one.disabled_ms]) == 2, 60)
             assert len(gone.of(job)) == 1
             assert len(broken.of(job)) > 1
-            assert [hooks.waiting(name) for name in ids[:2]] == [0, 0]
+            until(lambda: [hooks.waiting(name) for name in ids[:2]] == [0, 0], 60)
             assert "410" in hooks.health()[ids[0]].why
             assert "days" in hooks.health()[ids[1]].why
             # And the others go on
