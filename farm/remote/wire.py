@@ -72,9 +72,9 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The JSON in it. Raises Unavailable where it is none."""
+        """The JSON in it, None where it has no content. Raises Unavailable where it is none."""
         try:
-            return json.loads(self.content)
+            return None if self.status == 204 else json.loads(self.content)
         except ValueError:
             raise Unavailable(f"what answers is no farm (HTTP {self.status})") from None
 

@@ -38,7 +38,9 @@ def caller(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     given = rig.farm.settings.model_dump(include={"namespace", "bucket", "lease_s"})
     hidden = {name: getattr(rig.farm.settings, name) for name in ("redis_url", "s3_endpoint", "data")}
     keys = {name: getattr(rig.farm.settings, name) for name in ("s3_access_key", "s3_secret_key")}
-    settings = Settings.load(catalog=tmp_path / "catalog.toml", models=tmp_path / "models", **given, **hidden, **keys)
+    settings = Settings.load(
+        catalog=tmp_path / "catalog.toml", models=tmp_path / "models", rate_per_s=0, **given, **hidden, **keys
+    )
     models.pull(Catalog.load(settings), "none")
     env = {**added, "FARM_MODELS": str(tmp_path / "models")}
     rig.supervise(["noop_source.none,noop.none"] * 2, "many", **env)

@@ -94,6 +94,9 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
         held = served.farm.render("a held pear", chain="txt")
         held.pause()
         job = held.id
+    if words[:2] == ["jobs", "rm"]:
+        job = served.farm.render("a passing pear", chain="txt").id
+        served.farm.job(job).cancel()
     if words[0] == "quarantine":
         job = served.poison
     if words[0] == "rerun":

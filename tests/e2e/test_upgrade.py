@@ -40,7 +40,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in ("farm", "workers"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     read = 'json.loads(claim.payload)["recipes"]'
-    payload = '{{"recipes":[{",".join(self.texts[: index + 1])}],"v":1}}'
+    payload = '{{{kept}"recipes":[{",".join(self.texts[: index + 1])}],"v":1}}'
     reads = '(lambda found: found.get("steps") or found["recipes"])(json.loads(claim.payload))'
     changes = {
         "farm/records.py": [("SCHEMA = 1\n", "SCHEMA = 2\n"), ("KNOWN_SCHEMAS = (1,)", "KNOWN_SCHEMAS = (1, 2)")],
