@@ -114,15 +114,18 @@ def running(
 
 
 def _have(catalog: Catalog, name: str, say: Say) -> None:
-    """Builds a local checkpoint that is not there yet; others are pulled by hand, for they may be large."""
+    """Builds a local checkpoint that is not there yet, or is another version's; others are pulled by hand: they may be
+    large."""
     checkpoint = catalog.checkpoints[name]
     try:
         catalog.lock(checkpoint)
+        if not models.is_outdated(catalog, checkpoint):
+            return
     except InvalidJob:
         if checkpoint.build is None:
             raise
-        say(f"Building the checkpoint {name}.")
-        models.pull(catalog, name)
+    say(f"Building the checkpoint {name}.")
+    models.pull(catalog, name)
 
 
 def _await_workers(farm: Farm, count: int, log: Path, stop: threading.Event) -> None:

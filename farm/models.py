@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,6 +49,8 @@ def pull(
 ) -> Lock:
     """The lock of the checkpoint `name`, whose files are in place and as it says; fetches or builds what is not.
 
+    What was built is built anew where its builder is newer: another version of the package may build another one.
+
     `source` is a copy of the hub's cache folder (with `models--OWNER--NAME` in it) to take the files from, offline.
     `say` is told how large a download is; of one that is begun again, files that are whole are not fetched once more.
 
@@ -58,6 +61,7 @@ def pull(
         Unavailable: the hub cannot be reached.
     """
     checkpoint = _find(catalog, name)
+    force = force or is_outdated(catalog, checkpoint)
     if not force and not verify(catalog, name):
         return catalog.lock(checkpoint)
     if checkpoint.folder is not None or checkpoint.file is not None:
@@ -89,6 +93,18 @@ def record(catalog: Catalog, checkpoint: Weights, revision: str | None = None, *
     lock = _agreed(catalog, checkpoint, _whole(checkpoint, catalog.path(checkpoint), revision), force)
     _write(catalog, checkpoint, lock)
     return lock
+
+
+def is_outdated(catalog: Catalog, checkpoint: Weights) -> bool:
+    """Whether the checkpoint was built, by files that have changed since: those beside its builder and below."""
+    lock, found = catalog.lock_path(checkpoint), None
+    if checkpoint.build and lock.exists():
+        with suppress(ImportError):  # without its builder, it stays as it is
+            found = find_spec(checkpoint.build)
+    if found is None or found.origin is None:
+        return False
+    files = (file for file in Path(found.origin).parent.rglob("*") if file.suffix in (".py", ".safetensors", ".json"))
+    return max(file.stat().st_mtime for file in files) > lock.stat().st_mtime
 
 
 def verify(catalog: Catalog, name: str) -> list[str]:

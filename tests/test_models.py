@@ -534,6 +534,24 @@ def test_what_is_in_place_is_not_built_again(tmp_path: Path, builder: Path) -> N
     assert pull(catalog, "mine") == first
 
 
+def test_what_an_older_builder_made_is_built_anew(
+    tmp_path: Path, builder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a checkpoint that was built before its builder was changed, as by another version of the package
+    monkeypatch.syspath_prepend(str(builder.parent))
+    catalog = catalog_of(tmp_path, build="mine_builder")
+    first = pull(catalog, "mine")
+    builder.with_name("content").write_text(weights("second"))
+    assert pull(catalog, "mine") == first
+    os.utime(catalog.lock_path(catalog.checkpoints["mine"]), (0, 0))
+    # When
+    second = pull(catalog, "mine")
+    # Then it is what the builder makes now, and is not built again
+    assert second.files != first.files
+    builder.with_name("content").write_text(weights("third"))
+    assert pull(catalog, "mine") == second
+
+
 def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path: Path, builder: Path) -> None:
     # Given
     builder.write_text("import pathlib, sys\npathlib.Path(sys.argv[2]).mkdir()\nraise KeyError('no such member')")
