@@ -136,7 +136,7 @@ class Overview:
         return [about(kind, stage) for kind, stage in kinds().items()]
 
     def weights(self) -> list[dict[str, Any]]:
-        """The catalog's checkpoints and adapters; `bytes`: what they take on the disk where they are `pulled`."""
+        """The catalog's checkpoints and adapters; `size_bytes`: what they take on the disk where they are `pulled`."""
         return [self._told(one) for one in (*self.catalog.checkpoints.values(), *self.catalog.adapters.values())]
 
     def _told(self, found: Weights) -> dict[str, Any]:
@@ -156,5 +156,5 @@ class Overview:
             "source": found.repo or found.folder or found.file or found.build,
             "licence": found.licence,
             "pulled": self.catalog.lock_path(found).exists(),
-            "bytes": models.size_bytes(self.catalog, found),
+            "size_bytes": models.size_bytes(self.catalog, found),
         }

@@ -411,7 +411,7 @@ def test_models_ls_says_what_is_pulled(run: Run, farm: Farm) -> None:
     # Then the list tells them from the others
     assert (found["tiny"]["pulled"], found["sd15"]["pulled"]) == (True, False)
     assert found["sd15"]["kinds"] == ["text2img", "img2img", "inpaint"]
-    assert (found["tiny"]["bytes"] > 0, found["sd15"]["bytes"]) == (True, 0)
+    assert (found["tiny"]["size_bytes"] > 0, found["sd15"]["size_bytes"]) == (True, 0)
     # And the adapters are there, by their type
     assert (found["control-canny"]["type"], found["control-canny"]["family"]) == ("controlnet", "sd")
 

@@ -33,7 +33,7 @@ class CheckpointView(View):
     default_for: list[str]
     recommended: dict[str, Any]
     source: str = Field(description="its repository, where it has one")
-    bytes: int = Field(description="what its files take on the disk of the API")
+    size_bytes: int = Field(description="what its files take on the disk of the API")
 
 
 class AdapterView(View):
@@ -45,7 +45,7 @@ class AdapterView(View):
     licence: str
     pulled: bool
     source: str
-    bytes: int
+    size_bytes: int
 
 
 class CatalogView(View):
@@ -147,14 +147,14 @@ def _catalog(desk: Desk) -> CatalogView:
                 licence=one.licence, pulled=pulled(one),
                 default_for=[kind for kind, name in found.defaults.items() if name == one.name],
                 recommended=one.recommended.model_dump(mode="json", exclude_none=True), source=one.repo or "",
-                bytes=size_bytes(found, one),
+                size_bytes=size_bytes(found, one),
             )
             for one in found.checkpoints.values()
         ],
         adapters=[
             AdapterView(
                 name=one.name, type=one.type, family=one.family, licence=one.licence, pulled=pulled(one),
-                source=one.repo or "", bytes=size_bytes(found, one),
+                source=one.repo or "", size_bytes=size_bytes(found, one),
             )
             for one in found.adapters.values()
         ],

@@ -13,7 +13,7 @@ from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader
 from farm.api.jobs import record_of
-from farm.api.views import View
+from farm.api.views import View, instant
 from farm.errors import NotFound
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
@@ -29,7 +29,7 @@ class Spec(View):
 
 
 class Transition(View):
-    """One event of a job's. `t` is in milliseconds since 1970; `worker` is told to an admin."""
+    """One event of a job's. `worker` is told to an admin."""
 
     id: str
     type: str
@@ -37,7 +37,7 @@ class Transition(View):
     state: str
     code: str
     worker: str | None
-    t: int
+    time: str
 
 
 @router.get("/{job}/spec")
@@ -69,11 +69,14 @@ async def history(
     desk = desk_of(request)
     caller.check(await desk.ask(record_of, desk, job))
     found = await desk.ask(desk.farm.ledger.events, job, after)
-    names = ("id", "type", "stage", "state", "code", "t")
+    names = ("id", "type", "stage", "state", "code")
     return [
-        Transition(worker=one.worker if caller.is_admin else None, **{name: getattr(one, name) for name in names})
+        Transition(
+            worker=one.worker if caller.is_admin else None, time=instant(one.t) or "",
+            **{name: getattr(one, name) for name in names},
+        )
         for one in found
-    ]
+    ]  # fmt: skip
 
 
 def _spec(desk: Desk, caller: Caller, job: str) -> dict[str, Any]:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Query, Request
 
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, needs
-from farm.api.views import View
-from farm.records import Quarantined
+from farm.api.views import View, instant
+from farm.records import Attempt, Quarantined
 
 router = APIRouter(route_class=Door, prefix="/quarantine", tags=["quarantine"], dependencies=[needs("admin")])
 
 
 class QuarantinedView(View):
-    """One recipe in quarantine since `t`, milliseconds since 1970. `payload` says what it would run, as JSON."""
+    """One recipe in quarantine since `time`. `payload` says what it would run, as JSON."""
 
-    exec: str
-    t: int
+    execution: str
+    time: str
     queue: str
     code: str
     message: str
@@ -29,13 +30,13 @@ class QuarantinedView(View):
     @classmethod
     def of(cls, one: Quarantined) -> QuarantinedView:
         """The view of a record."""
-        return cls(**asdict(one))
+        return cls(**_facts(one))
 
 
 class FailureView(View):
     """One failed attempt, with the last lines of its worker's log."""
 
-    t: int
+    time: str
     worker: str
     attempt: int
     code: str
@@ -53,14 +54,14 @@ class CaseView(QuarantinedView):
 class Retried(View):
     """The jobs that are queued again."""
 
-    exec: str
+    execution: str
     jobs: list[str]
 
 
 class Dropped(View):
     """A quarantine that is lifted and forgotten."""
 
-    exec: str
+    execution: str
 
 
 @router.get("")
@@ -82,7 +83,7 @@ async def retry(request: Request, name: str) -> Retried:
     """Lifts a quarantine and queues all jobs that it ended again."""
     desk = desk_of(request)
     exec_ = await desk.ask(desk.farm.quarantine_of, name)
-    return Retried(exec=exec_, jobs=await desk.work(desk.farm.retry_quarantined, exec_))
+    return Retried(execution=exec_, jobs=await desk.work(desk.farm.retry_quarantined, exec_))
 
 
 @router.delete("/{name}")
@@ -91,10 +92,19 @@ async def drop(request: Request, name: str) -> Dropped:
     desk = desk_of(request)
     exec_ = await desk.ask(desk.farm.quarantine_of, name)
     await desk.ask(desk.farm.drop_quarantined, exec_)
-    return Dropped(exec=exec_)
+    return Dropped(execution=exec_)
 
 
 def _case(desk: Desk, name: str) -> CaseView:
     found, attempts, jobs = desk.farm.failures(desk.farm.quarantine_of(name))
-    failures = [FailureView(**asdict(attempt)) for attempt in attempts]
-    return CaseView(**asdict(found), failures=failures, job_ids=jobs)
+    failures = [FailureView(**_facts(attempt)) for attempt in attempts]
+    return CaseView(**_facts(found), failures=failures, job_ids=jobs)
+
+
+def _facts(one: Quarantined | Attempt) -> dict[str, Any]:
+    """A record's fields in the API's words."""
+    found = asdict(one)
+    told: dict[str, Any] = {"time": instant(found.pop("t"))}
+    if "exec" in found:
+        told["execution"] = found.pop("exec")
+    return {**found, **told}

@@ -44,7 +44,7 @@ class StageView(View):
     lapses: int = Field(description="attempts whose worker was not heard of in time")
     mean_s: float | None = Field(description="how long such a stage takes here: its share of its call; none: not known")
     wall_s: float | None = Field(description="the whole call")
-    live: int = Field(description="workers that serve its queue")
+    workers: int = Field(description="live workers that serve its queue")
     tags: list[str] = Field([], description="what the farm's safety checker found")
     unread: str = Field("", description="the end of the prompt, where it is too long to be read")
 
@@ -52,11 +52,11 @@ class StageView(View):
     def of(cls, stage: StageRecord) -> StageView:
         """The view of a record. Who works on it is the operator's to know: `/workers` tells."""
         kind, _, checkpoint = stage.queue.partition(".")
-        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "lapses", "mean_s", "wall_s", "live")
+        names = ("index", "state", "phase", "step", "steps", "attempt", "code", "lapses", "mean_s", "wall_s")
         output = json.loads(stage.output) if stage.output else {}
         return cls(
             kind=kind, checkpoint=checkpoint, crashes=stage.crash, ooms=stage.oom, tags=output.get("tags") or [],
-            unread=output.get("unread") or "", message=told(stage.code, stage.message),
+            unread=output.get("unread") or "", message=told(stage.code, stage.message), workers=stage.live,
             **{name: getattr(stage, name) for name in names},
         )  # fmt: skip
 
@@ -70,7 +70,7 @@ class Snapshot(View):
         description="queued, running, paused, done, failed, quarantined, cancelled, expired, or, in an event, deleted"
     )
     stage: int = Field(description="index of the current stage, from 0")
-    stages: int = Field(description="how many stages there are")
+    stage_count: int = Field(description="how many stages there are")
     kind: str = Field("", description="of the current stage")
     phase: str = Field("", description="of the running stage: load, fetch, encode, step, tile, decode, upload, spool")
     step: int = 0
@@ -115,7 +115,7 @@ class JobView(Snapshot):
     prompt: str
     deadline: str | None
     chain: dict[str, Any] = Field(description="as a chain file would write it")
-    chain_stages: list[StageView] = []
+    stages: list[StageView] = []
     urls: Urls
 
     @classmethod
@@ -126,7 +126,7 @@ class JobView(Snapshot):
         return cls(
             **_snapshot(record), owner=record.owner, lane=record.lane, priority=record.priority,
             seed=chain["seed"], prompt=chain.get("prompt", ""), deadline=instant(record.deadline_ms),
-            chain=chain, chain_stages=[StageView.of(one) for one in record.stages],
+            chain=chain, stages=[StageView.of(one) for one in record.stages],
             urls=Urls(
                 self=here, events=f"{here}/events", artifacts=f"{here}/artifacts", cancel=f"{here}/cancel"
             ),
@@ -272,7 +272,7 @@ def _snapshot(record: JobRecord) -> dict[str, Any]:
         "run": record.run or None,
         "state": record.state,
         "stage": record.at,
-        "stages": record.n,
+        "stage_count": record.n,
         "kind": stage.queue.partition(".")[0] if stage else "",
         "phase": stage.phase if stage and running else "",
         "step": stage.step if stage and running else 0,

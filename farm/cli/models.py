@@ -26,7 +26,7 @@ def ls() -> Outcome:
     rows = [
         (found["name"], found["type"], found["family"], ",".join(found["kinds"]), found["space"] or "",
          found["native"] or "", " ".join(f"{key}={value}" for key, value in found["recommended"].items()),
-         f"{found['bytes'] / 1e6:,.1f} MB" if found["pulled"] else "no", found["licence"], found["source"])
+         f"{found['size_bytes'] / 1e6:,.1f} MB" if found["pulled"] else "no", found["licence"], found["source"])
         for found in data
     ]  # fmt: skip
     header = ("NAME", "TYPE", "FAMILY", "KINDS", "SPACE", "NATIVE", "RECOMMENDED", "PULLED", "LICENCE", "SOURCE")
@@ -51,7 +51,7 @@ def rm(
     catalog = Catalog.load(settings_here("models rm"))
     freed = {name: models.remove(catalog, name) for name in names}
     lines = [f"{name}  removed, {size / 1e6:,.1f} MB are free again" for name, size in freed.items()]
-    return Outcome([{"name": name, "bytes": size} for name, size in freed.items()], lines)
+    return Outcome([{"name": name, "size_bytes": size} for name, size in freed.items()], lines)
 
 
 @app.command()

@@ -160,7 +160,7 @@ class RemoteFarm:
 
     def quarantine_of(self, name: str) -> str:
         """The quarantined recipe that begins with `name`, or that ended the job `name`. Raises NotFound."""
-        return str(self._play(get(f"quarantine/{part(name)}"))["exec"])
+        return str(self._play(get(f"quarantine/{part(name)}"))["execution"])
 
     def failures(self, exec: str) -> tuple[Quarantined, list[Attempt], list[str]]:
         """A quarantined recipe, its last failed attempts, and the jobs that it ended. Raises NotFound."""

@@ -22,15 +22,15 @@ def record_of(view: JobView) -> JobRecord:
             index=one.index, exec="", queue=f"{one.kind}.{one.checkpoint}", state=one.state, phase=one.phase,
             step=one.step, steps=one.steps, attempt=one.attempt, crash=one.crashes, oom=one.ooms, lapses=one.lapses,
             output=canonical({"tags": one.tags, "unread": one.unread}) if one.state == "committed" else "",
-            code=one.code, message=one.message, mean_s=one.mean_s, wall_s=one.wall_s, live=one.live,
+            code=one.code, message=one.message, mean_s=one.mean_s, wall_s=one.wall_s, live=one.workers,
         )
-        for one in view.chain_stages
+        for one in view.stages
     )  # fmt: skip
     return JobRecord(
         job=view.id, state=view.state, spec=canonical({"chain": {**view.chain, "seed": view.seed}}),
         run=view.run or "", lane=view.lane, priority=view.priority, created_ms=_ms(view.created),
         deadline_ms=round(_ms(view.deadline)), started_ms=round(_ms(view.started)), ended_ms=round(_ms(view.ended)),
-        at=view.stage, n=view.stages, code=view.code, message=view.message, idem="", outputs=(), stages=stages,
+        at=view.stage, n=view.stage_count, code=view.code, message=view.message, idem="", outputs=(), stages=stages,
         owner=view.owner, position=view.position, waits_for=view.waits_for or "",
     )  # fmt: skip
 
@@ -49,8 +49,10 @@ def intermediate_of(found: dict[str, Any], base: str) -> Intermediate:
 
 def event_of(found: dict[str, Any], job: str) -> Event:
     """One transition of a job."""
-    told = {name: found[name] for name in ("id", "type", "stage", "state", "code", "t")}
-    return Event(job=job, worker=found["worker"] or "", exec="", token="", epoch="", **told)
+    told = {name: found[name] for name in ("id", "type", "stage", "state", "code")}
+    return Event(
+        job=job, worker=found["worker"] or "", exec="", token="", epoch="", t=round(_ms(found["time"])), **told
+    )  # fmt: skip
 
 
 def queue_of(found: dict[str, Any]) -> QueueState:
@@ -71,13 +73,14 @@ def worker_of(found: dict[str, Any]) -> WorkerRecord:
 
 def quarantined_of(found: dict[str, Any]) -> Quarantined:
     """One recipe in quarantine."""
-    names = ("exec", "t", "queue", "code", "message", "attempts", "payload", "jobs")
-    return Quarantined(**{name: found[name] for name in names})
+    told = {name: found[name] for name in ("queue", "code", "message", "attempts", "payload", "jobs")}
+    return Quarantined(exec=found["execution"], t=round(_ms(found["time"])), **told)
 
 
 def attempt_of(found: dict[str, Any]) -> Attempt:
     """One failed attempt."""
-    return Attempt(**{name: found[name] for name in ("t", "worker", "attempt", "code", "message", "log")})
+    told = {name: found[name] for name in ("worker", "attempt", "code", "message", "log")}
+    return Attempt(t=round(_ms(found["time"])), **told)
 
 
 def _ms(instant: str | None) -> float:

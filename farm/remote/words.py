@@ -339,7 +339,7 @@ def weights() -> Steps[list[dict[str, Any]]]:
         "source",
         "licence",
         "pulled",
-        "bytes",
+        "size_bytes",
     )
     return [{name: one[name] for name in names} for one in rows]
 

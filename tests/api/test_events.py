@@ -49,7 +49,7 @@ def test_a_job_is_followed_from_its_start_to_its_end(site: Site, hand: Hand, ada
     shares = [one.data["progress"] for one in ear.heard]
     assert shares == sorted(shares)
     assert {0.0, 0.25, 0.5, 0.75, 1.0} <= set(shares)
-    assert all(one.data["run"] is None and one.data["stages"] == 1 for one in ear.heard)
+    assert all(one.data["run"] is None and one.data["stage_count"] == 1 for one in ear.heard)
     assert ear.heard[-1].event == "end"
     assert ear.heard[-1].data["state"] == "done"
     # And whoever comes back after it is told not to

@@ -60,8 +60,8 @@ def test_a_job_is_what_python_would_make(site: Site, ada: httpx2.Client) -> None
     # And it can be looked at
     seen = ada.get(job["url"]).json()
     assert (seen["state"], seen["seed"], seen["prompt"], seen["progress"]) == ("queued", 7, "a pear", 0)
-    assert (seen["stage"], seen["stages"], seen["kind"]) == (0, 1, "text2img")
-    assert seen["chain_stages"][0]["checkpoint"] == "tiny"
+    assert (seen["stage"], seen["stage_count"], seen["kind"]) == (0, 1, "text2img")
+    assert seen["stages"][0]["checkpoint"] == "tiny"
     assert seen["waits_for"] == "no worker serves text2img.tiny"
     assert seen["urls"]["events"] == f"{JOBS}/{job['id']}/events"
 
