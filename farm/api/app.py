@@ -20,6 +20,7 @@ from farm.api import (
     jobs,
     login,
     machines,
+    page,
     papers,
     problems,
     quarantine,
@@ -73,6 +74,7 @@ def make_app(
     api.include_router(login.open_router)
     app.include_router(api)
     app.include_router(health.router)
+    app.include_router(page.routes(page.read_files(page.BUILT)))
     problems.install(app)
     app.add_middleware(Guard, max_upload_bytes=settings.max_upload_bytes)
 

@@ -1,0 +1,85 @@
+// How does the page call the farm?
+
+import type { Problem, WrongField } from "./types";
+
+export const BASE = "/api/v1";
+const TRIES = 3;
+
+/** What a call failed of, in the API's words. `status` 0: the farm was not reached. */
+export class Refused extends Error {
+  readonly status: number;
+  readonly code: string;
+  readonly errors: WrongField[];
+  readonly retryAfter: number | null;
+
+  constructor(problem: Partial<Problem> & { detail: string }) {
+    super(problem.detail);
+    this.status = problem.status ?? 0;
+    this.code = problem.code ?? "unavailable";
+    this.errors = problem.errors ?? [];
+    this.retryAfter = problem.retry_after ?? null;
+  }
+
+  /** The whole of it in one line. */
+  get told(): string {
+    const fields = this.errors.map((one) => `${one.loc}: ${one.msg}`);
+    return fields.length ? fields.join(" · ") : this.message;
+  }
+}
+
+/** Told by the session: the word that writing calls need, and what to do when the session is over. */
+export const door = { csrf: null as string | null, closed: () => {} };
+
+type Method = "GET" | "POST" | "PATCH" | "DELETE";
+
+/**
+ * What the API answers. Looks, and calls with an idempotency key, are tried three times where the farm is away.
+ *
+ * Throws Refused.
+ */
+export async function call<T>(method: Method, path: string, body?: unknown, key?: string): Promise<T> {
+  const headers: Record<string, string> = { Accept: "application/json" };
+  if (body instanceof Blob) headers["Content-Type"] = body.type || "application/octet-stream";
+  else if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (key) headers["Idempotency-Key"] = key;
+  if (method !== "GET" && door.csrf) headers["X-CSRF-Token"] = door.csrf;
+  const sent = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
+  for (let left = method === "GET" || key ? TRIES : 1; ; ) {
+    left -= 1;
+    let refused: Refused;
+    try {
+      const answer = await fetch(path.startsWith("/") ? path : `${BASE}/${path}`, { method, headers, body: sent });
+      if (answer.ok) return (answer.status === 204 ? undefined : await answer.json()) as T;
+      refused = await refusal(answer);
+    } catch (error) {
+      refused = error instanceof Refused ? error : new Refused({ detail: "The farm cannot be reached." });
+    }
+    if (refused.status === 401 && !path.endsWith("session")) door.closed();
+    if (left <= 0 || ![0, 429, 502, 503, 504].includes(refused.status)) throw refused;
+    await new Promise((done) => setTimeout(done, 1000 * Math.min(refused.retryAfter ?? 1, 5)));
+  }
+}
+
+async function refusal(answer: Response): Promise<Refused> {
+  try {
+    return new Refused(await answer.json());
+  } catch {
+    return new Refused({ status: answer.status, detail: `The farm answered ${answer.status}.` });
+  }
+}
+
+export const get = <T>(path: string): Promise<T> => call<T>("GET", path);
+export const post = <T>(path: string, body?: unknown, key?: string): Promise<T> => call<T>("POST", path, body, key);
+
+/** A path with its query; what is null, undefined or empty is left out. */
+export function query(path: string, given: Record<string, string | number | null | undefined>): string {
+  const told = new URLSearchParams();
+  for (const [name, value] of Object.entries(given)) if (value != null && value !== "") told.set(name, String(value));
+  return told.size ? `${path}?${told}` : path;
+}
+
+/** A part of a path. */
+export const part = (text: string): string => encodeURIComponent(text);
+
+/** A new idempotency key. */
+export const newKey = (): string => crypto.randomUUID();

@@ -1,0 +1,75 @@
+// Where are the jobs now, on every view and without asking again?
+
+import { SvelteMap } from "svelte/reactivity";
+import { BASE, door, get } from "./api";
+import type { Snapshot } from "./types";
+
+const BACK_MS = 2000;
+const FORGET = 20_000;
+
+/** The newest snapshot of every job that was told since the page was opened. */
+export const jobs = new SvelteMap<string, Snapshot>();
+export const line = $state({ open: false, tried: 0 });
+const heard = new Set<(snapshot: Snapshot) => void>();
+
+let source: EventSource | null = null;
+let waiting = new Map<string, Snapshot>();
+let drawn = false;
+
+/** Has `listen` called with every snapshot; gives what ends that. */
+export function listen(hear: (snapshot: Snapshot) => void): () => void {
+  heard.add(hear);
+  return () => heard.delete(hear);
+}
+
+/** Begins to listen to the farm; a connection that breaks is made again by the browser, and after a refusal by us. */
+export function connect(): () => void {
+  let timer = 0;
+  const open = () => {
+    source = new EventSource(`${BASE}/events`);
+    source.onopen = () => Object.assign(line, { open: true, tried: 0 });
+    source.addEventListener("job", (event) => take(JSON.parse((event as MessageEvent<string>).data)));
+    source.onerror = () => {
+      line.open = false;
+      line.tried += 1;
+      if (source?.readyState !== EventSource.CLOSED) return;
+      // A refused stream does not say why: the session may be over.
+      void get("session").catch((error) => error.status === 401 && door.closed());
+      timer = window.setTimeout(open, BACK_MS);
+    };
+  };
+  open();
+  return () => {
+    clearTimeout(timer);
+    source?.close();
+    source = null;
+    line.open = false;
+    jobs.clear();
+    waiting = new Map();
+  };
+}
+
+/** Keeps the newest of each job until the next frame: however much is told, it is drawn once. */
+function take(snapshot: Snapshot): void {
+  waiting.delete(snapshot.id);
+  waiting.set(snapshot.id, snapshot);
+  if (drawn) return;
+  drawn = true;
+  // A hidden page draws no frames.
+  if (document.hidden) setTimeout(draw, 250);
+  else requestAnimationFrame(draw);
+}
+
+function draw(): void {
+  drawn = false;
+  const told = [...waiting.values()];
+  waiting.clear();
+  for (const snapshot of told) {
+    jobs.set(snapshot.id, snapshot);
+    for (const hear of heard) hear(snapshot);
+  }
+  for (const id of jobs.keys()) {
+    if (jobs.size <= FORGET) break;
+    jobs.delete(id);
+  }
+}

@@ -1,0 +1,54 @@
+// Which view does the address name, and with what?
+
+/** Views by the first part of the path; "" is the one that the page begins with. */
+export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "workers", "settings"] as const;
+export type View = (typeof VIEWS)[number];
+
+interface Place {
+  view: View;
+  /** What stands behind the view: a job's id. */
+  id: string;
+  query: Record<string, string>;
+}
+
+function read(): Place {
+  const [first = "", ...rest] = location.pathname.split("/").filter(Boolean).map(decodeURIComponent);
+  const view = (VIEWS as readonly string[]).includes(first) ? (first as View) : "";
+  return { view, id: rest.join("/"), query: Object.fromEntries(new URLSearchParams(location.search)) };
+}
+
+export const place = $state<Place>(read());
+
+function look(): void {
+  Object.assign(place, read());
+}
+
+addEventListener("popstate", look);
+
+/** Goes to another view, as a link does. */
+export function go(path: string): void {
+  history.pushState(null, "", path);
+  look();
+  scrollTo(0, 0);
+}
+
+/** Notes the view's state in the address; what is empty is left out. No step of its own for the back button. */
+export function note(changes: Record<string, string | null | undefined>): void {
+  const told = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(changes)) {
+    if (value) told.set(name, value);
+    else told.delete(name);
+  }
+  history.replaceState(null, "", told.size ? `${location.pathname}?${told}` : location.pathname);
+  look();
+}
+
+/** Has links of this page change the view without loading the page again; with a modifier they are the browser's. */
+export function followLinks(event: MouseEvent): void {
+  const link = (event.target as Element).closest?.("a[href]");
+  if (!(link instanceof HTMLAnchorElement) || link.target || link.hasAttribute("download")) return;
+  if (event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || event.defaultPrevented) return;
+  if (link.origin !== location.origin || link.pathname.startsWith("/api/")) return;
+  event.preventDefault();
+  go(link.pathname + link.search);
+}

@@ -1,0 +1,49 @@
+// Who uses the page, and may they?
+
+import { call, door, get, post } from "./api";
+import type { SessionView } from "./types";
+
+type Known = { state: "asked" | "out" | "in"; who: SessionView | null };
+
+export const session = $state<Known>({ state: "asked", who: null });
+
+/** Whether the caller may change what is theirs; `admin` may change everything. */
+export const may = (scope: "submit" | "admin"): boolean =>
+  !!session.who && (session.who.scopes.includes(scope) || session.who.scopes.includes("admin"));
+
+function admitted(who: SessionView): void {
+  door.csrf = who.csrf_token;
+  session.who = who;
+  session.state = "in";
+}
+
+/** Begins: by a token in the address's fragment, which is then removed, or by the session that the browser still has. */
+export async function begin(): Promise<void> {
+  door.closed = () => {
+    session.who = null;
+    session.state = "out";
+  };
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
+    history.replaceState(null, "", location.pathname + location.search);
+    await logIn(token).catch(() => undefined);
+  }
+  if (session.state === "in") return;
+  try {
+    admitted(await get<SessionView>("session"));
+  } catch {
+    session.state = "out";
+  }
+}
+
+/** Begins a session by a token. Throws Refused. */
+export async function logIn(token: string): Promise<void> {
+  await post("session", { token });
+  admitted(await get<SessionView>("session"));
+}
+
+/** Ends the session, for every window of this browser. */
+export async function logOut(): Promise<void> {
+  await call("DELETE", "session").catch(() => undefined);
+  door.closed();
+}

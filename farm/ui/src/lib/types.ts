@@ -1,0 +1,282 @@
+// What does the API say? The names are those of /api/v1/openapi.json; tests/ui/test_types.py holds that every field is there.
+
+export type JobState =
+  | "queued" | "running" | "paused" | "done" | "failed" | "quarantined" | "cancelled" | "expired" | "deleted";
+
+export interface Snapshot {
+  id: string;
+  run: string | null;
+  state: JobState;
+  stage: number;
+  stage_count: number;
+  kind: string;
+  phase: string;
+  step: number;
+  steps: number;
+  progress: number;
+  preview: string | null;
+  position: number | null;
+  waits_for: string | null;
+  eta_s: number | null;
+  code: string;
+  message: string;
+  created: string;
+  started: string | null;
+  ended: string | null;
+}
+
+export interface StageView {
+  index: number;
+  kind: string;
+  checkpoint: string;
+  state: string;
+  phase: string;
+  step: number;
+  steps: number;
+  attempt: number;
+  code: string;
+  message: string;
+  crashes: number;
+  ooms: number;
+  lapses: number;
+  mean_s: number | null;
+  wall_s: number | null;
+  workers: number;
+  tags: string[];
+  unread: string;
+}
+
+export type StageSpec = { kind: string } & Record<string, unknown>;
+
+export interface ChainSpec {
+  stages: StageSpec[];
+  prompt?: string;
+  negative_prompt?: string;
+  seed?: number;
+  keep?: "none" | "preview" | "image";
+  [name: string]: unknown;
+}
+
+export interface JobView extends Snapshot {
+  owner: string;
+  lane: "interactive" | "bulk";
+  priority: number;
+  seed: number;
+  prompt: string;
+  deadline: string | null;
+  chain: ChainSpec;
+  stages: StageView[];
+}
+
+export interface JobPage {
+  jobs: JobView[];
+  next: string | null;
+}
+
+export interface RunView {
+  id: string;
+  owner: string;
+  created: string;
+  count: number;
+  states: Record<string, number>;
+  progress: number;
+  ended: string | null;
+}
+
+export interface RunPage {
+  runs: RunView[];
+  next: string | null;
+}
+
+export interface MadeJob {
+  id: string;
+  seed: number;
+  url: string;
+}
+
+export interface Made {
+  run: string | null;
+  count: number;
+  idempotency_key: string;
+  jobs: MadeJob[];
+}
+
+export interface PlannedView {
+  index: number;
+  kind: string;
+  checkpoint: string;
+  queue: string;
+  takes: string | null;
+  emits: string;
+  space: string;
+  given_size: number[] | null;
+  size: number[];
+  parameters: Record<string, unknown>;
+}
+
+export interface DryRun {
+  count: number;
+  seed: number | null;
+  steps: number;
+  pixels: number;
+  cost_s: number | null;
+  eta_s: number | null;
+  stages: PlannedView[];
+}
+
+export interface JobAsk {
+  chain?: string | ChainSpec;
+  prompt?: string | null;
+  negative_prompt?: string | null;
+  seed?: number | null;
+  keep?: "none" | "preview" | "image" | null;
+  parameters?: Record<string, unknown>;
+  image?: string | null;
+  count?: number;
+  sweep?: Record<string, unknown[]>[];
+  lane?: "interactive" | "bulk";
+  priority?: number;
+}
+
+export interface Artifact {
+  index: number;
+  kind: "result" | "intermediate";
+  stage: number;
+  medium: "image" | "preview";
+  sha256: string;
+  width: number;
+  height: number;
+  size_bytes: number | null;
+  url: string;
+  thumbnail: string;
+}
+
+export interface Transition {
+  id: string;
+  type: string;
+  stage: number;
+  state: string;
+  code: string;
+  worker: string | null;
+  time: string;
+}
+
+export interface Uploaded {
+  image: string;
+  width: number;
+  height: number;
+  size_bytes: number;
+}
+
+export interface CheckpointView {
+  name: string;
+  kinds: string[];
+  family: string;
+  space: string;
+  native: number;
+  licence: string;
+  pulled: boolean;
+  default_for: string[];
+  recommended: Record<string, unknown>;
+  source: string;
+  size_bytes: number;
+}
+
+export interface AdapterView {
+  name: string;
+  type: string;
+  family: string;
+  licence: string;
+  pulled: boolean;
+  source: string;
+  size_bytes: number;
+}
+
+export interface CatalogView {
+  checkpoints: CheckpointView[];
+  adapters: AdapterView[];
+}
+
+export interface ChainView {
+  name: string;
+  description: string;
+  stages: StageSpec[];
+}
+
+export interface KindView {
+  kind: string;
+  about: string;
+  takes: string[];
+  gives: string[];
+  scale: number;
+  parameters: Schema;
+  fields: string[][];
+}
+
+/** A JSON Schema, as far as pydantic writes one for a stage. */
+export interface Schema {
+  $ref?: string;
+  $defs?: Record<string, Schema>;
+  type?: string;
+  title?: string;
+  description?: string;
+  default?: unknown;
+  const?: unknown;
+  enum?: unknown[];
+  anyOf?: Schema[];
+  items?: Schema;
+  properties?: Record<string, Schema>;
+  required?: string[];
+  minimum?: number;
+  maximum?: number;
+  exclusiveMinimum?: number;
+  exclusiveMaximum?: number;
+  multipleOf?: number;
+  maxLength?: number;
+  minItems?: number;
+  maxItems?: number;
+}
+
+export interface QueueView {
+  queue: string;
+  ready: number;
+  running: number;
+  workers: number;
+  mean_s: number | null;
+  wall_s: number | null;
+}
+
+export interface WorkerView {
+  name: string | null;
+  host: string | null;
+  pid: number | null;
+  state: string;
+  draining: boolean;
+  isolated_s: number;
+  queues: string[];
+  running: number;
+}
+
+export interface SessionView {
+  owner: string;
+  scopes: string[];
+  csrf_token: string | null;
+}
+
+export interface WrongField {
+  loc: string;
+  msg: string;
+  code: string;
+}
+
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  code: string;
+  detail: string;
+  errors: WrongField[];
+  request_id: string;
+  retry_after: number | null;
+  idempotency_key: string | null;
+}

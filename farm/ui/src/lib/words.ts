@@ -1,0 +1,53 @@
+// How are states, times and sizes put into words?
+
+import type { JobState, Snapshot } from "./types";
+
+export const ENDED: readonly JobState[] = ["done", "failed", "quarantined", "cancelled", "expired", "deleted"];
+export const ended = (state: JobState): boolean => ENDED.includes(state);
+/** Whether a job in this state can be queued again. */
+export const retryable = (state: JobState): boolean => ["failed", "quarantined", "cancelled", "expired"].includes(state);
+
+/** A span in seconds, in two units at most: 42 s, 3 min 5 s, 2 h 10 min, 4 d 3 h. */
+export function span(seconds: number | null | undefined): string {
+  if (seconds == null) return "";
+  if (seconds < 10) return `${Math.max(seconds, 0).toFixed(1)} s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]] as const;
+  const first = units.findIndex(([size]) => whole >= size);
+  const [size, name] = units[first]!;
+  const below = units[first + 1];
+  const rest = below ? Math.floor((whole % size) / below[0]) : 0;
+  return `${Math.floor(whole / size)} ${name}${rest && below ? ` ${rest} ${below[1]}` : ""}`;
+}
+
+/** How long ago an instant was. */
+export const ago = (instant: string, now: number): string => `${span((now - Date.parse(instant)) / 1000)} ago`;
+
+/** An instant as the user's clock shows it. */
+export const clock = (instant: string | null): string => (instant ? new Date(instant).toLocaleString() : "");
+
+/** A number of bytes. */
+export function bytes(count: number | null | undefined): string {
+  if (count == null) return "";
+  const power = count < 1000 ? 0 : Math.min(Math.floor(Math.log10(count) / 3), 4);
+  return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
+}
+
+/** Where a job is, in one line: what runs, or why it waits. */
+export function whereabouts(job: Snapshot): string {
+  if (job.state === "running") {
+    const step = job.steps ? `, step ${job.step} of ${job.steps}` : job.phase ? `, ${job.phase}` : "";
+    return `stage ${job.stage + 1} of ${job.stage_count}: ${job.kind}${step}`;
+  }
+  if (job.state === "queued") {
+    const place = job.position == null ? "" : job.position === 0 ? "next in line" : `${job.position} before it`;
+    return [job.waits_for, place].filter(Boolean).join(" · ") || `waits for ${job.kind}`;
+  }
+  if (job.state === "paused") return `paused before stage ${job.stage + 1}: ${job.kind}`;
+  if (job.message) return job.message;
+  return job.state;
+}
+
+/** A short id: what is left of a job's id that still tells it from others. */
+export const short = (id: string): string => id.slice(-8);
