@@ -62,6 +62,10 @@ class Upload:
     shows: Literal["white", "depth"] | None = None
     """What it must show to be of use: white somewhere, as fitted, or two levels at least."""
 
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """The field's JSON Schema, marked for forms: `x-upload`, with what the image must show."""
+        return {**handler(core), "x-upload": self.shows or "any"}
+
 
 AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae", "safety_checker"]
 
@@ -71,6 +75,10 @@ class Named:
     """Marks a field that names an adapter of the catalog."""
 
     type: AdapterType
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """The field's JSON Schema, marked for forms: `x-adapter`, with the adapter's type."""
+        return {**handler(core), "x-adapter": self.type}
 
 
 Picture = Annotated[str, StringConstraints(min_length=1, max_length=4096)]

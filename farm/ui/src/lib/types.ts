@@ -235,6 +235,8 @@ export interface Schema {
   maxLength?: number;
   minItems?: number;
   maxItems?: number;
+  "x-upload"?: string;
+  "x-adapter"?: string;
 }
 
 export interface QueueView {

@@ -1,0 +1,62 @@
+// What can be done with jobs and runs, from any view?
+
+import { call, part, post } from "./api";
+import { jobs } from "./live.svelte";
+import { tell, tried } from "./toast.svelte";
+import type { JobView, Snapshot } from "./types";
+
+export type Act = "cancel" | "pause" | "resume" | "retry";
+const SAID: Record<Act, string> = { cancel: "cancelled", pause: "paused", resume: "resumed", retry: "queued again" };
+
+/** Steers a job; what became of it is shown at once, without waiting for the event. */
+export async function steer(id: string, act: Act): Promise<boolean> {
+  const found = await tried(post<JobView>(`jobs/${part(id)}/${act}`));
+  if (found) jobs.set(id, found);
+  return !!found;
+}
+
+/** Steers all jobs of a run. */
+export async function steerRun(run: string, act: Act): Promise<boolean> {
+  const found = await tried(post(`runs/${part(run)}/${act}`));
+  if (found) tell(`The run is ${SAID[act]}.`);
+  return !!found;
+}
+
+/** Puts a job before or behind the others of its lane: priority 0 to 100. */
+export async function prioritise(id: string, priority: number): Promise<void> {
+  const found = await tried(call<JobView>("PATCH", `jobs/${part(id)}`, { priority }));
+  if (found) {
+    jobs.set(id, found);
+    tell(priority >= 100 ? "It is next in line." : `Its priority is ${priority}.`);
+  }
+}
+
+/** Forgets ended jobs, some at a time. Gives the ids of those that are gone. */
+export async function forget(ids: string[]): Promise<string[]> {
+  const gone: string[] = [];
+  const left = [...ids];
+  const worker = async () => {
+    for (let id = left.shift(); id; id = left.shift()) {
+      try {
+        await call("DELETE", `jobs/${part(id)}`);
+        gone.push(id);
+        jobs.delete(id);
+      } catch (error) {
+        left.length = 0;
+        await tried(Promise.reject(error));
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: 4 }, worker));
+  return gone;
+}
+
+/** What of `act` makes sense for a job in this state. */
+export function allows(job: Pick<Snapshot, "state">, act: Act | "delete"): boolean {
+  const { state } = job;
+  if (act === "cancel") return ["queued", "running", "paused"].includes(state);
+  if (act === "pause") return state === "queued" || state === "running";
+  if (act === "resume") return state === "paused";
+  if (act === "retry") return ["failed", "quarantined", "cancelled", "expired"].includes(state);
+  return !["queued", "running", "paused"].includes(state);
+}

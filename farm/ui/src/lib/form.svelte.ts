@@ -1,0 +1,152 @@
+// What is asked for on the page's form, and how does it outlive a reload?
+
+import { newKey } from "./api";
+import { offer } from "./offer.svelte";
+import type { ChainSpec, JobAsk, JobView, StageSpec } from "./types";
+
+export interface Card {
+  /** Of this page alone: tells cards apart while they are sorted. */
+  id: string;
+  on: boolean;
+  spec: StageSpec;
+}
+
+export interface Axis {
+  id: string;
+  /** `seed`, `prompt`, or a stage's parameter as `1.strength`. */
+  field: string;
+  values: string;
+}
+
+export interface Given {
+  image: string;
+  width: number;
+  height: number;
+  /** What the page shows of it: its bytes as a data URL of a small picture. */
+  shown: string;
+}
+
+interface Form {
+  prompt: string;
+  negative: string;
+  preset: string;
+  cards: Card[];
+  seed: number | null;
+  count: number;
+  keep: "none" | "preview" | "image";
+  axes: Axis[];
+  given: Given | null;
+  earlier: string[];
+}
+
+const KEY = "farm.form";
+const EARLIER = 50;
+
+function fresh(): Form {
+  return {
+    prompt: "", negative: "", preset: "hires", cards: [], seed: null, count: 1, keep: "preview", axes: [], given: null,
+    earlier: [],
+  };
+}
+
+function restore(): Form {
+  try {
+    return { ...fresh(), ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
+  } catch {
+    return fresh();
+  }
+}
+
+export const form = $state<Form>(restore());
+
+/** Notes the form for the next time the page is opened. */
+export function store(): void {
+  try {
+    localStorage.setItem(KEY, JSON.stringify(form));
+  } catch {
+    // The browser keeps nothing, or has no room: the form is as it is until the page is closed.
+  }
+}
+
+export const card = (spec: StageSpec): Card => ({ id: newKey(), on: true, spec: { ...spec } });
+
+/** Takes a named chain's stages. */
+export function usePreset(name: string): void {
+  const found = offer.chains.find((one) => one.name === name);
+  if (!found) return;
+  form.preset = name;
+  form.cards = found.stages.map(card);
+}
+
+/** What the form asks for, as the API takes it. `front`: before all others. */
+export function asked(front = false): JobAsk {
+  const chain: ChainSpec = { stages: form.cards.filter((one) => one.on).map((one) => one.spec) };
+  return {
+    chain,
+    prompt: form.prompt,
+    ...(form.negative && { negative_prompt: form.negative }),
+    ...(form.seed !== null && { seed: form.seed }),
+    ...(form.keep !== "none" && { keep: form.keep }),
+    ...(form.given && takesImage() && { image: form.given.image }),
+    count: form.count,
+    sweep: form.axes.filter((axis) => axis.field && axis.values.trim()).map(axisOf),
+    ...(front && { priority: 100 }),
+  };
+}
+
+/** Whether the chain begins with an image: its first stage starts from no noise of its own. */
+export function takesImage(): boolean {
+  const first = form.cards.find((one) => one.on);
+  return !!first && (offer.kinds[first.spec.kind]?.takes.length ?? 0) > 0;
+}
+
+/** An axis as the API takes it; the values are separated by commas or, in texts, by lines; `5-9:2` is a range. */
+function axisOf(axis: Axis): Record<string, unknown[]> {
+  return { [axis.field]: valuesOf(axis) };
+}
+
+export function valuesOf(axis: Axis): unknown[] {
+  const texts = (axis.field.endsWith("prompt") ? axis.values.split("\n") : axis.values.split(","))
+    .map((text) => text.trim())
+    .filter(Boolean);
+  return texts.flatMap((text) => {
+    const range = /^(-?\d+(?:\.\d+)?)\s*-\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
+    if (range && !axis.field.endsWith("prompt")) {
+      const [from, to, step] = [Number(range[1]), Number(range[2]), Number(range[3] ?? 1)];
+      const many = step > 0 ? Math.min(Math.floor((to - from) / step + 1e-9) + 1, 1000) : 0;
+      return Array.from({ length: Math.max(many, 0) }, (_, at) => Number((from + at * step).toFixed(6)));
+    }
+    if (text === "true" || text === "false") return [text === "true"];
+    return [axis.field.endsWith("prompt") || Number.isNaN(Number(text)) ? text : Number(text)];
+  });
+}
+
+export type Recalled = "all" | "prompt" | "seed" | "size" | "remix";
+
+/** Fills the form from a job: `remix` is all but the seed. */
+export function recall(job: Pick<JobView, "chain" | "seed">, what: Recalled): void {
+  const { chain } = job;
+  if (what === "prompt" || what === "all" || what === "remix") {
+    form.prompt = chain.prompt ?? "";
+    form.negative = chain.negative_prompt ?? "";
+  }
+  if (what === "all" || what === "remix") {
+    form.preset = "";
+    form.cards = chain.stages.map(card);
+    form.axes = [];
+    form.count = 1;
+    form.keep = chain.keep ?? "none";
+  }
+  if (what === "seed" || what === "all") form.seed = job.seed;
+  if (what === "remix") form.seed = null;
+  if (what === "size") {
+    const { width, height } = chain.stages[0] ?? {};
+    const first = form.cards.find((one) => one.on);
+    if (first) first.spec = { ...first.spec, width, height };
+  }
+}
+
+/** Notes a prompt that was submitted, for Alt+Up. */
+export function remember(prompt: string): void {
+  form.earlier = [prompt, ...form.earlier.filter((one) => one !== prompt)].slice(0, EARLIER);
+}
