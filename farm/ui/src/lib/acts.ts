@@ -60,3 +60,12 @@ export function allows(job: Pick<Snapshot, "state">, act: Act | "delete"): boole
   if (act === "retry") return ["failed", "quarantined", "cancelled", "expired"].includes(state);
   return !["queued", "running", "paused"].includes(state);
 }
+
+/** Which jobs a call steers: those named, or all of the caller's in a state; `open` and `ended` are several states. */
+export type Which = { jobs: string[] } | { state: "open" | "ended" | "failed" };
+
+/** Steers many jobs in one call, and tells of how many it was true. */
+export async function bulk(act: Act | "delete", which: Which): Promise<void> {
+  const found = await tried(post<{ count: number }>("jobs/steer", { act, ...which }));
+  if (found) tell(`${found.count} ${found.count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.`);
+}

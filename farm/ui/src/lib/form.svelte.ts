@@ -109,7 +109,7 @@ export function valuesOf(axis: Axis): unknown[] {
   const texts = (axis.field.endsWith("prompt") ? axis.values.split("\n") : axis.values.split(","))
     .map((text) => text.trim())
     .filter(Boolean);
-  return texts.flatMap((text) => {
+  return texts.flatMap((text): unknown[] => {
     const range = /^(-?\d+(?:\.\d+)?)\s*-\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
     if (range && !axis.field.endsWith("prompt")) {
       const [from, to, step] = [Number(range[1]), Number(range[2]), Number(range[3] ?? 1)];
@@ -140,7 +140,7 @@ export function recall(job: Pick<JobView, "chain" | "seed">, what: Recalled): vo
   if (what === "seed" || what === "all") form.seed = job.seed;
   if (what === "remix") form.seed = null;
   if (what === "size") {
-    const { width, height } = chain.stages[0] ?? {};
+    const { width, height } = chain.stages[0] ?? ({} as StageSpec);
     const first = form.cards.find((one) => one.on);
     if (first) first.spec = { ...first.spec, width, height };
   }

@@ -257,6 +257,31 @@ export interface WorkerView {
   isolated_s: number;
   queues: string[];
   running: number;
+  device: string;
+  memory_bytes: number | null;
+  memory_total_bytes: number | null;
+  checkpoints: string[];
+  jobs: string[];
+  per_minute: number | null;
+}
+
+/** Stages that were committed in each minute, the oldest first. */
+export interface Throughput {
+  minutes: string[];
+  queues: Record<string, number[]>;
+}
+
+export interface TokenView {
+  id: string;
+  owner: string;
+  scopes: string[];
+  max_open_jobs: number | null;
+  created: string;
+  expires: string | null;
+}
+
+export interface MadeToken extends TokenView {
+  token: string;
 }
 
 export interface SessionView {
