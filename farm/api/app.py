@@ -12,14 +12,17 @@ from fastapi.routing import APIRoute
 
 from farm import __version__
 from farm.api import (
+    archive,
     artifacts,
     check,
     events,
     fork,
+    grants,
     health,
     jobs,
     login,
     machines,
+    many,
     page,
     papers,
     problems,
@@ -68,7 +71,9 @@ def make_app(
     )  # fmt: skip
     api = APIRouter(prefix=BASE)
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
-    for room in (events, artifacts, fork, papers, jobs, runs, uploads, check, machines, quarantine):
+    for room in (
+        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants
+    ):  # fmt: skip
         api.include_router(room.router)
     api.include_router(login.router)
     api.include_router(login.open_router)

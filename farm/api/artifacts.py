@@ -43,14 +43,14 @@ _WEBP: dict[int | str, dict[str, Any]] = {
 async def ls(request: Request, job: str, caller: Reader) -> list[Artifact]:
     """The final image, once there is one, and what was kept of earlier stages."""
     desk = desk_of(request)
-    return _artifacts(await desk.ask(_record, desk, caller, job), desk.farm.inbox)
+    return artifacts_of(await desk.ask(_record, desk, caller, job), desk.farm.inbox)
 
 
 @router.get("/{job}/artifacts/{index}", status_code=307, response_class=RedirectResponse)
 async def show(request: Request, job: str, index: int, caller: Reader) -> RedirectResponse:
     """Leads on to a signed URL of one picture, which needs no token and holds for a while."""
     desk = desk_of(request)
-    found = _artifact(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
+    found = artifact_of(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
     store = desk.farm.inbox
     if found.kind == "result":
         key, name = store.result_key(job, found.stage, found.sha256), f"{job}-{index}.png"
@@ -70,7 +70,7 @@ async def thumbnail(
 ) -> Response:
     """A WebP of one picture, at most `side` pixels a side; never larger than the picture."""
     desk = desk_of(request)
-    found = _artifact(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
+    found = artifact_of(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
     etag = f'"{found.sha256}-{side}"'
     if _has(request, etag):
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": FOR_EVER})
@@ -109,7 +109,7 @@ def _preview(desk: Desk, caller: Caller, job: str) -> bytes:
     return data
 
 
-def _artifacts(record: JobRecord, store: Store) -> list[Artifact]:
+def artifacts_of(record: JobRecord, store: Store) -> list[Artifact]:
     """The pictures of a job, by index."""
     found = [
         _view(record, one.stage + 1, one.stage, "intermediate", one.keep, one.sha256, one.size, one.size_bytes)
@@ -139,8 +139,8 @@ def _view(
     )  # fmt: skip
 
 
-def _artifact(record: JobRecord, store: Store, index: int) -> Artifact:
-    for found in _artifacts(record, store):
+def artifact_of(record: JobRecord, store: Store, index: int) -> Artifact:
+    for found in artifacts_of(record, store):
         if found.index == index:
             return found
     raise NotFound("the job has no such artifact")

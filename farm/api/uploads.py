@@ -1,6 +1,6 @@
 """How does an image get in over HTTP?
 
-As the body of a call, streamed and counted, never as an address. What is stored are its pixels alone: the file is
+As the body of a call, streamed and counted, or as a picture of a job, never as an address. What is stored are its pixels alone: the file is
 decoded by its content, turned, laid on white, and written anew, so nothing else of a stranger's file is kept.
 """
 
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from farm.api.artifacts import artifact_of
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
+from farm.api.jobs import record_of
 from farm.api.views import View
 from farm.errors import BadMediaType, BodyTooLarge, InvalidJob, Unavailable
 from farm.image import FORMATS, read_input, to_png
@@ -56,6 +58,16 @@ async def upload(request: Request, caller: Submitter) -> Uploaded:
         return await desk.decode(_store, desk, caller, data)
     finally:
         desk.uploading -= held
+
+
+@router.post("/jobs/{job}/artifacts/{index}/use", status_code=201)
+async def use(request: Request, job: str, index: int, caller: Submitter) -> Uploaded:
+    """Has one picture of a job be an image that other jobs may begin with, as if it had been uploaded."""
+    desk = desk_of(request)
+    record = caller.check(await desk.ask(record_of, desk, job))
+    found = artifact_of(record, desk.farm.inbox, index)
+    limit = found.size_bytes or desk.settings.max_upload_bytes
+    return await desk.decode(lambda: _store(desk, caller, desk.farm.inbox.get_blob(found.sha256, limit)))
 
 
 def _store(desk: Desk, caller: Caller, data: bytes) -> Uploaded:

@@ -69,7 +69,9 @@ def _npm(*words: str) -> None:
     )
     if told.returncode:
         sys.stderr.write(told.stdout + told.stderr)
-        raise SystemExit(f"the dashboard cannot be built: `npm {' '.join(words)}` failed; npm's registry is needed once")
+        raise SystemExit(
+            f"the dashboard cannot be built: `npm {' '.join(words)}` failed; npm's registry is needed once"
+        )
 
 
 def _environment() -> dict[str, str]:

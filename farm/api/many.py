@@ -1,0 +1,122 @@
+"""How are many jobs steered in one call?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
+
+from farm.api.asks import Ask
+from farm.api.callers import Caller
+from farm.api.desk import Desk, desk_of
+from farm.api.door import Door, Submitter
+from farm.api.jobs import record_of
+from farm.api.views import View
+from farm.client import PATIENCE_S
+from farm.errors import Conflict, NotFound
+from farm.handle import JobHandle
+from farm.records import ENDED, OPEN
+from farm.runs import STEERED, Verb
+from farm.scripts import within
+
+router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
+STEER_S = 60.0
+"""How long one call may steer, seconds. What is left then is told as `more`: the same call goes on with it."""
+PAGE = 200
+WHICH = {"open": OPEN, "ended": tuple(sorted(ENDED)), "failed": ("failed", "quarantined", "expired")}
+JobId = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class SteerAsk(Ask):
+    """What is to be done with which jobs: those named, or all in a state that a list shows the caller."""
+
+    act: Literal["cancel", "pause", "resume", "retry", "delete"]
+    jobs: list[JobId] | None = Field(None, min_length=1, max_length=1000, description="ids")
+    state: Literal["open", "ended", "failed"] | None = Field(
+        None, description="open: queued, running or paused; failed: also quarantined and expired"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> SteerAsk:
+        if (self.jobs is None) == (self.state is None):
+            raise ValueError("give either `jobs` or `state`")
+        return self
+
+
+class Steered(View):
+    """What became of them. Jobs whose state does not allow the act stay as they are, and are not counted."""
+
+    count: int = Field(description="jobs that were steered")
+    more: bool = Field(description="whether time ran out: the same call goes on with the rest")
+
+
+@router.post("/steer")
+async def steer(request: Request, ask: SteerAsk, caller: Submitter) -> Steered:
+    """Cancels, pauses, resumes, retries or deletes many jobs."""
+    desk = desk_of(request)
+    return await desk.work(_steer, desk, caller, ask)
+
+
+def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
+    act, until = _acts(desk, caller)[ask.act], time.monotonic() + STEER_S
+    count, queues, more = 0, set[str](), False
+    for job in ask.jobs if ask.jobs is not None else _in_state(desk, caller, WHICH[str(ask.state)]):
+        if more := time.monotonic() > until:
+            break
+        with within(PATIENCE_S):
+            try:
+                queues |= act(job)
+            except (Conflict, NotFound):
+                continue
+        count += 1
+    desk.farm.broker.ring(queues)
+    return Steered(count=count, more=more)
+
+
+def _acts(desk: Desk, caller: Caller) -> dict[str, Callable[[str], set[str]]]:
+    """What each act does with a job; the queues that it made ready."""
+    ledger = desk.farm.ledger
+
+    def cancel(job: str) -> set[str]:
+        ledger.cancel(job)
+        return set()
+
+    def pause(job: str) -> set[str]:
+        ledger.pause(job)
+        return set()
+
+    def delete(job: str) -> set[str]:
+        JobHandle(desk.farm, job).delete()
+        return set()
+
+    def retry(job: str) -> set[str]:
+        return ledger.retry(job, caller.max_open_jobs)
+
+    def owned(act: Callable[[str], set[str]], states: Sequence[str]) -> Callable[[str], set[str]]:
+        def checked(job: str) -> set[str]:
+            if caller.check(record_of(desk, job)).state not in states:
+                raise Conflict("its state does not allow this")
+            return act(job)
+
+        return checked
+
+    acts: dict[Verb, Callable[[str], set[str]]] = {
+        "cancel": cancel, "pause": pause, "resume": ledger.resume, "retry": retry
+    }  # fmt: skip
+    return {**{verb: owned(act, STEERED[verb]) for verb, act in acts.items()}, "delete": owned(delete, tuple(ENDED))}
+
+
+def _in_state(desk: Desk, caller: Caller, states: Sequence[str]) -> Iterator[str]:
+    """The ids of all jobs in `states` that a list shows the caller, the newest first."""
+    for state in states:
+        before = None
+        while True:
+            with within(PATIENCE_S):
+                page = desk.farm.ledger.jobs(state, None, PAGE, before, owner=caller.sees)
+            yield from (record.job for record in page)
+            if len(page) < PAGE:
+                break
+            before = page[-1].created_ms
