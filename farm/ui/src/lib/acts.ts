@@ -3,8 +3,9 @@
 import { call, part, post } from "./api";
 import { jobs } from "./live.svelte";
 import { tell, tried } from "./toast.svelte";
-import type { JobView, Snapshot } from "./types";
+import type { JobView, Snapshot, Steered } from "./types";
 
+const AT_ONCE = 1000;
 export type Act = "cancel" | "pause" | "resume" | "retry";
 const SAID: Record<Act, string> = { cancel: "cancelled", pause: "paused", resume: "resumed", retry: "queued again" };
 
@@ -31,23 +32,15 @@ export async function prioritise(id: string, priority: number): Promise<void> {
   }
 }
 
-/** Forgets ended jobs, some at a time. Gives the ids of those that are gone. */
+/** Forgets ended jobs. Gives the ids of those that are gone. */
 export async function forget(ids: string[]): Promise<string[]> {
   const gone: string[] = [];
-  const left = [...ids];
-  const worker = async () => {
-    for (let id = left.shift(); id; id = left.shift()) {
-      try {
-        await call("DELETE", `jobs/${part(id)}`);
-        gone.push(id);
-        jobs.delete(id);
-      } catch (error) {
-        left.length = 0;
-        await tried(Promise.reject(error));
-      }
-    }
-  };
-  await Promise.all(Array.from({ length: 4 }, worker));
+  for (let at = 0; at < ids.length; at += AT_ONCE) {
+    const some = ids.slice(at, at + AT_ONCE);
+    if (!(await tried(post<Steered>("jobs/steer", { act: "delete", jobs: some })))) break;
+    for (const id of some) jobs.delete(id);
+    gone.push(...some);
+  }
   return gone;
 }
 
@@ -66,6 +59,13 @@ export type Which = { jobs: string[] } | { state: "open" | "ended" | "failed" };
 
 /** Steers many jobs in one call, and tells of how many it was true. */
 export async function bulk(act: Act | "delete", which: Which): Promise<void> {
-  const found = await tried(post<{ count: number }>("jobs/steer", { act, ...which }));
-  if (found) tell(`${found.count} ${found.count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.`);
+  let count = 0;
+  for (let more = true; more; ) {
+    const found = await tried(post<Steered>("jobs/steer", { act, ...which }));
+    if (!found) return;
+    count += found.count;
+    // Of named ones those that were steered are no longer in the way: the same call goes on with the rest.
+    more = found.more;
+  }
+  tell(`${count} ${count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.`);
 }

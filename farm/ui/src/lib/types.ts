@@ -307,3 +307,8 @@ export interface Problem {
   retry_after: number | null;
   idempotency_key: string | null;
 }
+
+export interface Steered {
+  count: number;
+  more: boolean;
+}
