@@ -29,6 +29,7 @@ from farm.api import (
     quarantine,
     runs,
     uploads,
+    words,
 )
 from farm.api.desk import Desk
 from farm.api.document import describe
@@ -72,7 +73,7 @@ def make_app(
     api = APIRouter(prefix=BASE)
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
     for room in (
-        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants
+        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants, words
     ):  # fmt: skip
         api.include_router(room.router)
     api.include_router(login.router)

@@ -25,8 +25,8 @@ MAX_LOGIN_BYTES = 4 << 10
 LOGIN = "/api/v1/session"
 ALIVE = "/healthz"
 """Answered however much there is to do: who is busy must not be killed for it."""
-UPLOADS = "/api/v1/uploads"
-"""The one address that takes more: as much as an input image may have."""
+UPLOADS = ("/api/v1/uploads", "/api/v1/pictures/read")
+"""The addresses that take more: as much as an input image may have."""
 MAX_HEAD_BYTES, MAX_HEADERS = 32768, 200
 """Largest head of a request, and most headers in it. Source: browsers send up to 16 KiB of cookies."""
 BODY_S = 10.0
@@ -62,7 +62,9 @@ class Guard:
             return
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        limit = {UPLOADS: self._max_upload_bytes, LOGIN: MAX_LOGIN_BYTES}.get(scope["path"], MAX_BODY_BYTES)
+        limit = {**dict.fromkeys(UPLOADS, self._max_upload_bytes), LOGIN: MAX_LOGIN_BYTES}.get(
+            scope["path"], MAX_BODY_BYTES
+        )
         begun, brought, whole, since = False, 0, False, anyio.current_time()
 
         async def counted() -> Message:

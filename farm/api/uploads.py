@@ -7,6 +7,9 @@ stranger's file is kept.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from fastapi import APIRouter, Request
 
 from farm.api.artifacts import artifact_of
@@ -23,7 +26,7 @@ router = APIRouter(route_class=Door, tags=["uploads"])
 TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
 MAX_UPLOADING = 256 << 20
 """Bytes of all uploads that are under way; more would be memory that nobody bounds."""
-_BODY = {
+BODY = {
     "requestBody": {
         "required": True,
         "content": {name: {"schema": {"type": "string", "format": "binary"}} for name in TYPES},
@@ -40,9 +43,22 @@ class Uploaded(View):
     size_bytes: int
 
 
-@router.post("/uploads", status_code=201, openapi_extra=_BODY)
+@router.post("/uploads", status_code=201, openapi_extra=BODY)
 async def upload(request: Request, caller: Submitter) -> Uploaded:
     """Stores a PNG, JPEG or WebP, sent as the body. The same pixels give the same name."""
+    desk = desk_of(request)
+    async with body_of(request) as data:
+        return await desk.decode(_store, desk, caller, data)
+
+
+@asynccontextmanager
+async def body_of(request: Request) -> AsyncIterator[bytes]:
+    """The image that is a call's body; while it is used, its bytes count among those of all uploads.
+
+    Raises:
+        BadMediaType: it is not sent as an image.
+        Unavailable: too many are being uploaded at once.
+    """
     desk = desk_of(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in TYPES:
@@ -56,7 +72,7 @@ async def upload(request: Request, caller: Submitter) -> Uploaded:
             parts.append(part)
         data = b"".join(parts)
         parts.clear()
-        return await desk.decode(_store, desk, caller, data)
+        yield data
     finally:
         desk.uploading -= held
 

@@ -66,7 +66,7 @@ def _npm(*words: str) -> None:
     # npm's scripts look for `node` on the path.
     told = npm(words, return_completed_process=True, cwd=HERE, env=_environment(), capture_output=True, text=True)
     if told.returncode:
-        sys.stderr.write(f"{told.stdout}{told.stderr}")
+        sys.stderr.write(f"{told.stdout!s}{told.stderr!s}")
         raise SystemExit(f"the dashboard cannot be built: `npm {' '.join(words)}` failed; it needs npm's registry once")
 
 

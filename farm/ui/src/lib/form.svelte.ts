@@ -2,7 +2,7 @@
 
 import { newKey } from "./api";
 import { offer } from "./offer.svelte";
-import type { ChainSpec, JobAsk, JobView, StageSpec } from "./types";
+import type { ChainSpec, JobAsk, JobView, RecalledView, StageSpec } from "./types";
 
 export interface Card {
   /** Of this page alone: tells cards apart while they are sorted. */
@@ -144,6 +144,17 @@ export function recall(job: Pick<JobView, "chain" | "seed">, what: Recalled): vo
     const first = form.cards.find((one) => one.on);
     if (first) first.spec = { ...first.spec, width, height };
   }
+}
+
+/** Fills the form from what a picture says; stages that name a checkpoint which is not here take the default. */
+export function refill(found: RecalledView): void {
+  const known = (spec: StageSpec) => !spec.checkpoint || offer.checkpoints.some((one) => one.name === spec.checkpoint);
+  const stages = found.chain.stages.map((spec) => {
+    const { checkpoint: _, ...rest } = spec;
+    return known(spec) ? spec : (rest as StageSpec);
+  });
+  recall({ chain: { ...found.chain, stages, keep: form.keep }, seed: found.chain.seed ?? 0 }, "all");
+  if (found.chain.seed === undefined) form.seed = null;
 }
 
 /** Notes a prompt that was submitted, for Alt+Up. */

@@ -308,6 +308,18 @@ export interface Problem {
   idempotency_key: string | null;
 }
 
+export interface PromptView {
+  tokens: number | null;
+  limit: number;
+  unread: string;
+}
+
+export interface RecalledView {
+  source: string;
+  chain: ChainSpec;
+  notes: string[];
+}
+
 export interface Steered {
   count: number;
   more: boolean;

@@ -2,7 +2,7 @@
 
 import { call } from "./api";
 import type { Given } from "./form.svelte";
-import type { Uploaded } from "./types";
+import type { RecalledView, Uploaded } from "./types";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
 const SHOWN_SIDE = 320;
@@ -11,6 +11,15 @@ const SHOWN_SIDE = 320;
 export async function upload(file: Blob): Promise<Given> {
   const found = await call<Uploaded>("POST", "uploads", TYPES.includes(file.type) ? file : new Blob([file]));
   return { image: found.image, width: found.width, height: found.height, shown: await small(file) };
+}
+
+/** How a picture was made, where it says so. */
+export async function read(file: Blob): Promise<RecalledView | null> {
+  try {
+    return await call<RecalledView>("POST", "pictures/read", TYPES.includes(file.type) ? file : new Blob([file]));
+  } catch {
+    return null;
+  }
 }
 
 /** A small picture as a data URL; "" where the browser cannot read it. */
