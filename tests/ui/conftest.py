@@ -1,0 +1,109 @@
+"""A farm of real workers, its API, and a real browser that looks at its page."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from farm.ledger import FAN
+from farm.scripts import Server
+from farm.tokens import Tokens
+from tests.api.conftest import serving
+from tests.e2e.conftest import models_dir, rig
+from tests.e2e.rig import Rig
+from tests.ui.browser import find, flags
+
+__all__ = ["models_dir", "rig"]
+WAIT_MS = 60_000
+
+
+@dataclass
+class Dashboard:
+    """A served page. `rig` is the farm behind it."""
+
+    url: str
+    rig: Rig
+    tokens: Tokens
+    browser: Browser
+    contexts: list[BrowserContext] = field(default_factory=list)
+
+    def token(self, *scopes: str, owner: str = "") -> str:
+        """A token's text."""
+        return self.tokens.create(owner or f"o{secrets.token_hex(4)}", scopes or ("admin",))[1]
+
+    def open(self, path: str = "/", token: str | None = None, **options: object) -> Watched:
+        """A page of a browser that knows nothing of others, logged in."""
+        context = self.browser.new_context(viewport={"width": 1400, "height": 900}, **options)  # type: ignore[arg-type]
+        context.set_default_timeout(WAIT_MS)
+        self.contexts.append(context)
+        return Watched.of(context.new_page(), f"{self.url}{path}#token={token or self.token()}")
+
+
+@dataclass
+class Watched:
+    """A page, and what went wrong in it."""
+
+    page: Page
+    trouble: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, page: Page, address: str) -> Watched:
+        """The page at `address`."""
+        found = cls(page)
+        page.on("pageerror", lambda error: found.trouble.append(f"error: {error}"))
+        page.on("console", found._heard)
+        page.on("dialog", lambda dialog: (found.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.goto(address)
+        page.get_by_role("navigation", name="Views").wait_for()
+        return found
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        # A call that is refused is told in the page; the browser notes it, too.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            self.trouble.append(f"{message.type}: {message.text}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for the session."""
+    path = find()
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=flags())
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def dashboard(rig: Rig, browser: Browser) -> Iterator[Dashboard]:
+    """The module's dashboard, on a farm with one worker for each stage of the tiny family."""
+    rig.supervise()
+    rig.ready()
+    server = Server(rig.farm.settings, FAN)
+    with serving(rig.farm.settings, heartbeat_s=0.5) as url:
+        found = Dashboard(url, rig, Tokens(server), browser)
+        yield found
+        for context in found.contexts:
+            context.close()
+    server.close()
+
+
+@pytest.fixture
+def watched(dashboard: Dashboard) -> Iterator[Watched]:
+    """A page of an admin's; nothing may have gone wrong in it at the end."""
+    found = dashboard.open()
+    yield found
+    assert not found.trouble
+    found.page.context.close()
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Path:
+    """A folder for screenshots."""
+    return tmp_path
