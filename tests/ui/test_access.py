@@ -1,0 +1,143 @@
+"""Can everybody use the page: by keyboard, with a screen reader, in both themes, on a phone?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.e2e.rig import ROOT
+from tests.ui.conftest import Dashboard
+
+AXE = ROOT / "farm" / "ui" / "node_modules" / "axe-core" / "axe.min.js"
+"""Comes with the packages that the page is built with."""
+GRAVE = ("serious", "critical")
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def drawn(dashboard: Dashboard) -> dict[str, str]:
+    """A done job that kept its stages' pictures, a run, and a job that failed: what views have to show."""
+    farm = dashboard.rig.farm
+    run = farm.run("a pear", chain="refine", seed=3, count=2, steps=2, keep="preview")
+    for job in run:
+        job.wait(120)
+    cancelled = farm.render("a quince", chain="txt", steps=150)
+    cancelled.cancel()
+    return {"job": run[0].id, "run": run[0].record.run, "cancelled": cancelled.id}
+
+
+def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Every view by name, with its address."""
+    yield from {
+        "generate": "/", "queue": "/queue", "job": f"/jobs/{drawn['job']}", "compare": f"/jobs/{drawn['job']}?compare=1",
+        "recipe": f"/jobs/{drawn['job']}?tab=recipe", "events": f"/jobs/{drawn['cancelled']}?tab=events",
+        "gallery": "/gallery", "picture": f"/gallery?open={drawn['job']}", "sweeps": "/sweeps",
+        "grid": f"/sweeps?run={drawn['run']}", "workers": "/workers", "settings": "/settings", "nothing": "/jobs/none",
+    }.items()  # fmt: skip
+
+
+def settled(page: Page) -> None:
+    """Waits until what the view asked for is there."""
+    page.locator("main h1").first.wait_for(state="attached")
+    page.wait_for_load_state("load")
+    page.wait_for_timeout(300)
+
+
+def findings(page: Page) -> list[str]:
+    """What axe-core finds of weight; its rules are those of WCAG 2.2, A and AA."""
+    page.evaluate(AXE.read_text())
+    found: dict[str, Any] = page.evaluate(
+        "() => axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']})"
+    )
+    return [
+        f"{one['id']} ({one['impact']}): {json.dumps([node['html'][:160] for node in one['nodes'][:3]])}"
+        for one in found["violations"]
+        if one["impact"] in GRAVE
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_nothing_of_weight_is_found_on_any_view(
+    dashboard: Dashboard, drawn: dict[str, str], scheme: str, tmp_path: Path
+) -> None:
+    watched = dashboard.open("/", color_scheme=scheme)
+    page, found = watched.page, dict[str, list[str]]()
+    for name, path in views(drawn):
+        page.goto(dashboard.url + path)
+        settled(page)
+        if name == "generate":
+            page.get_by_role("button", name="Parameters of stage 1").click()
+        page.screenshot(path=tmp_path / f"{name}-{scheme}.png")
+        found[name] = findings(page)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    found["help"] = findings(page)
+    assert {name: one for name, one in found.items() if one} == {}
+    assert not watched.trouble
+
+
+def test_the_login_has_nothing_of_weight(dashboard: Dashboard) -> None:
+    page = dashboard.browser.new_page()
+    page.goto(dashboard.url)
+    page.get_by_label("Token").wait_for()
+    assert findings(page) == []
+    # When a wrong token is given, Then it is said so
+    page.get_by_label("Token").fill("farm_no")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert")).to_contain_text("not known")
+    page.close()
+
+
+def test_queue_and_gallery_fit_a_phone(dashboard: Dashboard, drawn: dict[str, str], tmp_path: Path) -> None:
+    watched = dashboard.open("/queue")
+    page = watched.page
+    page.set_viewport_size(PHONE)
+    for name in ("queue", "gallery", "jobs"):
+        page.goto(f"{dashboard.url}/{name}{'/' + drawn['job'] if name == 'jobs' else ''}")
+        settled(page)
+        page.screenshot(path=tmp_path / f"{name}-phone.png")
+        wide = page.evaluate("() => document.documentElement.scrollWidth")
+        assert wide <= PHONE["width"], name
+    page.goto(f"{dashboard.url}/queue")
+    expect(page.get_by_role("listitem").filter(has_text="a quince").first).to_be_visible()
+
+
+def test_the_keyboard_alone_is_enough(dashboard: Dashboard, drawn: dict[str, str]) -> None:
+    watched = dashboard.open("/")
+    page = watched.page
+    expect(page.get_by_label(re.compile("^Stage 4: "))).to_be_visible()
+    # Stages move
+    page.get_by_role("button", name="Parameters of stage 2").focus()
+    page.keyboard.press("Alt+ArrowUp")
+    expect(page.get_by_label(re.compile("^Stage 1: img2img"))).to_be_visible()
+    page.keyboard.press("Alt+ArrowDown")
+    # Words weigh more or less
+    field = page.get_by_label("Prompt", exact=True)
+    field.fill("a red apple")
+    field.select_text()
+    page.keyboard.press("Control+ArrowUp")
+    expect(field).to_have_value("(a red apple:1.1)")
+    page.keyboard.press("Control+ArrowDown")
+    expect(field).to_have_value("a red apple")
+    # Views and help have keys
+    page.get_by_role("link", name="Queue").focus()
+    page.keyboard.press("3")
+    expect(page).to_have_url(re.compile("/gallery$"))
+    page.keyboard.press("Shift+?")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    page.keyboard.press("Escape")
+    # A picture opens, moves on and closes
+    page.get_by_role("listitem").first.get_by_role("button").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+    first = page.url
+    page.keyboard.press("ArrowRight")
+    expect(page).not_to_have_url(first)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="Picture")).to_be_hidden()
