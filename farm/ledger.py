@@ -158,6 +158,9 @@ LOOKED = 5000
 LOG_CHARS = 8000
 """Of a failed attempt's log so much is kept, from its end: some fifty lines."""
 
+WATCHED_MS = 5000
+"""For so long after somebody looked pictures are made, milliseconds: streams look twice a second, people more slowly."""
+
 BOOKED_MS = 60_000
 """For so long room is kept for jobs that follow in further calls, milliseconds; each of these takes far less."""
 
@@ -343,14 +346,14 @@ class Ledger(Runs):
         """
         return [Beat(one) for one in self._call("beat", phase, step, steps, len(claims), *_tokens(claims))]
 
-    def show(self, pictures: Sequence[tuple[Claim, str]]) -> list[bool]:
-        """For each whether it is looked at; then it is its stage's picture until the next one, for two leases at most.
+    def show(self, pictures: Sequence[tuple[Claim, str]]) -> None:
+        """Keeps each as its stage's picture until the next one, for two leases at most.
 
-        A picture is base64 of an image of at most 20 KiB, or "" to ask only. It is taken from a claim that holds, and
-        not where all who wait do so in the lane `bulk`.
+        A picture is base64 of an image of at most 20 KiB. It is taken from a claim that holds, where it is `watch`ed,
+        and not where all who wait do so in the lane `bulk`.
         """
         args = [part for claim, picture in pictures for part in (claim.exec, claim.token, picture)]
-        return [flag == 1 for flag in self._call("show", len(pictures), *args)]
+        self._call("show", len(pictures), *args)
 
     def commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
         """For each whether its output is taken (also where this claim's was before), and the queues made ready."""
@@ -489,8 +492,13 @@ class Ledger(Runs):
             found += [read_job(row) for row in self._call("job", len(chunk), *chunk)]
         return found
 
+    def watch(self, execs: Sequence[str]) -> None:
+        """Has whoever runs these show pictures of them for `WATCHED_MS`: without that none are made."""
+        self._call("watch", WATCHED_MS, len(execs), *execs)
+
     def preview(self, exec: str) -> bytes | None:
-        """The newest picture of a running stage, as `show` was given it; None where there is none."""
+        """The newest picture of a running stage, as `show` was given it; None where there is none yet. It is watched."""
+        self.watch([exec])
         found = self._server.run("GET", f"preview:{exec}")
         return base64.b64decode(found) if found else None
 

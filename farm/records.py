@@ -103,6 +103,8 @@ class Beat(StrEnum):
     """What a worker learns from its beat."""
 
     OK = "ok"
+    WATCHED = "watched"
+    """Go on, and show pictures: somebody looks."""
     CANCELLED = "cancelled"
     """Nobody waits any more: stop and release."""
     STALE = "stale"

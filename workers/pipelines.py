@@ -332,8 +332,8 @@ def too_large(pipe: Any, batch: Batch, tiling: bool) -> str:
 
 
 @contextmanager
-def _spared(pipe: Any, frugal: bool, tiling: bool) -> Iterator[None]:
-    """Spares memory during one call: `frugal` by what leaves pixels alone, `tiling` by what changes them.
+def _spared(pipe: Any, vae: Any, frugal: bool, tiling: bool) -> Iterator[None]:
+    """Spares memory during one call that decodes with `vae`: `frugal` by what leaves pixels alone, `tiling` by what changes them.
 
     One picture at a time through the VAE; on CUDA also one model at a time on the device, the others in host memory.
     What ran out of memory runs again alone, where that is exact; several members would each be rounded as if alone.
@@ -341,9 +341,9 @@ def _spared(pipe: Any, frugal: bool, tiling: bool) -> Iterator[None]:
     device = pipe.device
     offload = frugal and device.type == "cuda" and pipe.own.files.switches.offload == "none"
     if frugal:
-        pipe.vae.enable_slicing()
+        vae.enable_slicing()
     if tiling:
-        pipe.vae.enable_tiling()
+        vae.enable_tiling()
     if offload:
         import torch
 
@@ -356,9 +356,9 @@ def _spared(pipe: Any, frugal: bool, tiling: bool) -> Iterator[None]:
         if offload:
             pipe.remove_all_hooks()
             pipe.to(device)
-        pipe.vae.disable_tiling()
+        vae.disable_tiling()
         if not pipe.own.files.switches.slicing:
-            pipe.vae.disable_slicing()
+            vae.disable_slicing()
 
 
 def stacked(given: Sequence[Any]) -> Any:
@@ -387,7 +387,7 @@ def call(
     try:
         with (
             device_errors(too_large(pipe, batch, tiling)),
-            _spared(pipe, batch.frugal, tiling),
+            _spared(pipe, pipe.vae, batch.frugal, tiling),
             _inner_model(pipe, arguments.get("clip_skip")),
         ):
             made = pipe(
@@ -427,7 +427,7 @@ def decoded(pipe: Any, vae: Any, latents: Any, *, frugal: bool, tiling: bool) ->
     # In half precision SDXL's own VAE overflows. Source: `force_upcast` of its configuration, which only SDXL heeds.
     half, config = vae.dtype, vae.config
     raised = half == torch.float16 and config.force_upcast and pipe.own.files.family.startswith("sdxl")
-    with torch.no_grad(), device_errors(), _spared(pipe, frugal, tiling):
+    with torch.no_grad(), device_errors(), _spared(pipe, vae, frugal, tiling):
         try:
             if raised:
                 vae.to(dtype=torch.float32)

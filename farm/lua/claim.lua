@@ -1,16 +1,16 @@
 -- Gives a worker the best ready work of one of its queues.
 local worker, boot, limit = arg(), arg(), tonumber(arg())
-local randoms, queues, schemas, kept = {}, {}, {}, {}
+local randoms, queues, schemas, spooled = {}, {}, {}, {}
 for i = 1, limit do randoms[i] = arg() end
 for i = 1, tonumber(arg()) do queues[i] = arg() end
 for i = 1, tonumber(arg()) do schemas[i] = arg() end
-for _ = 1, tonumber(arg()) do kept[arg()] = true end
+for _ = 1, tonumber(arg()) do spooled[arg()] = true end
 
 -- A worker claims when it runs nothing: what it still holds is a reply that was lost, or belonged to a life before;
 -- or a finished output that waits for its upload, which it keeps.
 for _, exec in ipairs(redis.call('SMEMBERS', P .. 'held:' .. worker)) do
   local token, from = get(xk(exec), 'token', 'boot')
-  if not kept[token] then
+  if not spooled[token] then
     if from == boot then release(exec) else lapse(exec) end
   end
 end

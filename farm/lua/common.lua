@@ -48,13 +48,14 @@ local function about(exec)
   return {exec = exec, worker = worker or '', token = token or '', epoch = epoch or ''}
 end
 
-local function event(job, kind, subject, code)
+-- What stands behind `code` is said in both streams beside the rest.
+local function event(job, kind, subject, code, ...)
   local state, at = get(jk(job), 'state', 'at')
   subject = subject or {exec = '', worker = '', token = '', epoch = ''}
   for _, to in ipairs({{P .. 'events', 10000}, {P .. 'events:' .. job, 500}}) do
     redis.call('XADD', to[1], 'MAXLEN', '~', to[2], '*', 'type', kind, 'job', job, 'stage', at, 'state', state,
       'worker', subject.worker, 'code', code or '', 'exec', subject.exec, 'token', subject.token,
-      'epoch', subject.epoch, 't', NOW)
+      'epoch', subject.epoch, 't', NOW, ...)
   end
 end
 
@@ -225,6 +226,11 @@ end
 local function is_held(exec, token)
   local state, holds = get(xk(exec), 'state', 'token')
   return state == 'running' and holds == token
+end
+
+-- Whether somebody looks at pictures of the running execution. Not where all who wait do so in bulk.
+local function is_watched(exec)
+  return redis.call('EXISTS', P .. 'watched:' .. exec) == 1 and redis.call('HGET', xk(exec), 'lane') ~= 'bulk'
 end
 
 -- Ends a running claim; the caller says what follows.

@@ -26,7 +26,7 @@ from farm.client import Farm
 from farm.errors import Unavailable
 from farm.estimate import estimate
 from farm.ledger import Ledger
-from farm.records import StageEntry, Submission
+from farm.records import Beat, StageEntry, Submission
 from farm.servers import environment
 from farm.settings import Settings
 from farm.stage import kinds
@@ -179,7 +179,9 @@ def test_a_worker_shows_pictures_and_a_producer_sees_them(valkey: Valkey, tmp_pa
     producer.submit([Submission("j", (StageEntry("x", "q", "{}"),), "{}", "", "h")])
     (claim,), _ = worker.claim(["q"], "w", "boot")
     # When
-    assert worker.show([(claim, base64.b64encode(b"picture").decode())]) == [True]
+    assert producer.preview("x") is None
+    assert worker.beat([claim], "step", 1, 2) == [Beat.WATCHED]
+    worker.show([(claim, base64.b64encode(b"picture").decode())])
     # Then
     assert producer.job("j").stages[0].preview > 0
     assert producer.preview("x") == b"picture"

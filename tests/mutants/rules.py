@@ -316,7 +316,7 @@ EVENTS = [
     Mutant(
         "7_one_cancel_stops_a_batch",
         "workers/lease.py",
-        "if Beat.OK not in answers:",
+        "if not {Beat.OK, Beat.WATCHED}.intersection(answers):",
         "if Beat.CANCELLED in answers:",
         (LEASE + "a_call_goes_on_while_one_of_its_jobs_lives",),
     ),
