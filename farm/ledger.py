@@ -159,7 +159,7 @@ LOG_CHARS = 8000
 """Of a failed attempt's log so much is kept, from its end: some fifty lines."""
 
 WATCHED_MS = 5000
-"""For so long after somebody looked pictures are made, milliseconds: streams look twice a second, people more slowly."""
+"""For so long after somebody looked pictures are made, milliseconds: streams look twice a second, people less often."""
 
 BOOKED_MS = 60_000
 """For so long room is kept for jobs that follow in further calls, milliseconds; each of these takes far less."""
@@ -325,16 +325,16 @@ class Ledger(Runs):
     # -------------------------------------------------------------------------------------------------- workers
 
     def claim(
-        self, queues: Iterable[str], worker: str, boot: str, limit: int = 1, keep: Sequence[str] = ()
+        self, queues: Iterable[str], worker: str, boot: str, limit: int = 1, spooled: Sequence[str] = ()
     ) -> tuple[list[Claim], set[str]]:
         """Up to `limit` executions of one queue, the best ready ones, and the queues worth another doorbell.
 
         What this worker still holds is given back first, for it claims when it runs nothing; but not what it holds
-        under the tokens of `keep`, finished outputs that wait for their upload.
+        under the tokens `spooled`, finished outputs that wait for their upload.
         """
         asked = list(dict.fromkeys(queues))
         randoms = [secrets.token_hex(8) for _ in range(limit)]
-        lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(keep), *keep]
+        lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(spooled), *spooled]
         found, left = self._call("claim", worker, boot, limit, *randoms, *lists)
         return [read_claim(row, self._settings.lease_s) for row in found], set(left)
 
@@ -496,8 +496,12 @@ class Ledger(Runs):
         """Has whoever runs these show pictures of them for `WATCHED_MS`: without that none are made."""
         self._call("watch", WATCHED_MS, len(execs), *execs)
 
+    def gone(self, jobs: Sequence[str]) -> list[str]:
+        """Those of `jobs` that are deleted, or have passed their retention."""
+        return list(self._call("gone", len(jobs), *jobs))
+
     def preview(self, exec: str) -> bytes | None:
-        """The newest picture of a running stage, as `show` was given it; None where there is none yet. It is watched."""
+        """The newest picture of a running stage, as `show` was given it; None where there is none yet. It `watch`es."""
         self.watch([exec])
         found = self._server.run("GET", f"preview:{exec}")
         return base64.b64decode(found) if found else None

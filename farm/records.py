@@ -72,7 +72,7 @@ class Claim:
     `input` is the committed output of the stage before, "" for none; for a `publish` claim it is the final output, of
     which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of
     them whose last stage it is (500 at most: those left out are published by claims of their own). `attempt` counts
-    from 1; `oom` counts the out-of-memory errors charged before it.
+    from 1; `oom` counts the out-of-memory errors before it, `crash` the crashes and lapsed leases.
     """
 
     exec: str
@@ -88,6 +88,7 @@ class Claim:
     stage: int
     lease_s: float
     oom: int = 0
+    crash: int = 0
 
 
 @dataclass(frozen=True)
@@ -281,11 +282,11 @@ class Event:
 
 def read_claim(row: list[Any], lease_s: float) -> Claim:
     """The claim in a row of `claim.lua`."""
-    exec_, token, epoch, queue, payload, given, waiters, finishing, publish, attempt, stage, oom = row
+    exec_, token, epoch, queue, payload, given, waiters, finishing, publish, attempt, stage, oom, crash = row
     return Claim(
         exec=exec_, token=token, epoch=int(epoch), queue=queue, payload=payload, input=given,
         waiters=tuple(sorted(waiters)), finishing=tuple(sorted(finishing)), publish=publish == "1", attempt=attempt,
-        stage=int(stage), lease_s=lease_s, oom=int(oom),
+        stage=int(stage), lease_s=lease_s, oom=int(oom), crash=int(crash),
     )  # fmt: skip
 
 

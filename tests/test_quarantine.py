@@ -266,7 +266,7 @@ def test_a_finished_output_survives_its_worker_s_death(ledger: Ledger) -> None:
     assert ledger.beat([claim], "spool", 0, 0) == [Beat.OK]
     # When its worker dies, and its next life keeps it
     ledger.worker_died("w1", "b1", "crashed", "")
-    assert ledger.claim(["q0"], "w1", "b2", keep=[claim.token]) == ([], set())
+    assert ledger.claim(["q0"], "w1", "b2", spooled=[claim.token]) == ([], set())
     # Then it is committed with its token, and nobody was charged
     assert ledger.commit([Commit(claim, "out", claim.finishing)])[0] == [True]
     assert (state(ledger, "a"), ledger.job("a").stages[0].crash) == ("done", 0)
@@ -281,8 +281,8 @@ def test_a_job_says_that_it_is_finished_and_waits_for_the_store(ledger: Ledger) 
 def test_what_is_not_kept_is_given_back_with_the_next_claim(ledger: Ledger) -> None:
     submit(ledger, job("a", priority=90), job("b", priority=80), job("c"))
     kept, lost = take(ledger), None
-    (lost,), _ = ledger.claim(["q0"], "w1", "b1", keep=[kept.token])
-    (again,), _ = ledger.claim(["q0"], "w1", "b1", keep=[kept.token])
+    (lost,), _ = ledger.claim(["q0"], "w1", "b1", spooled=[kept.token])
+    (again,), _ = ledger.claim(["q0"], "w1", "b1", spooled=[kept.token])
     assert again.exec == lost.exec
     assert ledger.beat([kept, lost], "spool", 0, 0) == [Beat.OK, Beat.STALE]
 

@@ -374,6 +374,6 @@ def test_a_worker_keeps_what_it_has_in_the_spool_when_it_claims(ledger: Ledger, 
     spool, claim = make("w", away=True), claim_of(ledger)
     spool.put([result_of(claim)])
     # When
-    ledger.claim(["q"], "w0", "another boot", keep=spool.tokens())
+    ledger.claim(["q"], "w0", "another boot", spooled=spool.tokens())
     # Then
     assert state_of(ledger) == "running"

@@ -16,7 +16,9 @@ from farm.settings import Settings
 from farm.stage import Stage
 from tests.conftest import Valkey
 from tests.test_ledger import job, state, submit
-from workers.worker import Work, Worker
+from workers.judge import Judge
+from workers.making import Maker, Work
+from workers.worker import Worker
 
 DEAF = """
 import threading
@@ -65,9 +67,11 @@ def test_pictures_are_shown_where_they_may_be(
     submit(worker.ledger, job("a"))
     claims, _ = worker.ledger.claim(["q0"], "w1", "boot")
     work = Work(claims[0], [{"checkpoint": {"space": space}}], Stage(kind="x"), None)
-    worker.settings = settings.model_copy(update=setting)
+    told = settings.model_copy(update=setting)
+    judge = Judge(told, worker.catalog, worker.loaded)
+    maker = Maker(told, worker.catalog, worker.ledger, worker.store, worker.loaded, judge)
     # When, Then
-    assert (worker._screen([work]) is not None) is (shows and space == "tiny")
+    assert (maker._screen([work]) is not None) is (shows and space == "tiny")
 
 
 def test_a_child_that_hears_no_doorbell_leaves(valkey: Valkey) -> None:

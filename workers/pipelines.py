@@ -333,7 +333,8 @@ def too_large(pipe: Any, batch: Batch, tiling: bool) -> str:
 
 @contextmanager
 def _spared(pipe: Any, vae: Any, frugal: bool, tiling: bool) -> Iterator[None]:
-    """Spares memory during one call that decodes with `vae`: `frugal` by what leaves pixels alone, `tiling` by what changes them.
+    """Spares memory during one call that decodes with `vae`: `frugal` by what leaves pixels alone, `tiling` by what
+    changes them.
 
     One picture at a time through the VAE; on CUDA also one model at a time on the device, the others in host memory.
     What ran out of memory runs again alone, where that is exact; several members would each be rounded as if alone.

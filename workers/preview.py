@@ -55,7 +55,9 @@ class Screen:
     def show(self, seen: Callable[[], Any], row: int = 0) -> None:
         """Shows the members from `row` on where a picture is due; only then is `seen` called, which gives `views`."""
         now = time.monotonic()
-        if self._off or not self.watched or now < self._due.get(row, now) or (self._sending is not None and self._sending.is_alive()):
+        if self._off or not self.watched or now < self._due.get(row, now):
+            return
+        if self._sending is not None and self._sending.is_alive():
             return
         self._due[row] = now + self._pause_s
         try:

@@ -98,8 +98,10 @@ for i, exec in ipairs(execs) do
       defer(job, 'run', '', '')
     end
   end
-  local epoch, payload, input, publish, stage, oom = get(key, 'epoch', 'payload', 'input', 'publish', 'stage', 'oom')
-  claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage, oom or 0}
+  local epoch, payload, input, publish, stage, oom, crash, lapses =
+    get(key, 'epoch', 'payload', 'input', 'publish', 'stage', 'oom', 'crash', 'lapses')
+  claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage, oom or 0,
+    (crash or 0) + (lapses or 0)}
 end
 
 -- A claim that took nothing asks for no ring on its own queues: what is left there is for others, and the bell would come

@@ -116,7 +116,7 @@ FENCES = [
     of(
         "claim",
         "lost_claim_is_never_given_back",
-        "if not kept[token] then",
+        "if not spooled[token] then",
         "if false then",
         LEDGER + "a_lost_reply_costs_nothing",
     ),
@@ -234,7 +234,7 @@ CHARGES = [
     of(
         "claim",
         "finished_output_is_given_back",
-        "if not kept[token] then",
+        "if not spooled[token] then",
         "if true then",
         TROUBLE + "what_is_not_kept_is_given_back_with_the_next_claim",
     ),
@@ -317,7 +317,7 @@ SUBMITS = [
     of(
         "submit",
         "key_twice_in_one_call_makes_two",
-        "    if kept[one.idem] then earlier, body = kept[one.idem].job, kept[one.idem].body end\n",
+        "    if keyed[one.idem] then earlier, body = keyed[one.idem].job, keyed[one.idem].body end\n",
         "",
         LEDGER + "one_key_twice_in_one_call_gives_one_job",
     ),

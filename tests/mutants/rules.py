@@ -190,7 +190,7 @@ ATTEMPTS = [
     ),
     Mutant(
         "4_out_of_memory_spares_nothing",
-        "workers/worker.py",
+        "workers/making.py",
         "frugal=any(work.claim.oom for work in works)",
         "frugal=False",
         (POISON + "out_of_memory_is_tried_once_more_sparing_memory",),
