@@ -28,6 +28,10 @@ else:
 T = TypeVar("T")
 TIMEOUT_S = 2.0
 """How long one wait for the server lasts. Source: design, a submit that cannot be stored is refused within 3 s."""
+FAN = 500
+"""Waiters of one execution that one script moves: some 20 ms of the server's time. The reconciler moves the others."""
+SHARED = ("shared/base", "shared/executions", "shared/jobs", "shared/workers", "shared/reading")
+"""What stands before every script: the moves that more than one of them makes, each after what it is made of."""
 _LOST = (redis.ConnectionError, redis.TimeoutError)
 """The reply is lost: the call may have been carried out."""
 _ANSWERED = (redis.exceptions.AuthenticationError, redis.BusyLoadingError)
@@ -54,7 +58,7 @@ _REFUSED: dict[str, type[FarmError]] = {
 @cache
 def _source(name: str) -> str:
     folder = files("farm") / "lua"
-    return (folder / "common.lua").read_text("utf-8") + "\n" + (folder / f"{name}.lua").read_text("utf-8")
+    return "\n".join((folder / f"{each}.lua").read_text("utf-8") for each in (*SHARED, name))
 
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
@@ -100,7 +104,7 @@ def _left_s() -> float:
 class Server:
     """One Redis or Valkey that holds a ledger, under the prefix `{namespace}:`."""
 
-    def __init__(self, settings: Settings, fan: int) -> None:
+    def __init__(self, settings: Settings, fan: int = FAN) -> None:
         self._prefix = "{" + settings.namespace + "}:"
         pool = redis.ConnectionPool.from_url(
             settings.redis_url.get_secret_value(),

@@ -17,7 +17,8 @@ from PIL import Image
 
 from farm import models
 from farm.catalog import Catalog, Space
-from farm.ledger import WATCHED_MS, Ledger
+from farm.ledger import Ledger
+from farm.readers import WATCHED_MS
 from farm.records import Beat, Claim, Commit, Lane, StageEntry, Submission
 from farm.sampler import SCHEDULERS
 from farm.settings import Settings
