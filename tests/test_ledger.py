@@ -1214,6 +1214,11 @@ def test_a_lapsed_lease_is_ready_again_without_a_crash(ledger: Ledger, raw: redi
     stage = ledger.job("a").stages[0]
     assert (stage.lapses, stage.crash) == (1, 0)
     assert types(ledger, "a") == ["submitted", "claimed", "lapsed"]
+    # And whoever tries it next knows how often it broke off
+    claim = take(ledger)
+    assert claim.crash == 1
+    ledger.fail([claim], Failure.CRASH, "crashed", "")
+    assert take(ledger, "w2").crash == 2
 
 
 def test_the_tenth_lapse_quarantines(ledger: Ledger, raw: redis.Redis) -> None:

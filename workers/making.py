@@ -30,7 +30,7 @@ from farm.records import Claim
 from farm.settings import Settings
 from farm.stage import STORED, Batch, Medium, Size, Stage, kinds
 from farm.store import Store
-from workers import codec, pipelines, preview
+from workers import calling, codec, preview
 from workers.judge import Judge
 from workers.lease import Lease, StageStop
 from workers.loaded import Loaded
@@ -133,7 +133,7 @@ class Maker:
 
     def _generator(self, work: Work) -> Any:
         seed = work.recipe["seed"]
-        return pipelines.generator(seed) if work.stage.needs_torch else seed
+        return calling.generator(seed) if work.stage.needs_torch else seed
 
     def _fetch(self, work: Work) -> Any:
         """The input of a stage: latents [channels, height, width], an RGB image, or None for noise.
@@ -246,7 +246,7 @@ class Maker:
             return ""
         pipe = self._loaded.pipes[work.claim.queue]
         texts = (work.stage.prompt or "", work.stage.negative_prompt or "")
-        return " … ".join(filter(None, (pipelines.unread(pipe, text) for text in texts)))
+        return " … ".join(filter(None, (calling.unread(pipe, text) for text in texts)))
 
     def _made(self, row: int, bucket: int) -> dict[str, Any]:
         """What made an output: library versions, device type, and the place in its batch."""
