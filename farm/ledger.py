@@ -12,7 +12,7 @@ Execution (`x:<exec>`)::
     failed       a job attaches      ready        oom cleared                         waiters, ready
     ready        claim               running      attempt      claimed                -ready, leases, held, tokens
     running      beat                running                                          leases; progress
-    running      show                running                                          preview; progress
+    running      show, if watched    running                                          preview; progress
     running      commit              committed                 committed              -leases, -held, -waiters: on;
                                                                                       times:<queue>
     running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
@@ -88,7 +88,10 @@ A call that its state does not list is refused (`conflict`), and a claim's call 
 Where more than `FAN` jobs wait on one execution, the script that moves the first notes what follows for the others
 (`moving`); `reap` does it, or the next call that names the job.
 
-The scripts are in `lua/`, each with all of `lua/shared/` before it. All keys begin with `{namespace}:`.
+Whoever looks at a running stage sets `watched:<exec>` for a while (`watch`). Beats tell its holder, and only then does it
+make pictures (`preview:<exec>`).
+
+The scripts are in `lua/`, each with all of `lua/shared/` before it. `farm.scripts` says what else has the same prefix.
 """
 
 from __future__ import annotations

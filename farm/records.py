@@ -14,12 +14,15 @@ Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
 """In the order in which they are served."""
 STATES = ("queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired")
+"""In which a job may be, in the order in which people are told."""
 SCHEMA = 1
 """Version of the records that a submit of this build writes: what a payload and an output mean to a worker."""
 KNOWN_SCHEMAS = (1,)
 """Versions that a worker of this build can run. Newer ones are left to newer workers, so that both share a farm."""
 ENDED = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
+"""States that only a retry leaves."""
 OPEN = tuple(state for state in STATES if state not in ENDED)
+"""States of jobs that count against limits."""
 
 
 @dataclass(frozen=True)

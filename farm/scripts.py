@@ -1,4 +1,16 @@
-"""How is a script run on the ledger's server, and what do the server's failures mean to the caller?"""
+"""How is a script run on the ledger's server, and what do the server's failures mean to the caller?
+
+All keys of a farm begin with `{namespace}:`. Most are the ledger's (`farm.ledger` says which); beside them lie::
+
+    callers                     the tokens, by id: hashes of their secrets, owners, scopes         farm.tokens
+    session:<hash>              who has logged in                                                  farm.api.sessions
+    request:<owner>:<hash>      idempotency keys of requests; upload:<owner>:<hash>: whose image   farm.api.kept
+    rate:<caller>               how much of its share a caller has spent                           farm.api.limits
+    webhooks, webhooks:health   endpoints, by id, and how they answer                              farm.webhooks
+    webhook:<id>:due, :waiting  deliveries: when each is due, and what it says                     farm.api.outbox
+    webhooks:leader, :position  who delivers, how far the events were read; :runs: runs that
+                                may have ended                                                     farm.api.outbox
+"""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from farm.errors import Failure, StageFailed
 from farm.stage import Size
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+"""Loading arguments of a pipeline without its own safety checker."""
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "StableDiffusionDepth2ImgPipeline": {"feature_extractor": None},
     "StableDiffusionLatentUpscalePipeline": {},
@@ -36,8 +37,8 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 }
 """Loading arguments by pipeline, all others have `UNCHECKED`: the farm checks and marks pictures itself."""
 
-
 PLAIN = Switches()
+"""Of a checkpoint that runs as it is."""
 
 
 @dataclass(frozen=True)
