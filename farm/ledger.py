@@ -88,8 +88,8 @@ A call that its state does not list is refused (`conflict`), and a claim's call 
 Where more than `FAN` jobs wait on one execution, the script that moves the first notes what follows for the others
 (`moving`); `reap` does it, or the next call that names the job.
 
-Whoever looks at a running stage sets `watched:<exec>` for a while (`watch`). Beats tell its holder, and only then does it
-make pictures (`preview:<exec>`).
+Whoever looks at a running stage sets `watched:<exec>` for a while (`watch`). Beats tell its holder, who only then makes
+pictures (`preview:<exec>`).
 
 The scripts are in `lua/`, each with all of `lua/shared/` before it. `farm.scripts` says what else has the same prefix.
 """
