@@ -4,9 +4,9 @@ At a step the latents as they are, and the model's estimate of the finished ones
 that the catalog has for their space (`Space.preview`), and laid over each other half and half: the latents alone are
 noise for most of the steps, the estimate alone is a picture from the first on, in glaring colours. The device has a
 few small operations and one small copy of that; waiting for the copy, scaling, WebP and the ledger are for a thread
-beside the stage. Nothing of this is done where nobody looks (`Ledger.watch`), which the stage's beats tell. What goes
-wrong here ends the pictures of this call, never the call. No random number is drawn and no tensor of the stage is
-written, so pixels stay as they are.
+beside the stage. One is some 10 KB in the ledger's append-only file, so none is made where nobody looks
+(`Ledger.watch`), which the stage's beats tell. What goes wrong here ends the pictures of this call, never the call. No
+random number is drawn and no tensor of the stage is written, so pixels stay as they are.
 
 `python -m workers.preview CHECKPOINT` fits a matrix for a space that has none, on the checkpoint's own VAE.
 """
