@@ -410,6 +410,8 @@ class Farm(Overview):
         Raises NotFound.
         """
         matching = [one for one in self.ledger.quarantine() if len(name) >= 4 and one.startswith(name)]
+        if not matching and self.ledger.quarantined_jobs(name):
+            return name  # in full, where a retry was broken off: the first job that is retried lifts the quarantine
         if not matching:
             try:
                 record = self.job(name).record

@@ -178,7 +178,8 @@ class JobHandle:
 
     @property
     def preview(self) -> Image | None:
-        """The running stage's picture as it is now, small and rough; None where there is none."""
+        """The running stage's picture as it is now, small and rough; None where there is none: pictures are made once
+        somebody asks for them, the first within a second or a step."""
         from PIL import Image
 
         data = preview_of(self.farm.ledger, self.record)
@@ -255,9 +256,9 @@ class JobHandle:
 
 
 def preview_of(ledger: Ledger, record: JobRecord) -> bytes | None:
-    """The WebP of the stage that the job is at, as it is being made; None where there is none."""
+    """The WebP of the stage that the job is at, as it is being made; None where there is none, or none yet."""
     stage = record.stages[record.at] if record.at < len(record.stages) else None
-    return ledger.preview(stage.exec) if stage is not None and stage.preview else None
+    return ledger.preview(stage.exec) if stage is not None and stage.state == "running" else None
 
 
 def intermediates_of(record: JobRecord, store: Store) -> list[Intermediate]:

@@ -127,6 +127,7 @@ class Hub:
                     self._running.pop(job, None)  # it has passed its retention
                 for record in found:
                     self._offer(record, places[record.job], self._feeds)
+                await self.readings.watch([record for record in found if record.job in self._running])
 
     def _offer(self, record: JobRecord, place: str, feeds: Iterable[Feed]) -> None:
         """Offers the record to those of `feeds` that want it; without a place only where it has changed."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from farm.image import to_png
 from farm.job import canonical
-from farm.records import Commit
+from farm.records import Beat, Commit
 from farm.store import Store
 from tests.api.conftest import Json, Site, made, picture, problem, txt
 from tests.api.listener import Listener
@@ -48,6 +48,8 @@ def test_a_running_stage_is_seen(site: Site, hand: Hand, ada: httpx2.Client) -> 
     job = url.rpartition("/")[2]
     with Listener(ada, f"{url}/events") as ear:
         claim = hand.claim("text2img.tiny")
+        # Then whoever runs it learns that somebody looks
+        until(lambda: site.farm.ledger.beat([claim], "step", 1, 9) == [Beat.WATCHED], 30, "the listener to be known")
         told = []
         for colour in ("red", "blue"):
             # When the stage shows a picture, though it makes no step

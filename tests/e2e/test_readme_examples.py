@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from farm.client import Farm
-from farm.ledger import FAN
 from farm.scripts import Server
 from farm.tokens import Tokens
 from tests.api.conftest import picture, serving
@@ -44,7 +43,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(rig: Rig) -> Iterator[Served]:
     """The farm of the module with four workers of the tiny family, a done job and one in quarantine."""
-    server = Server(rig.farm.settings, FAN)
+    server = Server(rig.farm.settings)
     token = Tokens(server).create("ada", ("read", "submit", "admin"))[1]
     poison = rig.farm.render("a poison pear", chain="txt")
     hand = Hand(rig.farm.settings, rig.farm.store)
