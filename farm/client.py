@@ -20,9 +20,10 @@ from farm.estimate import Estimate, estimate
 from farm.fork import StagesSource, forked_chain, kept_executions, read_stages
 from farm.handle import JobHandle
 from farm.image import fit, natural_size, png_size, read_input, to_png
-from farm.job import Forecast, InputImage, Job, Lane, input_multiple, is_number, make_job, make_jobs, new_id, plan
+from farm.job import Forecast, InputImage, Job, Lane, is_number, make_job, make_jobs, new_id
 from farm.ledger import CHUNK
 from farm.overview import Overview
+from farm.plan import input_multiple, plan
 from farm.protocol import ImageSource
 from farm.records import JobRecord, StageEntry, Submission, Submitted
 from farm.scripts import within

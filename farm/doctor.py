@@ -23,8 +23,8 @@ import redis
 from farm import models
 from farm.catalog import Catalog
 from farm.errors import FarmError, Unavailable
-from farm.job import queue_name
 from farm.ledger import Ledger
+from farm.plan import queue_name
 from farm.settings import Settings
 from farm.store import Store
 

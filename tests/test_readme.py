@@ -14,7 +14,7 @@ from farm.api.lane import Patience
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.errors import CODES
-from farm.job import plan
+from farm.plan import plan
 from farm.sampler import SAMPLERS
 from farm.settings import PhaseLimits, Settings
 from farm.webhooks import TOPICS

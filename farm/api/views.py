@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.errors import CODES
 from farm.estimate import Estimate, eta_s
-from farm.job import Job, PlannedStage
+from farm.job import Job
+from farm.plan import PlannedStage
 from farm.records import ENDED, JobRecord, RunRecord, StageRecord
 
 BASE = "/api/v1"

@@ -133,7 +133,7 @@ def _slots(catalog: Catalog, given: Sequence[str]) -> list[str]:
     Raises:
         InvalidJob: (`unknown_kind`, `unknown_checkpoint`, `wrong_checkpoint`) says what there is.
     """
-    from farm.job import queue_name
+    from farm.plan import queue_name
     from farm.stage import kinds
 
     slots = []
