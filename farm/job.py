@@ -1,7 +1,7 @@
 """What is asked for, and which recipe makes it?
 
-`make_job` adds to a chain's `plan` what only a submit knows (seed, input image, recorded hashes) and yields the recipes.
-All rules of a job are checked here and there, once, without a GPU; what is refused here has left no trace.
+`make_job` adds to a chain's `plan` what only a submit knows (seed, input image, recorded hashes) and yields the
+recipes. All rules of a job are checked by the two, once, without a GPU; what is refused here has left no trace.
 """
 
 from __future__ import annotations
@@ -121,6 +121,12 @@ def stage_seed(seed: int, position: int) -> int:
     if position == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed}:{position}".encode()).digest()[:8]) >> 11
+
+
+def images_of(job: Job) -> set[str]:
+    """Hashes of the stored images that a job names."""
+    named = {value.removeprefix(STORED) for stage in job.chain.stages for value, _ in stage.uploads().values()}
+    return named | ({job.image.sha256} if job.image else set())
 
 
 def is_number(value: object, *types: type) -> bool:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -174,6 +175,15 @@ class JobRecord:
     owner: str = ""
     position: int | None = None
     waits_for: str = ""
+
+    @property
+    def progress(self) -> float:
+        """How far it is, from 0 to 1: whole stages, and the steps of the running one. Each stage counts the same."""
+        if self.state == "done":
+            return 1.0
+        stage = self.stages[self.at] if self.at < len(self.stages) else None
+        share = stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0.0
+        return round((self.at + min(share, 1.0)) / self.n, 4)
 
 
 @dataclass(frozen=True)
@@ -409,3 +419,8 @@ def place_of(id_: str) -> tuple[int, int]:
     """What tells which of two events' ids is the later one; "" is before all."""
     first, _, second = id_.partition("-")
     return int(first or 0), int(second or 0)
+
+
+def instant(ms: float) -> str | None:
+    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet"."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None

@@ -40,6 +40,8 @@ def job_ask(
     """The body of a submit; `given` are the chain's own fields and stage parameters, `more` its other fields."""
     own = {name: value for name, value in given.items() if name in OWN}
     written, parameters = yield from chain_ask(chain, {name: value for name, value in given.items() if name not in OWN})
+    if more.get("sweep"):
+        more["sweep"] = yield from _stored(more["sweep"], Path())
     ask: dict[str, Any] = {"chain": written, "prompt": prompt, "parameters": parameters, **own, **more}
     if image is not None:
         ask["image"] = yield from upload(image)
