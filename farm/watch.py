@@ -36,6 +36,8 @@ def changes_of(ledger: Ledger, run: str | None) -> Iterator[Snapshot]:
         running = [job for job, one in told.items() if one.state == "running"]
         looked = list({**dict.fromkeys(stirred), **dict.fromkeys(running)})
         for record in patient(lambda: ledger.read(looked)):  # noqa: B023 — called at once
+            if run not in (None, record.run):
+                continue
             if told.get(record.job) != (found := Snapshot.of(record)):
                 told[record.job] = found
                 yield found
@@ -43,7 +45,7 @@ def changes_of(ledger: Ledger, run: str | None) -> Iterator[Snapshot]:
                 del told[record.job]
         block_ms = round(ROUND_S * 1000) if "running" in {one.state for one in told.values()} else QUIET_MS
         events = patient(lambda: ledger.events(None, after, block_ms))  # noqa: B023
-        stirred = [event.job for event in events if run in (None, event.run)]
+        stirred = [event.job for event in events]
         if events and after != "0-0" and not patient(lambda: ledger.keeps(after)):  # noqa: B023
             stirred = patient(lambda: _begin(ledger, run))  # the stream has dropped some of them
         after = events[-1].id if events else after

@@ -103,7 +103,7 @@ class AsyncFarm:
             prompt, chain=chain, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
             deadline_s=deadline_s, **given,
         )  # fmt: skip
-        (made,) = await self._play(asked)
+        (made,) = await self.play(asked)
         return AsyncJob(self, made)
 
     async def run(
@@ -125,7 +125,7 @@ class AsyncFarm:
             prompt, chain=chain, image=image, count=count, sweep=sweep, idempotency_key=idempotency_key, lane=lane,
             priority=priority, deadline_s=deadline_s, **given,
         )  # fmt: skip
-        return Jobs(AsyncJob(self, made) for made in await self._play(asked))
+        return Jobs(AsyncJob(self, made) for made in await self.play(asked))
 
     async def dry_run(
         self,
@@ -145,21 +145,21 @@ class AsyncFarm:
             prompt, chain=chain, image=image, count=count, sweep=sweep, lane=lane, priority=priority,
             deadline_s=deadline_s, **given,
         )  # fmt: skip
-        return await self._play(asked)
+        return await self.play(asked)
 
     async def edges(
         self, chain: ChainSource, size: Size | None = None, *, images: bool = False
     ) -> tuple[list[dict[str, Any]], Size | None]:
         """The typed stages of a chain, and the size of its input image, if it takes one; as in `Farm.edges`."""
-        return await self._play(words.edges(chain, size, images=images))
+        return await self.play(words.edges(chain, size, images=images))
 
     async def upload(self, source: ImageSource) -> str:
         """The name of an image file, given as its path or its bytes, by which chains of this owner may name it."""
-        return await self._play(upload(source))
+        return await self.play(upload(source))
 
     async def rerun(self, picture: ImageSource, image: ImageSource | None = None) -> tuple[AsyncJob, bool]:
         """Makes a result picture again from its recipe; whether all that decides its pixels is the same there."""
-        job, same = await self._play(words.rerun(picture, image, self.settings))
+        job, same = await self.play(words.rerun(picture, image, self.settings))
         return AsyncJob(self, job), same
 
     async def fork(
@@ -179,101 +179,101 @@ class AsyncFarm:
             job, from_stage, stages=stages, idempotency_key=idempotency_key, lane=lane, priority=priority,
             deadline_s=deadline_s, **parameters,
         )  # fmt: skip
-        return AsyncJob(self, await self._play(asked))
+        return AsyncJob(self, await self.play(asked))
 
     # ------------------------------------------------------------------------------------------------ look
 
     async def job(self, job_id: str) -> AsyncJob:
         """The job `job_id`, or the one job whose id ends so. Raises NotFound."""
-        return AsyncJob(self, await self._play(words.find(job_id)))
+        return AsyncJob(self, await self.play(words.find(job_id)))
 
     async def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Jobs[JobRecord]:
         """The newest jobs first, without their stages."""
-        return Jobs(await self._play(words.jobs(state, run, limit)))
+        return Jobs(await self.play(words.jobs(state, run, limit)))
 
     async def runs(self, limit: int = 50) -> list[RunRecord]:
         """The newest runs first."""
-        return await self._play(words.runs(limit))
+        return await self.play(words.runs(limit))
 
     async def run_record(self, run: str) -> RunRecord:
         """A run: how many of its jobs are in each state. Raises NotFound."""
-        return await self._play(words.run_record(run))
+        return await self.play(words.run_record(run))
 
     async def cancel_run(self, run: str) -> RunRecord:
         """Ends all unended jobs of a run; how it is then. Raises NotFound."""
-        return await self._play(words.steer_run(run, "cancel"))
+        return await self.play(words.steer_run(run, "cancel"))
 
     async def pause_run(self, run: str) -> RunRecord:
         """Holds all unended jobs of a run after the stages that run now. Raises NotFound."""
-        return await self._play(words.steer_run(run, "pause"))
+        return await self.play(words.steer_run(run, "pause"))
 
     async def resume_run(self, run: str) -> RunRecord:
         """Lets the paused jobs of a run go on. Raises NotFound."""
-        return await self._play(words.steer_run(run, "resume"))
+        return await self.play(words.steer_run(run, "resume"))
 
     async def retry_run(self, run: str) -> RunRecord:
         """Queues the failed, quarantined, cancelled and expired jobs of a run again. Raises NotFound."""
-        return await self._play(words.steer_run(run, "retry"))
+        return await self.play(words.steer_run(run, "retry"))
 
     def events(self, run: str | None = None) -> AsyncIterator[Snapshot]:
         """Where the jobs of a run, or all that this token may see, are, whenever that changes; without end."""
-        return self._follow(Stream.of_run(run) if run else Stream.of_farm())
+        return self.follow(Stream.of_run(run) if run else Stream.of_farm())
 
     async def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""
-        return [queue_of(one) for one in await self._play(get("queues"))]
+        return [queue_of(one) for one in await self.play(get("queues"))]
 
     async def workers(self) -> list[WorkerRecord]:
         """The live workers; who they are is told to an admin."""
-        return [worker_of(one) for one in await self._play(get("workers"))]
+        return [worker_of(one) for one in await self.play(get("workers"))]
 
     async def stats(self) -> dict[str, int]:
         """What the ledger has counted since it began."""
-        return dict(await self._play(get("stats")))
+        return dict(await self.play(get("stats")))
 
     async def drain(self, worker: str) -> None:
         """Gives a worker nothing more; what it runs it finishes. An admin's call. Raises NotFound."""
-        await self._play(asked(Call("POST", f"workers/{part(worker)}/drain", again=True)))
+        await self.play(asked(Call("POST", f"workers/{part(worker)}/drain", again=True)))
 
     async def resume(self, worker: str) -> None:
         """Gives a drained worker work again. An admin's call. Raises NotFound."""
-        await self._play(asked(Call("POST", f"workers/{part(worker)}/resume", again=True)))
+        await self.play(asked(Call("POST", f"workers/{part(worker)}/resume", again=True)))
 
     async def quarantined(self, limit: int = 100) -> list[Quarantined]:
         """What is in quarantine, the newest first. This and what follows are an admin's calls."""
-        return await self._play(words.quarantined(limit))
+        return await self.play(words.quarantined(limit))
 
     async def quarantine_of(self, name: str) -> str:
         """The quarantined recipe that begins with `name`, or that ended the job `name`. Raises NotFound."""
-        return str((await self._play(get(f"quarantine/{part(name)}")))["execution"])
+        return str((await self.play(get(f"quarantine/{part(name)}")))["execution"])
 
     async def failures(self, exec: str) -> tuple[Quarantined, list[Attempt], list[str]]:
         """A quarantined recipe, its last failed attempts, and the jobs that it ended. Raises NotFound."""
-        return await self._play(words.failures(exec))
+        return await self.play(words.failures(exec))
 
     async def retry_quarantined(self, exec: str) -> list[str]:
         """Queues all jobs that the quarantine of `exec` ended again, and says which. Raises NotFound."""
-        return list((await self._play(asked(Call("POST", f"quarantine/{part(exec)}/retry", timeout_s=LONG_S))))["jobs"])
+        return list((await self.play(asked(Call("POST", f"quarantine/{part(exec)}/retry", timeout_s=LONG_S))))["jobs"])
 
     async def drop_quarantined(self, exec: str) -> None:
         """Lifts a quarantine and forgets its cause; its jobs stay ended. Raises NotFound."""
-        await self._play(asked(Call("DELETE", f"quarantine/{part(exec)}")))
+        await self.play(asked(Call("DELETE", f"quarantine/{part(exec)}")))
 
     async def presets(self) -> list[dict[str, Any]]:
         """The chains that have a name: name, description and stages."""
-        return list(await self._play(get("chains")))
+        return list(await self.play(get("chains")))
 
     async def kinds(self) -> list[dict[str, Any]]:
         """The stage kinds that are installed there."""
-        return await self._play(words.kinds_there())
+        return await self.play(words.kinds_there())
 
     async def weights(self) -> list[dict[str, Any]]:
         """The catalog's checkpoints and adapters, and whether they are pulled."""
-        return await self._play(words.weights())
+        return await self.play(words.weights())
 
     # ------------------------------------------------------------------------------------------------ the wire
 
-    async def _play(self, steps: Steps[T]) -> T:
+    async def play(self, steps: Steps[T]) -> T:
         """What a word gives, its calls sent and its pauses awaited."""
         told: Answer | Unavailable | None = None
         while True:
@@ -295,7 +295,7 @@ class AsyncFarm:
             with reaching(call):
                 return answer_of(await self._http.send(self._http.build_request(**call.request(self.url, self._token))))
 
-    async def _follow(self, stream: Stream) -> AsyncIterator[Snapshot]:
+    async def follow(self, stream: Stream) -> AsyncIterator[Snapshot]:
         """The snapshots of a stream; a connection that breaks is made again."""
         while not stream.over:
             try:

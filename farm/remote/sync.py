@@ -95,7 +95,7 @@ class RemoteFarm:
             prompt, chain=chain, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
             deadline_s=deadline_s, **given,
         )  # fmt: skip
-        (made,) = self._play(asked)
+        (made,) = self.play(asked)
         return RemoteJob(self, made)
 
     def run(
@@ -117,7 +117,7 @@ class RemoteFarm:
             prompt, chain=chain, image=image, count=count, sweep=sweep, idempotency_key=idempotency_key, lane=lane,
             priority=priority, deadline_s=deadline_s, **given,
         )  # fmt: skip
-        return Jobs(RemoteJob(self, made) for made in self._play(asked))
+        return Jobs(RemoteJob(self, made) for made in self.play(asked))
 
     def dry_run(
         self,
@@ -137,21 +137,21 @@ class RemoteFarm:
             prompt, chain=chain, image=image, count=count, sweep=sweep, lane=lane, priority=priority,
             deadline_s=deadline_s, **given,
         )  # fmt: skip
-        return self._play(asked)
+        return self.play(asked)
 
     def edges(
         self, chain: ChainSource, size: Size | None = None, *, images: bool = False
     ) -> tuple[list[dict[str, Any]], Size | None]:
         """The typed stages of a chain, and the size of its input image, if it takes one; as in `Farm.edges`."""
-        return self._play(words.edges(chain, size, images=images))
+        return self.play(words.edges(chain, size, images=images))
 
     def upload(self, source: ImageSource) -> str:
         """The name of an image file, given as its path or its bytes, by which chains of this owner may name it."""
-        return self._play(upload(source))
+        return self.play(upload(source))
 
     def rerun(self, picture: ImageSource, image: ImageSource | None = None) -> tuple[RemoteJob, bool]:
         """Makes a result picture again from its recipe; whether all that decides its pixels is the same there."""
-        job, same = self._play(words.rerun(picture, image, self.settings))
+        job, same = self.play(words.rerun(picture, image, self.settings))
         return RemoteJob(self, job), same
 
     def fork(
@@ -171,101 +171,101 @@ class RemoteFarm:
             job, from_stage, stages=stages, idempotency_key=idempotency_key, lane=lane, priority=priority,
             deadline_s=deadline_s, **parameters,
         )  # fmt: skip
-        return RemoteJob(self, self._play(asked))
+        return RemoteJob(self, self.play(asked))
 
     # ------------------------------------------------------------------------------------------------ look
 
     def job(self, job_id: str) -> RemoteJob:
         """The job `job_id`, or the one job whose id ends so. Raises NotFound."""
-        return RemoteJob(self, self._play(words.find(job_id)))
+        return RemoteJob(self, self.play(words.find(job_id)))
 
     def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Jobs[JobRecord]:
         """The newest jobs first, without their stages."""
-        return Jobs(self._play(words.jobs(state, run, limit)))
+        return Jobs(self.play(words.jobs(state, run, limit)))
 
     def runs(self, limit: int = 50) -> list[RunRecord]:
         """The newest runs first."""
-        return self._play(words.runs(limit))
+        return self.play(words.runs(limit))
 
     def run_record(self, run: str) -> RunRecord:
         """A run: how many of its jobs are in each state. Raises NotFound."""
-        return self._play(words.run_record(run))
+        return self.play(words.run_record(run))
 
     def cancel_run(self, run: str) -> RunRecord:
         """Ends all unended jobs of a run; how it is then. Raises NotFound."""
-        return self._play(words.steer_run(run, "cancel"))
+        return self.play(words.steer_run(run, "cancel"))
 
     def pause_run(self, run: str) -> RunRecord:
         """Holds all unended jobs of a run after the stages that run now. Raises NotFound."""
-        return self._play(words.steer_run(run, "pause"))
+        return self.play(words.steer_run(run, "pause"))
 
     def resume_run(self, run: str) -> RunRecord:
         """Lets the paused jobs of a run go on. Raises NotFound."""
-        return self._play(words.steer_run(run, "resume"))
+        return self.play(words.steer_run(run, "resume"))
 
     def retry_run(self, run: str) -> RunRecord:
         """Queues the failed, quarantined, cancelled and expired jobs of a run again. Raises NotFound."""
-        return self._play(words.steer_run(run, "retry"))
+        return self.play(words.steer_run(run, "retry"))
 
     def events(self, run: str | None = None) -> Iterator[Snapshot]:
         """Where the jobs of a run, or all that this token may see, are, whenever that changes; without end."""
-        return self._follow(Stream.of_run(run) if run else Stream.of_farm())
+        return self.follow(Stream.of_run(run) if run else Stream.of_farm())
 
     def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""
-        return [queue_of(one) for one in self._play(get("queues"))]
+        return [queue_of(one) for one in self.play(get("queues"))]
 
     def workers(self) -> list[WorkerRecord]:
         """The live workers; who they are is told to an admin."""
-        return [worker_of(one) for one in self._play(get("workers"))]
+        return [worker_of(one) for one in self.play(get("workers"))]
 
     def stats(self) -> dict[str, int]:
         """What the ledger has counted since it began."""
-        return dict(self._play(get("stats")))
+        return dict(self.play(get("stats")))
 
     def drain(self, worker: str) -> None:
         """Gives a worker nothing more; what it runs it finishes. An admin's call. Raises NotFound."""
-        self._play(asked(Call("POST", f"workers/{part(worker)}/drain", again=True)))
+        self.play(asked(Call("POST", f"workers/{part(worker)}/drain", again=True)))
 
     def resume(self, worker: str) -> None:
         """Gives a drained worker work again. An admin's call. Raises NotFound."""
-        self._play(asked(Call("POST", f"workers/{part(worker)}/resume", again=True)))
+        self.play(asked(Call("POST", f"workers/{part(worker)}/resume", again=True)))
 
     def quarantined(self, limit: int = 100) -> list[Quarantined]:
         """What is in quarantine, the newest first. This and what follows are an admin's calls."""
-        return self._play(words.quarantined(limit))
+        return self.play(words.quarantined(limit))
 
     def quarantine_of(self, name: str) -> str:
         """The quarantined recipe that begins with `name`, or that ended the job `name`. Raises NotFound."""
-        return str(self._play(get(f"quarantine/{part(name)}"))["execution"])
+        return str(self.play(get(f"quarantine/{part(name)}"))["execution"])
 
     def failures(self, exec: str) -> tuple[Quarantined, list[Attempt], list[str]]:
         """A quarantined recipe, its last failed attempts, and the jobs that it ended. Raises NotFound."""
-        return self._play(words.failures(exec))
+        return self.play(words.failures(exec))
 
     def retry_quarantined(self, exec: str) -> list[str]:
         """Queues all jobs that the quarantine of `exec` ended again, and says which. Raises NotFound."""
-        return list(self._play(asked(Call("POST", f"quarantine/{part(exec)}/retry", timeout_s=LONG_S)))["jobs"])
+        return list(self.play(asked(Call("POST", f"quarantine/{part(exec)}/retry", timeout_s=LONG_S)))["jobs"])
 
     def drop_quarantined(self, exec: str) -> None:
         """Lifts a quarantine and forgets its cause; its jobs stay ended. Raises NotFound."""
-        self._play(asked(Call("DELETE", f"quarantine/{part(exec)}")))
+        self.play(asked(Call("DELETE", f"quarantine/{part(exec)}")))
 
     def presets(self) -> list[dict[str, Any]]:
         """The chains that have a name: name, description and stages."""
-        return list(self._play(get("chains")))
+        return list(self.play(get("chains")))
 
     def kinds(self) -> list[dict[str, Any]]:
         """The stage kinds that are installed there."""
-        return self._play(words.kinds_there())
+        return self.play(words.kinds_there())
 
     def weights(self) -> list[dict[str, Any]]:
         """The catalog's checkpoints and adapters, and whether they are pulled."""
-        return self._play(words.weights())
+        return self.play(words.weights())
 
     # ------------------------------------------------------------------------------------------------ the wire
 
-    def _play(self, steps: Steps[T]) -> T:
+    def play(self, steps: Steps[T]) -> T:
         """What a word gives, its calls sent and its pauses slept."""
         told: Answer | Unavailable | None = None
         while not isinstance(step := go_on(steps, told), Done):
@@ -283,7 +283,7 @@ class RemoteFarm:
         with reaching(call):
             return answer_of(self._http.send(self._http.build_request(**call.request(self.url, self._token))))
 
-    def _follow(self, stream: Stream) -> Iterator[Snapshot]:
+    def follow(self, stream: Stream) -> Iterator[Snapshot]:
         """The snapshots of a stream; a connection that breaks is made again."""
         while not stream.over:
             try:

@@ -48,7 +48,8 @@ _OF_STATUS = {cls.http: cls for cls in reversed(_CLASSES)}
 class Call:
     """One call of the API. `again`: sent twice it does no more than once. Without `known` no token goes with it.
 
-    `lost` is the code of the error where no answer comes; `timeout_s`: how long one is waited for, seconds.
+    `path` is below the API's address, or the farm's where it begins with /. `lost` is the code of the error where no
+    answer comes; `timeout_s`: how long one is waited for, seconds.
     """
 
     method: str
@@ -64,7 +65,8 @@ class Call:
 
     def request(self, base: str, token: Mapping[str, str]) -> dict[str, Any]:
         """The call in the words of the client's `build_request`; `base` is the farm's address."""
-        url = f"{base}{BASE}/{self.path}" if self.known else self.path
+        below = self.path if self.path.startswith("/") else f"{BASE}/{self.path}"
+        url = base + below if self.known else self.path
         headers = {**token, **self.headers} if self.known else self.headers
         found: dict[str, Any] = {"method": self.method, "url": url, "params": self.params or None, "headers": headers}
         return {**found, "json": self.json, "content": self.content, "timeout": self.timeout_s}

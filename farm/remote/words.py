@@ -357,20 +357,7 @@ def weights() -> Steps[list[dict[str, Any]]]:
     found = yield from get("catalog")
     rows = [{**one, "type": "checkpoint"} for one in found["checkpoints"]]
     rows += [{"kinds": [], "space": None, "native": None, "recommended": {}, **one} for one in found["adapters"]]
-    names = (
-        "name",
-        "type",
-        "family",
-        "kinds",
-        "space",
-        "native",
-        "recommended",
-        "source",
-        "licence",
-        "pulled",
-        "size_bytes",
-    )
-    return [{name: one[name] for name in names} for one in rows]
+    return [{name: value for name, value in one.items() if name != "default_for"} for one in rows]
 
 
 def _read(path: Path) -> bytes:
