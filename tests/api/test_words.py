@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,10 +121,17 @@ def test_a_sweep_that_is_none_is_refused_by_field(farm: AnyFarm, sweep: Any, loc
         farm.render("a pear", chain="txt", sweep=[{"seed": [1]}])
 
 
-def test_images_are_swept(farm: AnyFarm) -> None:
+def test_images_are_swept(farm: AnyFarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stages = [{"kind": "text2img"}, {"kind": "inpaint", "mask": farm.upload(picture("white"))}]
     masks = [picture("white"), picture("white", (32, 32))]
     jobs = farm.run("a pear", chain={"stages": stages}, sweep=[{"1.mask": masks, "seed": [1, 2]}])
+    assert [len(job.input_images()) for job in jobs] == [1, 1]
+    # And so are files that are named by their paths, but no prompt that is a file's name
+    (tmp_path / "a.png").write_bytes(masks[0])
+    (tmp_path / "b.png").write_bytes(masks[1])
+    monkeypatch.chdir(tmp_path)
+    jobs = farm.run(chain={"stages": stages}, sweep=[{"1.mask": ["a.png", "b.png"], "prompt": ["a.png", "a pear"]}])
+    assert [json.loads(job.record.spec)["chain"]["prompt"] for job in jobs] == ["a.png", "a pear"]
     assert [len(job.input_images()) for job in jobs] == [1, 1]
     with pytest.raises(InvalidJob):
         farm.upload(b"no picture")
