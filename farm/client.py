@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from farm.again import read_again
@@ -28,9 +28,6 @@ from farm.snapshot import Snapshot
 from farm.stage import STORED, Size
 from farm.sweep import Sweep, count_of, refuse_several, variants
 from farm.watch import changes_of
-
-if TYPE_CHECKING:
-    pass
 
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
@@ -111,21 +108,24 @@ class Farm(Inputs):
             return self.jobs_of(variant_of({}), image, count, idempotency_key=key, upload=upload, **options)
         # Drawn from the key, as a single job's is: nothing differs but what is swept.
         seed = int.from_bytes(hashlib.sha256(str(key).encode()).digest()[:4])
-        run, jobs, stored = str(uuid5(NAMESPACE_OID, repr(key))), list[Job](), set[str]()
+        run, jobs, named = str(uuid5(NAMESPACE_OID, repr(key))), list[Job](), set[str]()
+        fresh: list[tuple[Chain, dict[str, Any]]] = []
         for number, changes in enumerate(variants(sweep)):
+            own = {**options, "idempotency_key": f"{key}~{number}"}
             try:
                 chain = variant_of(changes)
                 chain = chain if chain.seed is not None else chain.model_copy(update={"seed": seed})
-                options["idempotency_key"] = f"{key}~{number}"
-                made = self.jobs_of(chain, image, count, upload=False, **options)
-                # Most sweeps change no size, so that all variants begin with the same stored image.
-                if upload and not (images := images_of(made[0])) <= stored:
-                    made = self.jobs_of(chain, image, count, **options)
-                    stored |= images
+                made = self.jobs_of(chain, image, count, upload=False, **own)
             except InvalidJob as error:
                 told = tuple(FieldError(one.loc, f"{one.msg} (variant {number})", one.code) for one in error.errors)
                 raise InvalidJob(error.message, code=error.code, errors=told) from None
+            # Most sweeps change no size, so that all variants begin with the same stored image.
+            if not (images := images_of(made[0])) <= named:
+                fresh.append((chain, own))
+                named |= images
             jobs += [replace(job, run=run) for job in made]
+        for chain, own in fresh if upload else ():
+            self.jobs_of(chain, image, count, **own)
         return jobs
 
     def submit(self, jobs: Sequence[Job], owner: str = "", max_open: int = 0) -> Jobs[JobHandle]:

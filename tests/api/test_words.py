@@ -137,6 +137,21 @@ def test_images_are_swept(farm: AnyFarm, tmp_path: Path, monkeypatch: pytest.Mon
         farm.upload(b"no picture")
 
 
+def test_a_sweep_of_which_one_variant_does_not_fit_stores_nothing(site: Site) -> None:
+    def stored() -> tuple[int, int]:
+        found = site.farm.store.client.list_objects_v2(Bucket=site.farm.store.bucket)
+        return found["KeyCount"], len(site.farm.jobs(limit=1000))
+
+    stages = [{"kind": "text2img"}, {"kind": "inpaint", "mask": picture("white", (40, 48)), "strength": 0.5}]
+    before = stored()
+    with pytest.raises(InvalidJob) as wrong:
+        site.farm.run("a pear", chain={"stages": stages}, sweep=[{"0.width": [80, 88], "1.strength": [0.5, 2.0]}])
+    assert wrong.value.errors[0].msg.endswith("(variant 1)")
+    assert stored() == before
+    site.farm.run("a pear", chain={"stages": stages}, sweep=[{"0.width": [80, 88], "1.strength": [0.5, 0.6]}])
+    assert stored() == (before[0] + 2, before[1] + 2)
+
+
 def test_a_run_is_listed_and_steered_as_a_whole(site: Site, farm: AnyFarm) -> None:
     jobs = farm.run("a pear", chain="txt", count=3)
     run = jobs[0].record.run
