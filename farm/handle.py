@@ -15,6 +15,7 @@ from farm.errors import Conflict, InvalidJob, StageFailed, Unavailable
 from farm.program import program
 from farm.records import ENDED, Event, JobRecord, Lane
 from farm.shown import html_of
+from farm.snapshot import Snapshot
 from farm.stage import Size
 
 if TYPE_CHECKING:
@@ -128,14 +129,20 @@ class JobHandle:
         """The job's seed, drawn at submit where none was given."""
         return int(json.loads(self.record.spec)["chain"]["seed"])
 
-    def watch(self, interval_s: float = 0.2) -> Iterator[JobRecord]:
-        """The record, again and again, until the job has ended; the last one is terminal."""
+    def events(self) -> Iterator[Snapshot]:
+        """Where the job is, whenever that changes, until it has ended.
+
+        Raises:
+            Unavailable: the ledger was away for longer than `AWAY_S`.
+        """
+        last = None
         while True:
-            record = self.record
-            yield record
+            record = patient(lambda: self.record)
+            if (found := Snapshot.of(record)) != last:
+                yield (last := found)
             if record.state in ENDED:
                 return
-            time.sleep(interval_s)
+            time.sleep(ROUND_S)
 
     def wait(self, timeout_s: float | None = None) -> JobHandle:
         """Returns when the job is done.

@@ -26,8 +26,8 @@ from farm.catalog import Catalog
 from farm.client import Farm
 from farm.errors import FarmError, InvalidJob, Unavailable
 from farm.handle import JobHandle
-from farm.job import queue_name
 from farm.ledger import FAN
+from farm.plan import queue_name
 from farm.scripts import Server
 from farm.servers import Servers, environment
 from farm.settings import Settings, read_connection

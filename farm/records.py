@@ -7,6 +7,7 @@ since 1970; 0 stands for "not yet".
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -176,6 +177,15 @@ class JobRecord:
     position: int | None = None
     waits_for: str = ""
 
+    @property
+    def progress(self) -> float:
+        """How far it is, from 0 to 1: whole stages, and the steps of the running one. Each stage counts the same."""
+        if self.state == "done":
+            return 1.0
+        stage = self.stages[self.at] if self.at < len(self.stages) else None
+        share = stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0.0
+        return round((self.at + min(share, 1.0)) / self.n, 4)
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -279,3 +289,8 @@ def place_of(id_: str) -> tuple[int, int]:
     """What tells which of two events' ids is the later one; "" is before all."""
     first, _, second = id_.partition("-")
     return int(first or 0), int(second or 0)
+
+
+def instant(ms: float) -> str | None:
+    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet"."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None

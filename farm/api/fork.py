@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from farm.api.asks import Ask, check_images, images_of
+from farm.api.asks import Ask, check_images
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
@@ -17,7 +17,7 @@ from farm.api.views import BASE, Made, MadeJob
 from farm.client import PATIENCE_S
 from farm.fork import forked_chain
 from farm.handle import JobHandle
-from farm.job import Job, canonical, new_id
+from farm.job import Job, canonical, images_of, new_id
 from farm.records import JobRecord, Lane
 from farm.scripts import within
 

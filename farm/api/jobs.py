@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from farm.api.asks import JobAsk, Place, body_sha256, images_of, jobs_of
+from farm.api.asks import JobAsk, Place, body_sha256, jobs_of
 from farm.api.callers import Caller
 from farm.api.cursors import next_of, position
 from farm.api.desk import Desk, desk_of
@@ -19,7 +19,7 @@ from farm.client import PATIENCE_S
 from farm.errors import NotFound
 from farm.estimate import estimate
 from farm.handle import JobHandle
-from farm.job import Job, new_id
+from farm.job import Job, images_of, new_id
 from farm.records import JobRecord
 from farm.scripts import within
 from farm.stage import STORED

@@ -12,8 +12,8 @@ farm.image   24  names that Pillow knows in either case, a size that is the limi
 farm.chain   22  what YAML's loader does by default, one byte read too many, defaults that are always given, how many
                  near names are looked for
 farm.bell     6  a pause's length, an address that nothing reads, which errors a closed socket may raise
-farm.job     22  `strict=` of lists of one length, field names that no recipe has twice, pydantic's dump mode (all
-                 fields are JSON's own), a random bit more
+farm.plan,   22  `strict=` of lists of one length, field names that no recipe has twice, pydantic's dump mode (all
+farm.job         fields are JSON's own), a random bit more
 workers      25  a header of exactly the least or greatest length, Pillow's names and signs of sizes, what a message
 .codec           says of the shape that it found
 ==========  ===  ====================================================================================================
