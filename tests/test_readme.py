@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
-from farm.api.lane import Patience
+from farm.api.courier import Patience
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.errors import CODES

@@ -76,7 +76,7 @@ async def thumbnail(
         return Response(status_code=304, headers={"ETag": etag, "Cache-Control": FOR_EVER})
     data = await desk.ask(desk.farm.inbox.thumbnail, found.sha256, side)
     if data is None:
-        data = await desk.decode(_make, desk, found, side)
+        data = await desk.shrink(_make, desk, found, side)
     return Response(data, media_type="image/webp", headers={"ETag": etag, "Cache-Control": FOR_EVER})
 
 

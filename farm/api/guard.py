@@ -12,10 +12,12 @@ import secrets
 import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm.api.door import is_secure
 from farm.api.problems import answer
+from farm.api.threads import ANSWER_S, answer_within
 from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
 
 MAX_BODY_BYTES = 1 << 20
@@ -33,6 +35,8 @@ BODY_S = 10.0
 """How long a body may take, seconds, beside what its size takes at `MIN_BYTES_PER_S`."""
 MIN_BYTES_PER_S = 65536
 """Slower is no line that people have; the largest upload takes 410 s with it. Source: half a megabit per second."""
+ENDLESS = "endless"
+"""What a call's state says of an answer that goes on until somebody ends it."""
 MAX_CALLS = 3000
 """Calls at the same time, event streams among them: three times as many as may watch."""
 HEADERS = {
@@ -45,6 +49,9 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, no-store",
 }
+HSTS = "max-age=31536000"
+"""What a browser that came over TLS is told: for a year, in seconds, it calls this host over nothing else. Without TLS
+browsers pass over it. Source: RFC 6797, 7.2 and 8.1."""
 _log = structlog.get_logger(__name__)
 
 
@@ -74,7 +81,9 @@ class Guard:
             if scope_.cancelled_caught and not begun:
                 raise BodyTooSlow()
             brought += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            if not whole and not message.get("more_body", False):
+                whole = True
+                answer_within(ANSWER_S)
             if brought > limit:
                 raise BodyTooLarge(f"the body is larger than {limit} bytes")
             return message
@@ -86,10 +95,13 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if is_secure(HTTPConnection(scope)):
+                    headers["Strict-Transport-Security"] = HSTS
                 headers["X-Request-ID"] = request_id
             await send(message)
 
         self._calls += 1
+        answer_within(ANSWER_S)
         try:
             _check(Headers(scope=scope), limit)
             if self._calls > MAX_CALLS and scope["path"] != ALIVE:

@@ -14,7 +14,7 @@ import pytest
 import redis
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from farm.api.lane import Patience
+from farm.api.courier import Patience
 from farm.errors import InvalidJob, NotFound
 from farm.ledger import FAN
 from farm.scripts import Server

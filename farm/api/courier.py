@@ -1,6 +1,6 @@
 """How does what waits for one endpoint get there, and when again where the receiver does not take it?
 
-Each endpoint has a lane of its own, so that a slow one holds up nobody else.
+Each endpoint has a courier of its own, so that a slow one holds up nobody else.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ LOOK_S = 1.0
 """Longest pause between two looks for what is due, seconds."""
 AT_ONCE = 4
 """Messages on their way to one endpoint at the same time."""
+LOOK = 100
+"""Messages that one look brings: none of them waits for a slower one before it, but the last few."""
 MAX_WAITING = 50_000
 """Messages that may wait for one endpoint: some 40 MB of Redis. One that has more is disabled."""
 _log = structlog.get_logger(__name__)
@@ -37,7 +39,7 @@ class Patience:
     disable_s: float = 3 * 86400
 
 
-class Lane:
+class Courier:
     """Delivers to one endpoint, until its `scope` is cancelled."""
 
     def __init__(
@@ -48,19 +50,25 @@ class Lane:
         self._awake = anyio.Event()
 
     def wake(self) -> None:
-        """Lets the lane look for what is due."""
+        """Lets the courier look for what is due."""
         self._awake.set()
 
     async def turn(self, client: httpx2.AsyncClient) -> None:
         """Sends what is due, or waits for it."""
         self._awake = anyio.Event()
-        found = await in_thread(self._outbox.due, self.endpoint.id, AT_ONCE)
+        found = await in_thread(self._outbox.due, self.endpoint.id, LOOK)
         if found.waiting > MAX_WAITING:
             await self._disable(f"more than {MAX_WAITING} messages waited")
         elif found.deliveries:
+            left = iter(found.deliveries.items())
+
+            async def deliver() -> None:
+                for message, delivery in left:
+                    await self._deliver(client, message, delivery)
+
             async with anyio.create_task_group() as tasks:
-                for message, delivery in found.deliveries.items():
-                    tasks.start_soon(self._deliver, client, message, delivery)
+                for _ in range(AT_ONCE):
+                    tasks.start_soon(deliver)
         else:
             with anyio.move_on_after(LOOK_S if found.next_s is None else min(LOOK_S, found.next_s)):
                 await self._awake.wait()
