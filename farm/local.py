@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -230,21 +229,23 @@ class Keeper:
 
     def _mend(self) -> None:
         # Each by itself: what cannot be started keeps nothing else from it.
-        for mend in (self._mend_servers, *(partial(self._mend_part, name) for name in self._parts)):
-            try:
-                mend()
-            except (FarmError, OSError) as error:
-                _log.error("not_restarted", error=str(error))
+        with _told():
+            for name in self._servers.revive():
+                _log.warning("server_restarted", server=name)
+        for name, part in self._parts.items():
+            with _told():
+                if part.process is not None and part.process.poll() is not None:
+                    _log.warning(f"{name}_restarted", status=part.process.returncode)
+                    part.start(self._servers.settings)
 
-    def _mend_servers(self) -> None:
-        for name in self._servers.revive():
-            _log.warning("server_restarted", server=name)
 
-    def _mend_part(self, name: str) -> None:
-        part = self._parts[name]
-        if part.process is not None and part.process.poll() is not None:
-            _log.warning(f"{name}_restarted", status=part.process.returncode)
-            part.start(self._servers.settings)
+@contextmanager
+def _told() -> Iterator[None]:
+    """Logs what could not be started."""
+    try:
+        yield
+    except (FarmError, OSError) as error:
+        _log.error("not_restarted", error=str(error))
 
 
 def demo(

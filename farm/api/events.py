@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, identify
 from farm.api.feed import Feed, Told
-from farm.api.guard import ENDLESS
+from farm.api.guard import STOP
 from farm.api.jobs import record_of
 from farm.api.readings import GONE, NOW
 from farm.api.runs import run_of
@@ -91,15 +91,15 @@ class EventStream(Response):
         with self._desk.hub.watching(self._feed):
             # Only now: what happens while the names are looked up is offered already.
             first = await self._desk.hub.catch_up(self._feed, await self._names())
-            scope["state"][ENDLESS] = True
             async with anyio.create_task_group() as tasks:
+                scope["state"][STOP] = tasks.cancel_scope.cancel
                 tasks.start_soon(listen)
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 answer_within(math.inf)
                 async for part in self._parts(first):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
                 tasks.cancel_scope.cancel()
+            await send({"type": "http.response.body", "body": b""})
 
     async def _parts(self, found: list[Told]) -> AsyncIterator[bytes]:
         yield f"retry: {RETRY_MS}\n\n".encode()

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from farm.api.door import is_secure
 from farm.api.problems import answer
 from farm.api.threads import ANSWER_S, answer_within
-from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
+from farm.errors import BadMediaType, BadRequest, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
@@ -35,8 +35,8 @@ BODY_S = 10.0
 """How long a body may take, seconds, beside what its size takes at `MIN_BYTES_PER_S`."""
 MIN_BYTES_PER_S = 65536
 """Slower is no line that people have; the largest upload takes 410 s with it. Source: half a megabit per second."""
-ENDLESS = "endless"
-"""What a call's state says of an answer that goes on until somebody ends it."""
+STOP = "stop"
+"""Where a call's state has what ends its answer, if that goes on until somebody does."""
 MAX_CALLS = 3000
 """Calls at the same time, event streams among them: three times as many as may watch."""
 HEADERS = {
@@ -112,7 +112,8 @@ class Guard:
         except FarmError as error:
             if begun:
                 raise
-            await answer(scope, error)(scope, receive, dressed)
+            # What is left of the body, if anything, is no next call.
+            await answer(scope, error, headers={"Connection": "close"})(scope, receive, dressed)
         except Exception as error:
             _log.exception("call_broke", request_id=request_id)
             if begun:
@@ -127,12 +128,16 @@ def _check(headers: Headers, limit: int) -> None:
 
     Raises:
         HeadTooLarge: there are too many headers, or too long ones.
+        BadRequest: two headers say where the body ends, each in its own way.
         BodyTooLarge: the body would be larger than `limit`, bytes.
         BadMediaType: it is compressed: what it unpacks to could not be bounded.
     """
     raw = headers.raw
     if len(raw) > MAX_HEADERS or sum(len(name) + len(value) for name, value in raw) > MAX_HEAD_BYTES:
         raise HeadTooLarge()
+    if "content-length" in headers and "transfer-encoding" in headers:
+        # Whoever stands in between may have gone by the other one. Source: RFC 9112, 6.1: request smuggling.
+        raise BadRequest("send Content-Length or Transfer-Encoding, not both")
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from farm.api.guard import ENDLESS, HEADERS, MAX_HEAD_BYTES
+from farm.api.guard import HEADERS, MAX_HEAD_BYTES, STOP
 from farm.api.problems import answer
 from farm.errors import BadRequest, HeadTooLarge
 
@@ -56,10 +56,10 @@ class Wire(H11Protocol):
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """Ends the connection once its call is answered; an event stream, which never is, at once."""
-        if self.cycle is not None and not self.cycle.response_complete and self.cycle.scope["state"].get(ENDLESS):
-            self.transport.close()
+        """Ends the connection once its call is answered, and an event stream, which never is, now."""
         super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.scope["state"].get(STOP, lambda: None)()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's own
         """Tells that what came is no request, where nothing has been told yet, and hangs up."""
