@@ -22,8 +22,6 @@ LOOK_S = 1.0
 """Longest pause between two looks for what is due, seconds."""
 AT_ONCE = 4
 """Messages on their way to one endpoint at the same time."""
-LOOK = 100
-"""Messages that one look brings: none of them waits for a slower one before it, but the last few."""
 MAX_WAITING = 50_000
 """Messages that may wait for one endpoint: some 40 MB of Redis. One that has more is disabled."""
 _log = structlog.get_logger(__name__)
@@ -54,24 +52,27 @@ class Courier:
         self._awake.set()
 
     async def turn(self, client: httpx2.AsyncClient) -> None:
-        """Sends what is due, or waits for it."""
-        self._awake = anyio.Event()
-        found = await in_thread(self._outbox.due, self.endpoint.id, LOOK)
-        if found.waiting > MAX_WAITING:
-            await self._disable(f"more than {MAX_WAITING} messages waited")
-        elif found.deliveries:
-            left = iter(found.deliveries.items())
+        """Sends what is due, several at once, until something goes wrong; a slow message holds up no other."""
+        under_way = set[str]()
 
-            async def deliver() -> None:
-                for message, delivery in left:
-                    await self._deliver(client, message, delivery)
+        async def deliver(message: str, delivery: Delivery) -> None:
+            await self._deliver(client, message, delivery)
+            under_way.discard(message)
+            self.wake()
 
-            async with anyio.create_task_group() as tasks:
-                for _ in range(AT_ONCE):
-                    tasks.start_soon(deliver)
-        else:
-            with anyio.move_on_after(LOOK_S if found.next_s is None else min(LOOK_S, found.next_s)):
-                await self._awake.wait()
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self._awake = anyio.Event()
+                found = await in_thread(self._outbox.due, self.endpoint.id, AT_ONCE + len(under_way))
+                if found.waiting > MAX_WAITING:
+                    await self._disable(f"more than {MAX_WAITING} messages waited")
+                fresh = [message for message in found.deliveries if message not in under_way]
+                for message in fresh[: AT_ONCE - len(under_way)]:
+                    under_way.add(message)
+                    tasks.start_soon(deliver, message, found.deliveries[message])
+                # What is due already is under way, or is when this courier is woken.
+                with anyio.move_on_after(min(LOOK_S, found.next_s or LOOK_S)):
+                    await self._awake.wait()
 
     async def _deliver(self, client: httpx2.AsyncClient, message: str, delivery: Delivery) -> None:
         name, pauses = self.endpoint.id, self._patience.pauses_s

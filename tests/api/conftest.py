@@ -116,7 +116,8 @@ def ada(site: Site) -> Iterator[httpx2.Client]:
 
 @pytest.fixture
 def hand(site: Site) -> Iterator[Hand]:
-    """A worker by hand; nothing waits afterwards."""
+    """A worker by hand, on a farm where nothing else waits, also afterwards."""
+    site.empty()
     yield Hand(site.settings, site.farm.store)
     site.empty()
 
