@@ -12,7 +12,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from farm.api import guard, readings
+from farm.api import guard, hub, readings
 from farm.settings import Settings
 from tests.api.conftest import PNG, Site, made, open_site, picture, problem, txt
 from tests.api.listener import Listener
@@ -131,8 +131,9 @@ def test_all_that_a_call_asks_has_one_deadline(
 def test_no_end_is_lost_where_the_stream_keeps_less(
     troubled: Troubled, eve: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a run, more jobs than are remembered, and listeners of the run and of everything
+    # Given a run, of more jobs than are remembered or looked at again, and listeners of the run and of everything
     monkeypatch.setattr(readings, "MAX_KNOWN", 3)
+    monkeypatch.setattr(hub, "MAX_IN_LINE", 0)
     found = made(eve.post(JOBS, json=txt(count=12)))
     ids = [job["id"] for job in found["jobs"]]
     site, paths = troubled.site, (f"/api/v1/runs/{found['run']}/events", "/api/v1/events")
