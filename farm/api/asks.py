@@ -32,6 +32,7 @@ from farm.records import Lane
 from farm.stage import MAX_SEED, STORED
 
 MAX_AXES = 8
+"""Axes of a sweep; with two values each they are 256 variants."""
 _STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
 _OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself; every other name of a sweep or of `parameters` is a stage's."""

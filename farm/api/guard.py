@@ -25,6 +25,7 @@ MAX_BODY_BYTES = 1 << 20
 MAX_LOGIN_BYTES = 4 << 10
 """Largest body of a login, which anybody may send."""
 LOGIN = "/api/v1/session"
+"""The one address that takes a body from whoever calls."""
 ALIVE = "/healthz"
 """Answered however much there is to do: who is busy must not be killed for it."""
 UPLOADS = "/api/v1/uploads"
@@ -49,6 +50,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, no-store",
 }
+"""Headers of every answer, where it does not say otherwise. Source: OWASP Secure Headers Project."""
 HSTS = "max-age=31536000"
 """What a browser that came over TLS is told: for a year, in seconds, it calls this host over nothing else. Without TLS
 browsers pass over it. Source: RFC 6797, 7.2 and 8.1."""
