@@ -114,8 +114,9 @@ class Guard:
         except FarmError as error:
             if begun:
                 raise
-            # What is left of the body, if anything, is no next call.
-            await answer(scope, error, headers={"Connection": "close"})(scope, receive, dressed)
+            # Where nobody can say where the body ends, nothing behind it is a call.
+            headers = {"Connection": "close"} if type(error) is BadRequest else {}
+            await answer(scope, error, headers=headers)(scope, receive, dressed)
         except Exception as error:
             _log.exception("call_broke", request_id=request_id)
             if begun:
