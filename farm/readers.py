@@ -99,6 +99,11 @@ class Readers:
         first = self._server.run("XRANGE", "events", "-", "+", "COUNT", "1")
         return bool(first) and place_of(first[0][0]) <= place_of(after)
 
+    def ended(self, since_ms: int, most: int = -1) -> list[str]:
+        """The jobs that have ended since, the earliest first; of more than `most` the newest. -1: all of them."""
+        found = self._server.run("ZREVRANGEBYSCORE", "ended", "+inf", str(since_ms), "LIMIT", "0", str(most))
+        return list(reversed(found))
+
     def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""
         return sorted(map(read_queue, self._server.call("queues")), key=lambda one: one.queue)

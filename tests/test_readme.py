@@ -11,7 +11,7 @@ import yaml
 from pydantic_settings import BaseSettings
 
 from farm.api.app import make_app
-from farm.api.lane import Patience
+from farm.api.courier import Patience
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.errors import CODES

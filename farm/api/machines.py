@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from fastapi import APIRouter, Request
-from pydantic import Field
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, TypeAdapter
 
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
@@ -150,10 +151,16 @@ async def chains(request: Request) -> list[ChainView]:
     return [ChainView(name=one.name, description=one.description, stages=one.stages) for one in presets]
 
 
-@router.get("/stages", dependencies=[needs("read")])
-async def stages() -> list[KindView]:
+@router.get("/stages", dependencies=[needs("read")], response_model=list[KindView])
+async def stages(request: Request) -> Response:
     """The stage kinds that are installed."""
-    return [KindView.of(kind, stage) for kind, stage in kinds().items()]
+    return Response(await desk_of(request).ask(_stages), media_type="application/json")
+
+
+@cache
+def _stages() -> bytes:
+    """All kinds as JSON, made once: what is installed stays so."""
+    return TypeAdapter(list[KindView]).dump_json([KindView.of(kind, stage) for kind, stage in kinds().items()])
 
 
 @router.get("/stages/{kind}", dependencies=[needs("read")])

@@ -115,6 +115,10 @@ class Readings:
             return None
         return newest_of(self._noted(await in_thread(self._since, after)))
 
+    async def ended_since(self, after: str, most: int) -> dict[str, str]:
+        """The newest of the jobs that have ended since the place `after`, at most so many, the earliest first."""
+        return dict.fromkeys(await in_thread(self._farm.ledger.ended, place_of(after)[0], most), "")
+
     def _since(self, after: str) -> list[Event]:
         found: list[Event] = []
         while rows := self._farm.ledger.events(None, after):

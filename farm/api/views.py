@@ -142,7 +142,9 @@ class DryRun(View):
     steps: int = Field(description="denoising steps of all jobs together")
     pixels: int = Field(description="pixels of the final images together")
     cost_s: float | None = Field(
-        None, description="device-seconds of all stages that are not made already; none where one was never measured"
+        None,
+        description="device-seconds of all stages that are not made already, by whomever, for equal recipes are made "
+        "once for all owners; none where one was never measured",
     )
     eta_s: float | None = Field(None, description="seconds until all jobs would be done; none where nobody can tell")
     stages: list[PlannedView] = Field(description="of the first job")
