@@ -1,7 +1,7 @@
 """What may a person write as a chain?
 
 Prompts, a seed, stages: a mapping, or a JSON or YAML file. `parse_chain` checks every field of it and says all that is
-wrong at once; whether the stages fit each other is for `farm.job` to say.
+wrong at once; whether the stages fit each other is for `farm.plan` to say.
 """
 
 from __future__ import annotations

@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
-from farm.again import no_input, read_again, refitted
-from farm.chain import Chain, override, parse_chain, read_chain_file
-from farm.errors import BadBlob, FieldError, InvalidJob, NotFound, Unavailable
+from farm.again import read_again
+from farm.chain import Chain, parse_chain
+from farm.errors import FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate
 from farm.fork import StagesSource, forked_chain, kept_executions, read_stages
 from farm.handle import JobHandle
-from farm.image import fit, natural_size, png_size, read_input, to_png
-from farm.job import Forecast, InputImage, Job, Lane, input_multiple, is_number, make_job, make_jobs, new_id, plan
+from farm.inputs import PATIENCE_S, Inputs, by_name
+from farm.job import Forecast, Job, Lane, images_of, is_number, make_job, make_jobs, new_id
 from farm.ledger import CHUNK
-from farm.overview import Overview
-from farm.protocol import ImageSource
+from farm.plan import wrong
+from farm.protocol import ChainSource, ImageSource
 from farm.records import JobRecord, StageEntry, Submission, Submitted
 from farm.scripts import within
 from farm.shown import Jobs
+from farm.snapshot import Snapshot
 from farm.stage import STORED, Size
-from farm.store import Store
+from farm.sweep import Sweep, count_of, refuse_several, variants
+from farm.watch import changes_of
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-REFERENCE_SIDE = 1024
-"""Longest side at which a reference picture is stored, pixels: image encoders see 224 to 448."""
-BYTES = "bytes:"
-"""How the client names images that were given as bytes, until they are stored."""
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 SUBMIT_TRIES = 3
 """How often a submit whose reply is lost is sent."""
-IMAGE_DEPTH = 5
-"""Stages, a stage, its controls, one of them, its image; and one more."""
-PATIENCE_S = 1.8
-"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s; the command
-line takes nearly one of them to start."""
+VariantOf = Callable[[Mapping[str, Any]], Chain]
+"""Gives the chain of a sweep's variant from what that changes."""
 
 
-class Farm(Overview):
+class Farm(Inputs):
     """A connection to the farm that the settings name."""
-
-    @cached_property
-    def store(self) -> Store:
-        """The artifacts in S3."""
-        return Store(self.settings)
-
-    @cached_property
-    def inbox(self) -> Store:
-        """The same store, for input images: a submit that it keeps waiting is told so within 3 s."""
-        return Store(self.settings, PATIENCE_S)
 
     def __enter__(self) -> Farm:
         return self
@@ -68,75 +47,6 @@ class Farm(Overview):
         self.close()
 
     # ------------------------------------------------------------------------------------------------ submit
-
-    def chain(
-        self,
-        chain: str | Path | Mapping[str, Any] = "hires",
-        prompt: str | None = None,
-        negative_prompt: str | None = None,
-        seed: int | None = None,
-        fit: str | None = None,
-        exact: bool | None = None,
-        reuse: bool | None = None,
-        keep: str | None = None,
-        **parameters: Any,
-    ) -> Chain:
-        """The chain of a preset's name, a chain file or a mapping, with what is given here over it.
-
-        `parameters` are set in every stage that has them; `{"1.strength": 0.4}` sets one stage's, counted from 0.
-
-        Raises:
-            InvalidJob: names each wrong field and what would be right.
-        """
-        folder = Path()
-        if isinstance(chain, Mapping):
-            data = dict(chain)
-        elif not isinstance(chain, str | Path):
-            raise InvalidJob(errors=(FieldError("chain", "a preset's name, a chain file's path, or a mapping"),))
-        elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
-            data, folder = read_chain_file(Path(chain)), Path(chain).parent
-        elif chain not in self.catalog.presets and os.path.exists(chain):
-            raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
-        else:
-            data = {"stages": self.catalog.preset(chain).stages}
-        given = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": seed,
-            "fit": fit,
-            "exact": exact,
-            "reuse": reuse,
-            "keep": keep,
-        }
-        data |= {name: value for name, value in given.items() if value is not None}
-        if parameters and isinstance(data.get("stages"), list):
-            data["stages"] = override(data["stages"], parameters)
-        files: dict[str, bytes] = {}
-        parsed = parse_chain({**data, "stages": _named(data.get("stages"), files)})
-        return self._with_files(parsed, files, folder)
-
-    def _with_files(self, chain: Chain, files: Mapping[str, bytes], folder: Path) -> Chain:
-        """`chain` with the images of `files`, and paths of other ones found."""
-        stages = [
-            stage.with_uploads({loc: self._located(value, folder) for loc, (value, _) in found.items()})
-            if (found := stage.uploads())
-            else stage
-            for stage in chain.stages
-        ]
-        located = chain.model_copy(update={"stages": tuple(stages)})
-        located.given_files.update(files)
-        return located
-
-    def _located(self, value: str, folder: Path) -> str:
-        """A file's path, in the chain file's `folder` or the current one, as an absolute one, if it is there."""
-        if value.startswith((STORED, BYTES)):
-            return value
-        try:
-            path = Path(value).expanduser()
-            found = folder / path if (folder / path).exists() else path
-            return str(found.absolute()) if found.exists() else value
-        except (OSError, RuntimeError, ValueError):  # too long a name, a user that nobody is, a null byte
-            return value  # reading it will say what is wrong
 
     def jobs_of(
         self,
@@ -169,94 +79,54 @@ class Farm(Overview):
             deadline_s=deadline_s, run=run, count=count,
         )  # fmt: skip
         if upload:
-            self._upload([*uploads, *filter(None, [data])])
+            self.store_all([*uploads, *filter(None, [data])])
         return jobs
 
-    def _upload(self, images: Sequence[bytes]) -> None:
-        """Stores the input images of a job that is about to be submitted."""
-        if images:
-            with within(PATIENCE_S):
-                self.ledger.ping()  # where no job can be written, no image is left behind
-        for image in images:
-            self.inbox.put_blob(image, "image/png")
+    def swept(
+        self,
+        variant_of: VariantOf,
+        sweep: Sweep,
+        image: ImageSource | None = None,
+        count: int = 1,
+        *,
+        idempotency_key: str | None = None,
+        upload: bool = True,
+        **options: Any,
+    ) -> list[Job]:
+        """The jobs that `submit` takes: `count` of each variant of a sweep, in one run; of no sweep, as `jobs_of`.
 
-    def fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
-        """`chain` with the images that its stages name as they will see them, and those that the store lacks.
-
-        `image` is the size of the input image, as fitted. Nothing is stored.
-
-        Raises:
-            InvalidJob: an image is missing, is none, or does not fit; names the stage and field.
-        """
-        if not any(stage.uploads() for stage in chain.stages):
-            return chain, []
-        stages, fresh = [], []
-        for item in plan(chain, self.catalog, self.settings, image):
-            named = {}
-            for loc, (value, mark) in item.stage.uploads().items():
-                where = f"stages.{item.index}.{loc}"
-                size = {"given": item.given or item.size, "emitted": item.size, None: None}[mark.fitted]
-                stored = value.startswith(STORED) and self._is_stored(value, size, where)
-                if stored and mark.shows is None:
-                    continue  # as it was fitted before
-                picture = self._picture(value, where, chain, opaque=mark.shows == "white")
-                if size is None:
-                    picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
-                elif not stored:
-                    picture = fit(picture, size, chain.fit)
-                _check_shown(picture, mark.shows, where)
-                if stored:
-                    continue
-                data = to_png(picture)
-                named[loc] = STORED + hashlib.sha256(data).hexdigest()
-                fresh.append(data)
-            stages.append(item.stage.with_uploads(named) if named else item.stage)
-        return chain.model_copy(update={"stages": tuple(stages)}), fresh
-
-    def _is_stored(self, value: str, size: Size | None, loc: str) -> bool:
-        """Whether `value` is stored, at `size` if one is needed. Raises InvalidJob at `loc` where it is not stored."""
-        sha256 = value.removeprefix(STORED)
-        if re.fullmatch("[0-9a-f]{64}", sha256) is None or not self.inbox.exists(sha256):
-            raise InvalidJob(errors=(FieldError(loc, "no such image is stored; give the file", "bad_image"),))
-        if size is None:
-            return True
-        data = self.inbox.get_blob(sha256, self.settings.max_area * 4)
-        return png_size(data) == size
-
-    def _picture(self, value: str, loc: str, chain: Chain, *, opaque: bool) -> Image:
-        """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
-        try:
-            if value.startswith(STORED):
-                return read_input(
-                    self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4), self.settings
-                )
-            return read_input(chain.given_files.get(value) or Path(value), self.settings, opaque=opaque)
-        except BadBlob:
-            raise InvalidJob(errors=(FieldError(loc, "no such image is stored", "bad_image"),)) from None
-        except InvalidJob as error:
-            raise InvalidJob(errors=tuple(FieldError(loc, each.msg, each.code) for each in error.errors)) from None
-
-    def prepare(self, chain: Chain, source: ImageSource | None) -> tuple[bytes | None, InputImage | None]:
-        """The input image as `chain` would have it: its PNG and its description; nothing is stored.
+        `variant_of` gives the chain with what a variant changes. Variants without a seed share one.
 
         Raises:
-            InvalidJob: the file is no image, or too large, or the chain is not possible with it.
+            InvalidJob: something does not fit; nothing was stored. Names the variant.
         """
-        if source is None:
-            return None, None
-        picture = read_input(_data_or_path(source), self.settings)
-        size = self.input_size(chain, Size(*picture.size))
-        # Before the picture is scaled: a size that the chain refuses must not cost memory.
-        plan(chain, self.catalog, self.settings, size)
-        data = to_png(fit(picture, size, chain.fit), None)
-        return data, InputImage(sha256=hashlib.sha256(data).hexdigest(), width=size.width, height=size.height)
-
-    def input_size(self, chain: Chain, image: Size) -> Size:
-        """The size that an input image of the size `image` is fitted to, so that all stages of `chain` take it."""
-        first = chain.stages[0]
-        # Twice the trained side is as much as a checkpoint draws at once without repeating itself.
-        area = 4 * self.catalog.checkpoint(first, "stages.0").native ** 2 if first.whole() else self.settings.max_area
-        return first.input_size(natural_size(*image, area, self.settings.max_side, input_multiple(chain)))
+        most, number = self.settings.max_count, count_of(sweep)
+        if sweep and is_number(count, int) and number * count > most:
+            raise wrong("count", f"{number * count} jobs, and a run has at most {most}")
+        key = new_id() if idempotency_key is None else idempotency_key
+        if not sweep:
+            return self.jobs_of(variant_of({}), image, count, idempotency_key=key, upload=upload, **options)
+        # Drawn from the key, as a single job's is: nothing differs but what is swept.
+        seed = int.from_bytes(hashlib.sha256(str(key).encode()).digest()[:4])
+        run, jobs, named = str(uuid5(NAMESPACE_OID, repr(key))), list[Job](), set[str]()
+        fresh: list[tuple[Chain, dict[str, Any]]] = []
+        for number, changes in enumerate(variants(sweep)):
+            own = {**options, "idempotency_key": f"{key}~{number}"}
+            try:
+                chain = variant_of(changes)
+                chain = chain if chain.seed is not None else chain.model_copy(update={"seed": seed})
+                made = self.jobs_of(chain, image, count, upload=False, **own)
+            except InvalidJob as error:
+                told = tuple(FieldError(one.loc, f"{one.msg} (variant {number})", one.code) for one in error.errors)
+                raise InvalidJob(error.message, code=error.code, errors=told) from None
+            # Most sweeps change no size, so that all variants begin with the same stored image.
+            if not (images := images_of(made[0])) <= named:
+                fresh.append((chain, own))
+                named |= images
+            jobs += [replace(job, run=run) for job in made]
+        for chain, own in fresh if upload else ():
+            self.jobs_of(chain, image, count, **own)
+        return jobs
 
     def submit(self, jobs: Sequence[Job], owner: str = "", max_open: int = 0) -> Jobs[JobHandle]:
         """Hands `jobs` to the ledger. What is answered is durable; where a reply is lost, the same jobs are sent again.
@@ -301,88 +171,73 @@ class Farm(Overview):
         self,
         prompt: str | None = None,
         *,
-        chain: str | Path | Mapping[str, Any] = "hires",
+        chain: ChainSource = "hires",
         image: ImageSource | None = None,
+        idempotency_key: str | None = None,
+        lane: Lane = "interactive",
+        priority: int = 50,
+        deadline_s: float | None = None,
         **given: Any,
     ) -> JobHandle:
-        """Submits one job; `run` takes the same words and a `count`."""
-        if "count" in given:
-            raise InvalidJob(errors=(FieldError("count", "render submits one job; run submits several"),))
-        return self.run(prompt, chain=chain, image=image, count=1, **given)[0]
+        """Submits one job; `run` takes the same words, a `count` and a `sweep`."""
+        refuse_several(given)
+        return self.run(
+            prompt, chain=chain, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
+            deadline_s=deadline_s, **given,
+        )[0]  # fmt: skip
 
     def run(
         self,
         prompt: str | None = None,
         *,
-        chain: str | Path | Mapping[str, Any] = "hires",
+        chain: ChainSource = "hires",
         image: ImageSource | None = None,
         count: int = 1,
+        sweep: Sweep = (),
         idempotency_key: str | None = None,
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
         **given: Any,
     ) -> Jobs[JobHandle]:
-        """Submits `count` jobs of one chain, image i with seed + i.
+        """Submits `count` jobs of each variant of one chain, image i with seed + i.
 
         `given` are the chain's own fields (`negative_prompt`, `seed`, `fit`, `exact`, `reuse`, `keep`) and stage
-        parameters (`num_inference_steps`, `strength`, …), as in `chain`.
+        parameters (`num_inference_steps`, `strength`, …), as in `chain`; `sweep` says what the variants have otherwise
+        (see `farm.sweep`).
 
         Raises:
             InvalidJob: something does not fit; nothing was stored.
             Unavailable: the ledger or the store does not answer.
         """
-        asked = self.chain(chain, prompt, **given)
         options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
-        return self.submit(self.jobs_of(asked, image, count, idempotency_key=idempotency_key, **options))
+        asked = self._variant_of(chain, prompt, given)
+        return self.submit(self.swept(asked, sweep, image, count, idempotency_key=idempotency_key, **options))
 
     def dry_run(
         self,
         prompt: str | None = None,
         *,
-        chain: str | Path | Mapping[str, Any] = "hires",
+        chain: ChainSource = "hires",
         image: ImageSource | None = None,
         count: int = 1,
+        sweep: Sweep = (),
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
         **given: Any,
     ) -> Forecast:
         """What `run` would submit, every rule checked; nothing is stored. Raises InvalidJob."""
-        asked = self.chain(chain, prompt, **given)
         options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
-        jobs = self.jobs_of(asked, image, count, upload=False, **options)
-        seed = None if asked.seed is None else jobs[0].seed
+        jobs = self.swept(self._variant_of(chain, prompt, given), sweep, image, count, upload=False, **options)
+        seed = None if jobs[0].chain.seed is None else jobs[0].seed
         took = Estimate()
         with suppress(Unavailable), within(PATIENCE_S):  # what a dry run says holds without the farm
             took = estimate(jobs, self.ledger)
         return Forecast(len(jobs), seed, [item.facts for item in jobs[0].plan], took.cost_s, took.eta_s)
 
-    def edges(
-        self, chain: str | Path | Mapping[str, Any], size: Size | None = None, *, images: bool = False
-    ) -> tuple[list[dict[str, Any]], Size | None]:
-        """The typed stages of a chain (see `PlannedStage.facts`), and the size of its input image, if it takes one.
-
-        `size` is that image's, in pixels; where it is needed and nobody says it, it is the checkpoint's own. With
-        `images`, those that stages name are read and fitted.
-
-        Raises:
-            InvalidJob: names each wrong field.
-        """
-        return self.edges_of(self.chain(chain), size, images=images)
-
-    def edges_of(
-        self, asked: Chain, size: Size | None = None, *, images: bool = False
-    ) -> tuple[list[dict[str, Any]], Size | None]:
-        """As `edges`, of a chain that was read."""
-        first = asked.stages[0]
-        if size is None and first.takes:
-            native = self.catalog.checkpoint(first, "stages.0").native
-            size = Size(native, native)
-        fitted = None if size is None else self.input_size(asked, size)
-        if images:
-            asked, _ = self.fitted(asked, fitted)
-        return [item.facts for item in plan(asked, self.catalog, self.settings, fitted)], size
+    def _variant_of(self, chain: ChainSource, prompt: str | None, given: Mapping[str, Any]) -> VariantOf:
+        return lambda changes: self.chain(chain, **{"prompt": prompt, **given, **changes})
 
     # ------------------------------------------------------------------------------------------------ look
 
@@ -402,6 +257,15 @@ class Farm(Overview):
         """The newest jobs first, without their stages."""
         return Jobs(self.ledger.jobs(state=state, run=run, limit=limit))
 
+    def events(self, run: str | None = None) -> Iterator[Snapshot]:
+        """Where the jobs of a run, or all, are, whenever that changes; without end (see `farm.watch`).
+
+        Raises:
+            NotFound: there is no such run.
+            Unavailable: the ledger was away for longer than `farm.handle.AWAY_S`.
+        """
+        return changes_of(self.ledger, run)
+
     # ------------------------------------------------------------------------------------------------ quarantine
 
     def quarantine_of(self, name: str) -> str:
@@ -410,6 +274,8 @@ class Farm(Overview):
         Raises NotFound.
         """
         matching = [one for one in self.ledger.quarantine() if len(name) >= 4 and one.startswith(name)]
+        if not matching and self.ledger.quarantined_jobs(name):
+            return name  # in full, where a retry was broken off: the first job that is retried lifts the quarantine
         if not matching:
             try:
                 record = self.job(name).record
@@ -441,18 +307,10 @@ class Farm(Overview):
                     "an image that a stage of this picture names is no longer stored",
                     hint="render its chain once more with that file, which stores it again",
                 )
-        missing = self._input_again(again.image, image) if again.image else None
+        missing = self.input_again(again.image, image) if again.image else None
         job = make_job(chain, self.catalog, self.settings, image=again.image)
-        self._upload([*filter(None, [missing])])
+        self.store_all([*filter(None, [missing])])
         return self.submit([job])[0], job.keys[-1] == again.key
-
-    def _input_again(self, image: InputImage, source: ImageSource | None) -> bytes | None:
-        """The bytes of `image`, made from `source` by the rule that gives them; None where the store has them."""
-        if source is None:
-            if not self.inbox.exists(image.sha256):
-                raise no_input()
-            return None
-        return refitted(read_input(_data_or_path(source), self.settings), image)
 
     # ------------------------------------------------------------------------------------------------ otherwise
 
@@ -501,14 +359,14 @@ class Farm(Overview):
             InvalidJob: something does not fit; nothing was stored.
         """
         files: dict[str, bytes] = {}
-        tail = _named(stages, files) if stages is not None else None
-        chain, image = forked_chain(record, from_stage, tail, _named(parameters, files))
-        chain = self._with_files(chain, files, folder)
+        tail = by_name(stages, files) if stages is not None else None
+        chain, image = forked_chain(record, from_stage, tail, by_name(parameters, files))
+        chain = self.with_files(chain, files, folder)
         chain, uploads = self.fitted(chain, Size(image.width, image.height) if image else None)
         job = make_job(chain, self.catalog, self.settings, image=image, **options)
         job = replace(job, kept=kept_executions(record, job, from_stage))
         if upload:
-            self._upload(uploads)
+            self.store_all(uploads)
         return job
 
 
@@ -527,40 +385,6 @@ def _submission(job: Job, owner: str) -> Submission:
         run=job.run,
         owner=owner,
     )
-
-
-def _named(value: Any, files: dict[str, bytes], depth: int = 0) -> Any:
-    """`value` with each file's bytes in it as a name, by which they are in `files` then, and each path as text.
-
-    No image lies deeper than `IMAGE_DEPTH`, and what YAML's aliases make of a few lines may be endless.
-    """
-    if isinstance(value, bytes):
-        name = BYTES + hashlib.sha256(value).hexdigest()
-        files[name] = value
-        return name
-    if isinstance(value, Mapping) and depth < IMAGE_DEPTH:
-        return {key: _named(item, files, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple) and depth < IMAGE_DEPTH:
-        return [_named(item, files, depth + 1) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _check_shown(picture: Image, wanted: str | None, loc: str) -> None:
-    """Refuses a picture that shows nothing of what a stage looks for in it."""
-    grey = picture.convert("L")
-    # As diffusers binarises a mask.
-    if wanted == "white" and not grey.point(lambda level: 255 * (level > 127)).getbbox():
-        told = "all black as it is fitted: nothing would be drawn; white is what is drawn anew"
-        raise InvalidJob(errors=(FieldError(loc, told, "bad_image"),))
-    lowest, highest = grey.getextrema()
-    if wanted == "depth" and lowest == highest:
-        raise InvalidJob(errors=(FieldError(loc, "one level everywhere: brighter must be nearer", "bad_image"),))
-
-
-def _data_or_path(source: ImageSource) -> bytes | Path:
-    if not isinstance(source, str | Path | bytes):
-        raise InvalidJob(errors=(FieldError("image", "a file's path, or its bytes", "bad_image"),))
-    return source if isinstance(source, bytes) else Path(source)
 
 
 def _read_file(path: Path) -> bytes:

@@ -1,5 +1,7 @@
 """What of the farm works from here, what is missing, and how is it mended?
 
+Of a farm elsewhere (FARM_URL) it is its API that has to work.
+
 Needed everywhere: Python, the ledger's Redis and the S3 store. What only some machines need (workers' libraries,
 embedded servers, checkpoints) is `missing`, not `broken`.
 """
@@ -20,11 +22,11 @@ from typing import Any, Literal
 
 import redis
 
-from farm import models
+from farm import __version__, models
 from farm.catalog import Catalog
 from farm.errors import FarmError, Unavailable
-from farm.job import queue_name
 from farm.ledger import Ledger
+from farm.plan import queue_name
 from farm.settings import Settings
 from farm.store import Store
 
@@ -68,6 +70,34 @@ def examine(settings: Settings, say: Callable[[str], None]) -> list[Finding]:
     found += _checkpoints(catalog)
     if all(item.state == "ok" for item in found if item.name.startswith("redis")):
         found.append(_queues(settings, catalog))
+    return found
+
+
+def examine_elsewhere(settings: Settings) -> list[Finding]:
+    """What was found of the farm that FARM_URL names: does its API answer, as whom, and is it of this version?"""
+    try:
+        from farm.remote import RemoteFarm
+        from farm.remote.checkup import caller, ready, version
+    except ModuleNotFoundError as error:
+        return [Finding("client", "broken", f"{error.name} is not installed", "pip install 'latent-farm[client]'")]
+    found = [_python()]
+    with RemoteFarm(settings=settings) as farm:
+        try:
+            farm.play(ready())
+            found.append(Finding("api", "ok", "answers, and so do its Redis and S3"))
+            there = farm.play(version())
+        except FarmError as error:
+            return [*found, Finding("api", "broken", error.message, error.hint or "run `farm doctor` on its machine")]
+        if there == __version__:
+            found.append(Finding("version", "ok", there))
+        else:
+            remedy = f"pip install 'latent-farm[client]=={there}'"
+            found.append(Finding("version", "missing", f"{there} there, {__version__} here", remedy))
+        try:
+            found.append(Finding("token", "ok", farm.play(caller())))
+        except FarmError as error:
+            remedy = "put into FARM_TOKEN what `farm token create` prints on its machine"
+            found.append(Finding("token", "broken", error.message, remedy))
     return found
 
 

@@ -66,6 +66,7 @@ CODES: dict[str, str] = {
     "unauthorized": "The call needs a token, and the token must hold.",
     "forbidden": "The token's scopes do not cover this call.",
     "rate_limited": "The caller calls too often: again after Retry-After.",
+    "too_many_streams": "So many event streams of this owner are open that it may have no more at once.",
     # the caller's world
     "not_found": "There is no such object.",
     "conflict": "The object's state does not allow this.",

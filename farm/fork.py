@@ -20,7 +20,7 @@ from farm.records import JobRecord
 StagesSource = str | Path | Sequence[Mapping[str, Any]]
 """Stages, or the path of a chain file that has nothing else."""
 PUBLISHES = "p:"
-"""How the ledger names the execution that only publishes what another job has made. Source: farm/lua/common.lua."""
+"""How the ledger names the execution that only publishes what another job has made. Source: lua/shared/jobs.lua."""
 
 
 def forked_chain(

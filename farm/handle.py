@@ -15,6 +15,7 @@ from farm.errors import Conflict, InvalidJob, StageFailed, Unavailable
 from farm.program import program
 from farm.records import ENDED, Event, JobRecord, Lane
 from farm.shown import html_of
+from farm.snapshot import Snapshot
 from farm.stage import Size
 
 if TYPE_CHECKING:
@@ -128,14 +129,20 @@ class JobHandle:
         """The job's seed, drawn at submit where none was given."""
         return int(json.loads(self.record.spec)["chain"]["seed"])
 
-    def watch(self, interval_s: float = 0.2) -> Iterator[JobRecord]:
-        """The record, again and again, until the job has ended; the last one is terminal."""
+    def events(self) -> Iterator[Snapshot]:
+        """Where the job is, whenever that changes, until it has ended.
+
+        Raises:
+            Unavailable: the ledger was away for longer than `AWAY_S`.
+        """
+        last = None
         while True:
-            record = self.record
-            yield record
+            record = patient(lambda: self.record)
+            if (found := Snapshot.of(record)) != last:
+                yield (last := found)
             if record.state in ENDED:
                 return
-            time.sleep(interval_s)
+            time.sleep(ROUND_S)
 
     def wait(self, timeout_s: float | None = None) -> JobHandle:
         """Returns when the job is done.
@@ -178,7 +185,8 @@ class JobHandle:
 
     @property
     def preview(self) -> Image | None:
-        """The running stage's picture as it is now, small and rough; None where there is none."""
+        """The running stage's picture as it is now, small and rough; None where there is none: pictures are made once
+        somebody asks for them, the first within a second or a step."""
         from PIL import Image
 
         data = preview_of(self.farm.ledger, self.record)
@@ -255,9 +263,9 @@ class JobHandle:
 
 
 def preview_of(ledger: Ledger, record: JobRecord) -> bytes | None:
-    """The WebP of the stage that the job is at, as it is being made; None where there is none."""
+    """The WebP of the stage that the job is at, as it is being made; None where there is none, or none yet."""
     stage = record.stages[record.at] if record.at < len(record.stages) else None
-    return ledger.preview(stage.exec) if stage is not None and stage.preview else None
+    return ledger.preview(stage.exec) if stage is not None and stage.state == "running" else None
 
 
 def intermediates_of(record: JobRecord, store: Store) -> list[Intermediate]:

@@ -12,7 +12,7 @@ Execution (`x:<exec>`)::
     failed       a job attaches      ready        oom cleared                         waiters, ready
     ready        claim               running      attempt      claimed                -ready, leases, held, tokens
     running      beat                running                                          leases; progress
-    running      show                running                                          preview; progress
+    running      show, if watched    running                                          preview; progress
     running      commit              committed                 committed              -leases, -held, -waiters: on;
                                                                                       times:<queue>
     running      fail crash          ready        crash        attempt_failed         -leases, -held, ready; failed_on
@@ -88,72 +88,30 @@ A call that its state does not list is refused (`conflict`), and a claim's call 
 Where more than `FAN` jobs wait on one execution, the script that moves the first notes what follows for the others
 (`moving`); `reap` does it, or the next call that names the job.
 
-The scripts are in `lua/`, each with `lua/common.lua` before it. All keys begin with `{namespace}:`.
+Whoever looks at a running stage sets `watched:<exec>` for a while (`watch`). Beats tell its holder, who only then makes
+pictures (`preview:<exec>`).
+
+The scripts are in `lua/`, each with all of `lua/shared/` before it. `farm.scripts` says what else has the same prefix.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import secrets
 import time
 from collections.abc import Iterable, Sequence
 
-from farm.errors import CODES, Failure, FieldError, InvalidJob, NotFound, Unavailable
-from farm.records import (
-    KNOWN_SCHEMAS,
-    LANES,
-    OPEN,
-    Attempt,
-    Beat,
-    Claim,
-    Commit,
-    Event,
-    JobRecord,
-    Lane,
-    Quarantined,
-    QueueState,
-    StageEntry,
-    StageRecord,
-    Submission,
-    Submitted,
-    WorkerRecord,
-    place_of,
-    read_attempt,
-    read_claim,
-    read_event,
-    read_job,
-    read_quarantined,
-    read_queue,
-    read_worker,
-)
+from farm.errors import CODES, Failure, FieldError, InvalidJob, Unavailable
+from farm.readers import Readers
+from farm.records import KNOWN_SCHEMAS, LANES, Beat, Claim, Commit, Lane, QueueState, Submission, Submitted
+from farm.rows import read_claim
 from farm.runs import Runs
-from farm.scripts import Server
+from farm.scripts import FAN, Server
 from farm.settings import Settings
-
-__all__ = [
-    "Attempt",
-    "Beat",
-    "Claim",
-    "Commit",
-    "Event",
-    "JobRecord",
-    "Ledger",
-    "Quarantined",
-    "QueueState",
-    "StageEntry",
-    "StageRecord",
-    "Submission",
-    "Submitted",
-    "WorkerRecord",
-]
 
 CHUNK = 200
 """Jobs per submit script: some 20 ms of the server's time."""
-
-LOOKED = 5000
-"""Executions of which one script says whether they are committed: some 5 ms of the server's time."""
 
 LOG_CHARS = 8000
 """Of a failed attempt's log so much is kept, from its end: some fifty lines."""
@@ -166,9 +124,6 @@ WEIGHT = 0.1
 Source: exponential smoothing, Roberts 1959, doi:10.1080/00401706.1959.10489860; about the 1/8 that RFC 6298 §2 takes
 for a round trip: half of the mean is of the last seven, so it follows a change of parameters, and no outlier moves it
 by more than a tenth of itself."""
-
-FAN = 500
-"""Waiters of one execution that one script moves: some 20 ms of the server's time. The reconciler moves the others."""
 
 
 def _plain(text: str, most: int = 2000) -> str:
@@ -183,7 +138,7 @@ def _check_place(priority: int, lane: str) -> None:
         raise InvalidJob(errors=(FieldError("priority", "0 to 100"),))
 
 
-class Ledger(Runs):
+class Ledger(Readers, Runs):
     """The farm's truth in Redis. Threads may share one. Every call may raise Unavailable."""
 
     def __init__(self, settings: Settings, fan: int = FAN) -> None:
@@ -246,10 +201,6 @@ class Ledger(Runs):
             done += [Submitted(job, state, bool(existed)) for job, state, existed in found]
             queues.update(ready)
         return done, queues
-
-    def open_jobs(self, owner: str) -> int:
-        """How many jobs of the owner have not ended."""
-        return sum(int(self._server.run("ZCARD", f"owner:{owner}:{state}")) for state in OPEN)
 
     def cancel(self, job: str) -> str:
         """The job's new state, `cancelled`, which holds at once; its running stage stops if nobody else waits for it.
@@ -322,16 +273,16 @@ class Ledger(Runs):
     # -------------------------------------------------------------------------------------------------- workers
 
     def claim(
-        self, queues: Iterable[str], worker: str, boot: str, limit: int = 1, keep: Sequence[str] = ()
+        self, queues: Iterable[str], worker: str, boot: str, limit: int = 1, spooled: Sequence[str] = ()
     ) -> tuple[list[Claim], set[str]]:
         """Up to `limit` executions of one queue, the best ready ones, and the queues worth another doorbell.
 
         What this worker still holds is given back first, for it claims when it runs nothing; but not what it holds
-        under the tokens of `keep`, finished outputs that wait for their upload.
+        under the tokens `spooled`, finished outputs that wait for their upload.
         """
         asked = list(dict.fromkeys(queues))
         randoms = [secrets.token_hex(8) for _ in range(limit)]
-        lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(keep), *keep]
+        lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS, len(spooled), *spooled]
         found, left = self._call("claim", worker, boot, limit, *randoms, *lists)
         return [read_claim(row, self._settings.lease_s) for row in found], set(left)
 
@@ -343,14 +294,14 @@ class Ledger(Runs):
         """
         return [Beat(one) for one in self._call("beat", phase, step, steps, len(claims), *_tokens(claims))]
 
-    def show(self, pictures: Sequence[tuple[Claim, str]]) -> list[bool]:
-        """For each whether it is looked at; then it is its stage's picture until the next one, for two leases at most.
+    def show(self, pictures: Sequence[tuple[Claim, str]]) -> None:
+        """Keeps each as its stage's picture until the next one, for two leases at most.
 
-        A picture is base64 of an image of at most 20 KiB, or "" to ask only. It is taken from a claim that holds, and
-        not where all who wait do so in the lane `bulk`.
+        A picture is base64 of an image of at most 20 KiB. It is taken from a claim that holds, where it is `watch`ed,
+        and not where all who wait do so in the lane `bulk`.
         """
         args = [part for claim, picture in pictures for part in (claim.exec, claim.token, picture)]
-        return [flag == 1 for flag in self._call("show", len(pictures), *args)]
+        self._call("show", len(pictures), *args)
 
     def commit(self, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
         """For each whether its output is taken (also where this claim's was before), and the queues made ready."""
@@ -410,39 +361,11 @@ class Ledger(Runs):
         """Takes the worker's entry away, unless another boot has entered since."""
         self._call("unregister", worker, boot)
 
-    def workers(self) -> list[WorkerRecord]:
-        """The live workers, by name."""
-        return sorted((read_worker(row) for row in self._call("workers")), key=lambda one: one.worker)
-
     def drain(self, worker: str, on: bool = True) -> None:
         """Sets or lifts the operator's flag: a drained worker is given nothing, whatever its boot."""
         self._server.run("SADD" if on else "SREM", "draining", worker)
 
-    def isolated(self, worker: str) -> float:
-        """For how many seconds the worker is given nothing, because it failed all it tried; 0 for a sound one."""
-        return float(self._call("isolated", worker)) / 1000
-
     # -------------------------------------------------------------------------------------------------- quarantine
-
-    def quarantine(self, limit: int = 0) -> list[str]:
-        """The names of the executions in quarantine, newest first; all of them for 0."""
-        return list(self._server.run("ZREVRANGE", "quarantine", "0", str(limit - 1)))
-
-    def quarantined(self, execs: Sequence[str]) -> list[Quarantined]:
-        """Those of `execs` that are in quarantine, in the order given."""
-        found: list[Quarantined] = []
-        for start in range(0, len(execs), CHUNK):
-            chunk = execs[start : start + CHUNK]
-            found += [read_quarantined(row) for row in self._call("quarantined", len(chunk), *chunk)]
-        return found
-
-    def attempts(self, exec: str) -> list[Attempt]:
-        """The last ten failed attempts at an execution, oldest first."""
-        return [read_attempt(row) for _, row in self._server.read_stream(f"x:{exec}:causes", "0-0", 0)]
-
-    def quarantined_jobs(self, exec: str) -> list[str]:
-        """The jobs that the execution's quarantine has ended and that nobody has retried since."""
-        return sorted(self._server.run("SMEMBERS", f"x:{exec}:ended"))
 
     def drop(self, exec: str) -> None:
         """Lifts an execution's quarantine and forgets why it was there. Its jobs stay ended; a new one starts afresh.
@@ -467,96 +390,6 @@ class Ledger(Runs):
                 return None
             more = found[1]
         return self.queues()
-
-    # -------------------------------------------------------------------------------------------------- readers
-
-    def job(self, job: str) -> JobRecord:
-        """The job with its stages, as they are at one moment.
-
-        Raises:
-            NotFound: there is no such job, or it has passed its retention.
-        """
-        found = self.read([job])
-        if not found:
-            raise NotFound(f"there is no job {job}")
-        return found[0]
-
-    def read(self, jobs: Sequence[str]) -> list[JobRecord]:
-        """Those of `jobs` that there are, with their stages; 200 with each look."""
-        found: list[JobRecord] = []
-        for start in range(0, len(jobs), CHUNK):
-            chunk = jobs[start : start + CHUNK]
-            found += [read_job(row) for row in self._call("job", len(chunk), *chunk)]
-        return found
-
-    def preview(self, exec: str) -> bytes | None:
-        """The newest picture of a running stage, as `show` was given it; None where there is none."""
-        found = self._server.run("GET", f"preview:{exec}")
-        return base64.b64decode(found) if found else None
-
-    def jobs(
-        self,
-        state: str | None = None,
-        run: str | None = None,
-        limit: int = 50,
-        before_ms: float | None = None,
-        *,
-        owner: str | None = None,
-        whole: bool = False,
-    ) -> list[JobRecord]:
-        """Up to `limit` jobs, newest first, with their stages where `whole`.
-
-        `before_ms` is the last page's oldest `created_ms`, which no two jobs share: no job is twice on the pages or
-        missing. Only jobs that fit are looked at, whatever else there is.
-        """
-        before = "+inf" if before_ms is None else f"({before_ms:.4f}"
-        return [
-            read_job(row) for row in self._call("jobs", state or "", run or "", owner or "", limit, before, int(whole))
-        ]
-
-    def events(self, job: str | None, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
-        """The events of the job (of all jobs for None) after the id `after`, waiting up to `block_ms` for the first."""
-        name = f"events:{job}" if job else "events"
-        until = time.monotonic() + (block_ms or 0) / 1000
-        while True:
-            left_ms = max(0, int((until - time.monotonic()) * 1000))
-            # Shorter than the socket's timeout, so that a quiet stream is not taken for a dead server.
-            if (found := self._server.read_stream(name, after, min(left_ms, 1000))) or not left_ms:
-                return [read_event(*row) for row in found]
-
-    def last_event(self) -> str:
-        """The id of the last event of all jobs; "0-0" where there was none."""
-        found = self._server.run("XREVRANGE", "events", "+", "-", "COUNT", "1")
-        return str(found[0][0]) if found else "0-0"
-
-    def keeps(self, after: str) -> bool:
-        """Whether all events of all jobs after the id `after` can still be read: of many, the oldest are dropped."""
-        first = self._server.run("XRANGE", "events", "-", "+", "COUNT", "1")
-        return bool(first) and place_of(first[0][0]) <= place_of(after)
-
-    def queues(self) -> list[QueueState]:
-        """Every queue that ever had work or a worker, by name."""
-        return sorted(map(read_queue, self._call("queues")), key=lambda one: one.queue)
-
-    def committed(self, execs: Sequence[str]) -> list[str]:
-        """Those of `execs` whose output is there already, so that no job waits for them."""
-        found: list[str] = []
-        for start in range(0, len(execs), LOOKED):
-            chunk = execs[start : start + LOOKED]
-            found += self._call("committed", len(chunk), *chunk)
-        return found
-
-    def stats(self) -> dict[str, int]:
-        """What the ledger counted since it began: submitted, claims, commits, stale_commits, lapses and so on."""
-        return {name: int(value) for name, value in self._call("stats")}
-
-    def waiting_for(self, job: str) -> str:
-        """Why the job waits, as a sentence's end; "" while its stage runs and when it has ended.
-
-        Raises:
-            NotFound: there is no such job.
-        """
-        return self.job(job).waits_for
 
 
 def _tokens(claims: Sequence[Claim]) -> list[str]:

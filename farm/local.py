@@ -26,8 +26,8 @@ from farm.catalog import Catalog
 from farm.client import Farm
 from farm.errors import FarmError, InvalidJob, Unavailable
 from farm.handle import JobHandle
-from farm.job import queue_name
 from farm.ledger import FAN
+from farm.plan import queue_name
 from farm.scripts import Server
 from farm.servers import Servers, environment
 from farm.settings import Settings, read_connection
@@ -228,15 +228,24 @@ class Keeper:
                     self._mend()
 
     def _mend(self) -> None:
-        try:
+        # Each by itself: what cannot be started keeps nothing else from it.
+        with _told():
             for name in self._servers.revive():
                 _log.warning("server_restarted", server=name)
-            for name, part in self._parts.items():
+        for name, part in self._parts.items():
+            with _told():
                 if part.process is not None and part.process.poll() is not None:
                     _log.warning(f"{name}_restarted", status=part.process.returncode)
                     part.start(self._servers.settings)
-        except (FarmError, OSError) as error:
-            _log.error("not_restarted", error=str(error))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Logs what could not be started."""
+    try:
+        yield
+    except (FarmError, OSError) as error:
+        _log.error("not_restarted", error=str(error))
 
 
 def demo(

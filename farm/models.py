@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from farm.catalog import Adapter, Catalog, Lock, Weights
-from farm.errors import FarmError, FieldError, InvalidJob, Unavailable
+from farm.errors import FarmError, FieldError, InvalidJob
+from farm.hub import bad, fetch
 
 UNSAFE = (
     ".py", ".pyc", ".so", ".bin", ".ckpt", ".pt", ".pth",
@@ -32,11 +31,6 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Ends of files that `convert` makes safetensors of."""
 MAX_HEADER = 100_000_000
 """Bytes of a safetensors file's header at most, as the format's own reader has it."""
-WEIGHTS = r"(diffusion_pytorch_model|model)"
-"""How diffusers and transformers begin the names of weights that they load by themselves.
-
-Source: diffusers 0.42, `variant_compatible_siblings`; with it the two patterns in `_wanted`.
-"""
 
 
 def pull(
@@ -73,7 +67,7 @@ def pull(
         if checkpoint.repo is not None:
             locked = _lock_of(catalog, checkpoint)
             revision = checkpoint.revision or (locked.revision if locked and not force else None)
-            revision = _fetch(checkpoint, revision, source, fresh, say)
+            revision = fetch(checkpoint, revision, source, fresh, say)
         else:
             _build(checkpoint, fresh)
         lock = _agreed(catalog, checkpoint, _whole(checkpoint, fresh, revision), force)
@@ -198,7 +192,7 @@ def _build(checkpoint: Weights, fresh: Path) -> None:
     """Builds the checkpoint into the folder `fresh`."""
     ended = _module(str(checkpoint.build), checkpoint.name, str(fresh))
     if ended.returncode:
-        raise _bad(checkpoint, f"building it failed: {_last(ended)}", "is latent-farm[worker] installed?")
+        raise bad(checkpoint, f"building it failed: {_last(ended)}", "is latent-farm[worker] installed?")
 
 
 def _module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -214,147 +208,6 @@ def _last(ended: subprocess.CompletedProcess[str]) -> str:
     return (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
 
 
-def _fetch(
-    checkpoint: Weights, revision: str | None, source: Path | None, fresh: Path, say: Callable[[str], None]
-) -> str:
-    """The commit (40 hex digits) whose files now lie in the folder `fresh`."""
-    try:
-        from huggingface_hub import HfApi, snapshot_download
-    except ImportError as error:
-        raise Unavailable("huggingface_hub is not installed", hint="pip install 'latent-farm[worker]'") from error
-    repo, offline = str(checkpoint.repo), source is not None
-    with _hub(checkpoint, source):
-        index = snapshot_download(
-            repo, revision=revision, cache_dir=source, local_files_only=offline, allow_patterns=[_index(checkpoint)]
-        )
-        snapshot = Path(index)
-        if offline:
-            names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-        else:
-            names = HfApi().list_repo_files(repo, revision=snapshot.name)
-        if isinstance(checkpoint, Adapter):
-            wanted = _wanted_of_adapter(checkpoint, set(names))
-        else:
-            wanted = _wanted(checkpoint, _components(checkpoint, snapshot), names)
-        if not offline:
-            plan = snapshot_download(repo, revision=snapshot.name, allow_patterns=wanted, dry_run=True)
-            sizes = [(file.file_size or 0, file.will_download) for file in plan]
-            _check_room(checkpoint, sizes, snapshot, fresh.parent, say)
-            snapshot_download(repo, revision=snapshot.name, allow_patterns=wanted)
-    cache = snapshot.parent.parent.resolve()
-    for name in wanted:
-        kept = (snapshot / name).resolve()
-        if not kept.is_relative_to(cache):
-            raise _bad(checkpoint, f"{name} is a link that leads out of the hub's cache")
-        target = fresh / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(kept, target)  # gigabytes that need not lie there twice
-        except OSError:
-            shutil.copyfile(kept, target)
-    return snapshot.name
-
-
-def _check_room(
-    checkpoint: Weights, sizes: list[tuple[int, bool]], cache: Path, target: Path, say: Callable[[str], None]
-) -> None:
-    """Refuses a download of files of these sizes (bytes, and whether they are to be fetched) that the disk cannot take.
-
-    What lies in the hub's cache is linked to its place, or copied where that is on another disk.
-    """
-    whole, missing = sum(size for size, _ in sizes), sum(size for size, fetched in sizes if fetched)
-    needed = {cache: missing}
-    if cache.stat().st_dev != target.stat().st_dev:
-        needed[target] = whole
-    say(f"{checkpoint.name}: {len(sizes)} files of {whole / 1e6:,.1f} MB, {missing / 1e6:,.1f} MB are to be fetched")
-    for folder, size in needed.items():
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise FarmError(
-                f"{checkpoint.name} needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free at {folder}",
-                code="disk_full",
-                hint="`farm models rm` and `hf cache rm` make room; HF_HOME and FARM_DATA name larger disks",
-            )
-
-
-@contextmanager
-def _hub(checkpoint: Weights, source: Path | None) -> Iterator[None]:
-    """The hub's errors as the farm's own."""
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        yield
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
-        hint = f"look at https://huggingface.co/{checkpoint.repo}: is its licence accepted, is HF_TOKEN set?"
-        raise _bad(checkpoint, f"the hub does not give out {checkpoint.repo}: {type(error).__name__}", hint) from error
-    except (OSError, HTTPError) as error:
-        if source is not None:
-            hint = f"it should hold models--{str(checkpoint.repo).replace('/', '--')}/snapshots/<commit> and refs/main"
-            raise _bad(checkpoint, f"{source} has no snapshot of {checkpoint.repo}", hint) from error
-        raise Unavailable(
-            f"the hub cannot be reached: {type(error).__name__}",
-            hint="set HF_ENDPOINT to a mirror, or copy a hub cache here and give it with --from",
-        ) from error
-
-
-def _index(checkpoint: Weights) -> str:
-    """A small file that a repository of this kind has: with it, its commit is found."""
-    if isinstance(checkpoint, Adapter):
-        known = {"controlnet": "config.json", "vae": "config.json", "safety_checker": "safety_checker/config.json"}
-        return known.get(checkpoint.type) or str(checkpoint.weights)
-    return "model_index.json"
-
-
-def _wanted_of_adapter(adapter: Adapter, names: set[str]) -> list[str]:
-    """The files that loading an adapter takes."""
-    variant = f".{adapter.variant}" if adapter.variant else ""
-    if adapter.type in ("controlnet", "vae"):
-        wanted = {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}
-    elif adapter.type == "safety_checker":
-        wanted = {"safety_checker/config.json", f"safety_checker/model{variant}.safetensors"}
-        wanted.add("feature_extractor/preprocessor_config.json")
-    else:
-        wanted = {str(adapter.weights)}
-    if adapter.image_encoder is not None:
-        wanted |= {f"{adapter.image_encoder}/{name}" for name in ("config.json", "model.safetensors")}
-    if missing := sorted(wanted - names):
-        raise _bad(adapter, f"{adapter.repo} has no {missing[0]}")
-    return sorted(wanted)
-
-
-def _components(checkpoint: Weights, snapshot: Path) -> list[str]:
-    """The folders that the pipeline's index names, but for the safety checker, which the farm's stages do not load."""
-    try:
-        index = json.loads((snapshot / "model_index.json").read_text("utf-8"))
-        parts = [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None]
-        return [name for name in parts if name != "safety_checker"]
-    except (OSError, ValueError, AttributeError):
-        raise _bad(checkpoint, f"{checkpoint.repo} has no readable model_index.json") from None
-
-
-def _wanted(checkpoint: Weights, components: list[str], names: Iterable[str]) -> list[str]:
-    """The files that loading takes: configurations, vocabularies, and per component one set of safetensors."""
-    variant, shard = checkpoint.variant, r"(-\d{5}-of-\d{5})?"
-    plain = re.compile(rf"{WEIGHTS}{shard}\.safetensors(\.index\.json)?")
-    special = re.compile(rf"{WEIGHTS}\.({variant}{shard}\.safetensors|safetensors\.index\.{variant}\.json)")
-    found, varied = {"model_index.json"}, False
-    names = set(names)
-    for component in components:
-        inside = {name.rpartition("/")[2]: name for name in names if name.rpartition("/")[0] == component}
-        weights = {file for file in inside if variant and special.fullmatch(file)}
-        varied |= bool(weights)
-        weights = weights or {file for file in inside if plain.fullmatch(file)}
-        if "config.json" in inside and not any(file.endswith(".safetensors") for file in weights):
-            raise _bad(checkpoint, f"{component}/ of {checkpoint.repo} has no weights as safetensors")
-        texts = {file for file in inside if file.endswith((".json", ".txt", ".model")) and ".index." not in file}
-        found |= {inside[file] for file in weights | texts}
-    if not any(name.endswith(".safetensors") for name in found):
-        raise _bad(checkpoint, f"{checkpoint.repo} has no weights as safetensors")
-    if variant and not varied:
-        raise _bad(checkpoint, f"{checkpoint.repo} has no {variant} files", "remove `variant` from its catalog entry")
-    return sorted(found)
-
-
 # what the files are
 
 
@@ -365,7 +218,7 @@ def _whole(checkpoint: Weights, path: Path, revision: str | None) -> Lock:
         encoder = f"{checkpoint.image_encoder}/config.json" if checkpoint.image_encoder else None
         for needed in filter(None, (checkpoint.weights, encoder)):
             if needed not in files:
-                raise _bad(checkpoint, f"there is no {needed}")
+                raise bad(checkpoint, f"there is no {needed}")
     for name in files:
         if name.endswith(".safetensors"):
             _check_header(checkpoint, (path if checkpoint.file is None else path.parent) / name)
@@ -375,14 +228,14 @@ def _whole(checkpoint: Weights, path: Path, revision: str | None) -> Lock:
 def _hashes(checkpoint: Weights, path: Path) -> dict[str, str]:
     """SHA-256 (hex) of each file of a checkpoint by its path relative to the folder."""
     if not path.exists():
-        raise _bad(checkpoint, f"there is nothing at {path}")
+        raise bad(checkpoint, f"there is nothing at {path}")
     if checkpoint.file is None:
         found = _listed(checkpoint, path, path)
     else:
         # The configuration decides about pixels as the weights do, and the lock names files relative to the weights.
         config = Path(str(getattr(checkpoint, "config", None) or path)).expanduser()
         if path.suffix != ".safetensors" or not config.resolve().is_relative_to(path.parent.resolve()):
-            raise _bad(checkpoint, "`file` must be a .safetensors, and `config` a folder beside it")
+            raise bad(checkpoint, "`file` must be a .safetensors, and `config` a folder beside it")
         found = [path] if config == path else [path, *_listed(checkpoint, config, path.parent)]
     root = path if checkpoint.file is None else path.parent
     files: dict[str, str] = {}
@@ -401,14 +254,14 @@ def _listed(checkpoint: Weights, folder: Path, root: Path) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(root)
         if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise _bad(checkpoint, f"{relative} is a link that leads out of the folder")
+            raise bad(checkpoint, f"{relative} is a link that leads out of the folder")
         if path.is_dir() or any(part.startswith(".") for part in relative.parts):
             continue  # hidden files are the hub's own bookkeeping; no loader reads them
         if path.suffix.lower() in UNSAFE:
-            raise _bad(checkpoint, f"{relative} may run code when it is read; only safetensors are taken")
+            raise bad(checkpoint, f"{relative} may run code when it is read; only safetensors are taken")
         found.append(path)
     if not found:
-        raise _bad(checkpoint, f"there are no files in {folder}")
+        raise bad(checkpoint, f"there are no files in {folder}")
     return found
 
 
@@ -425,9 +278,9 @@ def _check_header(checkpoint: Weights, path: Path) -> None:
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0) == path.stat().st_size
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        raise _bad(checkpoint, f"{path.name} is not a safetensors file") from None
+        raise bad(checkpoint, f"{path.name} is not a safetensors file") from None
     if not whole:
-        raise _bad(checkpoint, f"{path.name} is not whole")
+        raise bad(checkpoint, f"{path.name} is not whole")
 
 
 def _check_shards(checkpoint: Weights, index: Path) -> None:
@@ -436,21 +289,21 @@ def _check_shards(checkpoint: Weights, index: Path) -> None:
         shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
         missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise _bad(checkpoint, f"{index.name} is damaged") from None
+        raise bad(checkpoint, f"{index.name} is damaged") from None
     if missing:
-        raise _bad(checkpoint, f"{missing[0]}, a part of {index.name}, is missing")
+        raise bad(checkpoint, f"{missing[0]}, a part of {index.name}, is missing")
 
 
 def _agreed(catalog: Catalog, checkpoint: Weights, found: Lock, force: bool) -> Lock:
     """`found`, if neither the catalog nor an existing lock says otherwise."""
     if checkpoint.revision is not None and found.revision != checkpoint.revision:
-        raise _bad(checkpoint, f"the catalog pins the revision {checkpoint.revision}, found was {found.revision}")
+        raise bad(checkpoint, f"the catalog pins the revision {checkpoint.revision}, found was {found.revision}")
     locked = None if force else _lock_of(catalog, checkpoint)
     differences = _differences(locked, found) if locked else []
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         hint = f"if the new files are wanted, run `farm models pull {checkpoint.name} --force`"
-        raise _bad(checkpoint, f"{differences[0]}{more}", hint)
+        raise bad(checkpoint, f"{differences[0]}{more}", hint)
     return found
 
 
@@ -476,12 +329,3 @@ def _write(catalog: Catalog, checkpoint: Weights, lock: Lock) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_text(lock.model_dump_json(indent=1) + "\n", "utf-8")
     fresh.replace(path)
-
-
-def _bad(checkpoint: Weights, reason: str, hint: str = "") -> FarmError:
-    """The refusal of a checkpoint's files."""
-    return FarmError(
-        f"the {'adapter' if isinstance(checkpoint, Adapter) else 'checkpoint'} {checkpoint.name}: {reason}",
-        code="bad_checkpoint",
-        hint=hint,
-    )

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from farm.catalog import Adapter, Catalog, Checkpoint, Weights
 from farm.errors import Conflict, NotFound
 from farm.manual import about
-from farm.records import Attempt, Quarantined, QueueState, WorkerRecord
+from farm.records import Attempt, Quarantined, QueueState, RunRecord, WorkerRecord
 from farm.settings import Settings
 from farm.stage import kinds
 
 if TYPE_CHECKING:
     from farm.broker import Broker
     from farm.ledger import Ledger
+    from farm.runs import Verb
 
 
 class Overview:
@@ -54,14 +55,34 @@ class Overview:
 
     # ------------------------------------------------------------------------------------------------ runs
 
-    def run_states(self, run: str) -> dict[str, int]:
-        """How many jobs of a run are in each state. Raises NotFound."""
-        return dict(self.ledger.run(run).states)
+    def runs(self, limit: int = 50) -> list[RunRecord]:
+        """The newest runs first."""
+        return self.ledger.runs(limit)
 
-    def cancel_run(self, run: str) -> dict[str, int]:
-        """Ends all unended jobs of a run; how many are in each state then. Raises NotFound."""
-        self.ledger.cancel_run(run)
-        return self.run_states(run)
+    def run_record(self, run: str) -> RunRecord:
+        """A run: how many of its jobs are in each state. Raises NotFound."""
+        return self.ledger.run(run)
+
+    def cancel_run(self, run: str) -> RunRecord:
+        """Ends all unended jobs of a run; how it is then. Raises NotFound."""
+        return self._steer_run(run, "cancel")
+
+    def pause_run(self, run: str) -> RunRecord:
+        """Holds all unended jobs of a run after the stages that run now. Raises NotFound."""
+        return self._steer_run(run, "pause")
+
+    def resume_run(self, run: str) -> RunRecord:
+        """Lets the paused jobs of a run go on. Raises NotFound."""
+        return self._steer_run(run, "resume")
+
+    def retry_run(self, run: str) -> RunRecord:
+        """Queues the failed, quarantined, cancelled and expired jobs of a run again. Raises NotFound."""
+        return self._steer_run(run, "retry")
+
+    def _steer_run(self, run: str, verb: Verb) -> RunRecord:
+        _, queues = self.ledger.steer_run(run, verb)
+        self.broker.ring(queues)
+        return self.ledger.run(run)
 
     # ------------------------------------------------------------------------------------------------ machines
 

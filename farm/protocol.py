@@ -1,16 +1,16 @@
 """What can be asked of a farm, and of a job, wherever they are?
 
-`farm.client.Farm` answers from the farm's own servers, `farm.remote.RemoteFarm` over HTTP. Both give records
-(`farm.records`), so that who asks need not know which it is.
+`farm.client.Farm` answers from the farm's own servers, `farm.remote.RemoteFarm` over HTTP, and `farm.remote.AsyncFarm`
+awaits the same words. All give records (`farm.records`), so that who asks need not know which it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from farm.records import Attempt, Event, JobRecord, Lane, Quarantined, QueueState, WorkerRecord
+from farm.records import Attempt, Event, JobRecord, Lane, Quarantined, QueueState, RunRecord, WorkerRecord
 from farm.stage import Size
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from farm.fork import StagesSource
     from farm.handle import Intermediate, Result
     from farm.job import Forecast
+    from farm.snapshot import Snapshot
+    from farm.sweep import Sweep
 
 ChainSource = str | Path | Mapping[str, Any]
 """A preset's name, a chain file's path, or a chain as in a file."""
@@ -46,7 +48,10 @@ class AnyJob(Protocol):
     @property
     def intermediates(self) -> Sequence[Intermediate]: ...
     def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]: ...
+    def events(self) -> Iterator[Snapshot]: ...
+    def wait(self, timeout_s: float | None = None) -> AnyJob: ...
     def read(self, result: Result) -> bytes: ...
+    def pngs(self) -> list[bytes]: ...
     def download(self, target: str | Path, *, intermediates: bool = False) -> list[Path]: ...
     def cancel(self) -> str: ...
     def pause(self) -> None: ...
@@ -62,8 +67,12 @@ class AnyOverview(Protocol):
     """A farm, as far as it is looked at."""
 
     def close(self) -> None: ...
-    def run_states(self, run: str) -> dict[str, int]: ...
-    def cancel_run(self, run: str) -> dict[str, int]: ...
+    def runs(self, limit: int = 50) -> list[RunRecord]: ...
+    def run_record(self, run: str) -> RunRecord: ...
+    def cancel_run(self, run: str) -> RunRecord: ...
+    def pause_run(self, run: str) -> RunRecord: ...
+    def resume_run(self, run: str) -> RunRecord: ...
+    def retry_run(self, run: str) -> RunRecord: ...
     def queues(self) -> list[QueueState]: ...
     def workers(self) -> list[WorkerRecord]: ...
     def stats(self) -> dict[str, int]: ...
@@ -84,6 +93,18 @@ class AnyFarm(AnyOverview, Protocol):
     round_s: float
 
     def quarantine_of(self, name: str) -> str: ...
+    def render(
+        self,
+        prompt: str | None = None,
+        *,
+        chain: ChainSource = "hires",
+        image: ImageSource | None = None,
+        idempotency_key: str | None = None,
+        lane: Lane = "interactive",
+        priority: int = 50,
+        deadline_s: float | None = None,
+        **given: Any,
+    ) -> AnyJob: ...
     def run(
         self,
         prompt: str | None = None,
@@ -91,6 +112,7 @@ class AnyFarm(AnyOverview, Protocol):
         chain: ChainSource = "hires",
         image: ImageSource | None = None,
         count: int = 1,
+        sweep: Sweep = (),
         idempotency_key: str | None = None,
         lane: Lane = "interactive",
         priority: int = 50,
@@ -104,6 +126,7 @@ class AnyFarm(AnyOverview, Protocol):
         chain: ChainSource = "hires",
         image: ImageSource | None = None,
         count: int = 1,
+        sweep: Sweep = (),
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
@@ -112,6 +135,7 @@ class AnyFarm(AnyOverview, Protocol):
     def edges(
         self, chain: ChainSource, size: Size | None = None, *, images: bool = False
     ) -> tuple[list[dict[str, Any]], Size | None]: ...
+    def upload(self, source: ImageSource) -> str: ...
     def rerun(self, picture: ImageSource, image: ImageSource | None = None) -> tuple[AnyJob, bool]: ...
     def fork(
         self,
@@ -127,3 +151,4 @@ class AnyFarm(AnyOverview, Protocol):
     ) -> AnyJob: ...
     def job(self, job_id: str) -> AnyJob: ...
     def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Sequence[JobRecord]: ...
+    def events(self, run: str | None = None) -> Iterator[Snapshot]: ...

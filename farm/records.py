@@ -6,25 +6,24 @@ since 1970; 0 stands for "not yet".
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Literal
-
-from farm.errors import CODES
+from typing import Literal
 
 Lane = Literal["interactive", "bulk"]
 LANES: tuple[Lane, ...] = ("interactive", "bulk")
 """In the order in which they are served."""
 STATES = ("queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired")
+"""In which a job may be, in the order in which people are told."""
 SCHEMA = 1
 """Version of the records that a submit of this build writes: what a payload and an output mean to a worker."""
 KNOWN_SCHEMAS = (1,)
 """Versions that a worker of this build can run. Newer ones are left to newer workers, so that both share a farm."""
 ENDED = frozenset({"done", "failed", "quarantined", "cancelled", "expired"})
+"""States that only a retry leaves."""
 OPEN = tuple(state for state in STATES if state not in ENDED)
+"""States of jobs that count against limits."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Claim:
     `input` is the committed output of the stage before, "" for none; for a `publish` claim it is the final output, of
     which only the job's readable result is to be written. `waiters` are the jobs that wait for it, `finishing` those of
     them whose last stage it is (500 at most: those left out are published by claims of their own). `attempt` counts
-    from 1; `oom` counts the out-of-memory errors charged before it.
+    from 1; `oom` counts the out-of-memory errors before it, `crash` the crashes and lapsed leases.
     """
 
     exec: str
@@ -88,6 +87,7 @@ class Claim:
     stage: int
     lease_s: float
     oom: int = 0
+    crash: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Beat(StrEnum):
     """What a worker learns from its beat."""
 
     OK = "ok"
+    WATCHED = "watched"
+    """Go on, and show pictures: somebody looks."""
     CANCELLED = "cancelled"
     """Nobody waits any more: stop and release."""
     STALE = "stale"
@@ -174,6 +176,15 @@ class JobRecord:
     owner: str = ""
     position: int | None = None
     waits_for: str = ""
+
+    @property
+    def progress(self) -> float:
+        """How far it is, from 0 to 1: whole stages, and the steps of the running one. Each stage counts the same."""
+        if self.state == "done":
+            return 1.0
+        stage = self.stages[self.at] if self.at < len(self.stages) else None
+        share = stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0.0
+        return round((self.at + min(share, 1.0)) / self.n, 4)
 
 
 @dataclass(frozen=True)
@@ -274,138 +285,12 @@ class Event:
     run: str = ""
 
 
-# ----------------------------------------------------------------------------------------------- a script's answer
-
-
-def read_claim(row: list[Any], lease_s: float) -> Claim:
-    """The claim in a row of `claim.lua`."""
-    exec_, token, epoch, queue, payload, given, waiters, finishing, publish, attempt, stage, oom = row
-    return Claim(
-        exec=exec_, token=token, epoch=int(epoch), queue=queue, payload=payload, input=given,
-        waiters=tuple(sorted(waiters)), finishing=tuple(sorted(finishing)), publish=publish == "1", attempt=attempt,
-        stage=int(stage), lease_s=lease_s, oom=int(oom),
-    )  # fmt: skip
-
-
-def read_job(row: list[Any]) -> JobRecord:
-    """The job in a row of `record` (`common.lua`)."""
-    job, fields, outputs, stages, wait = row if len(row) == 5 else (*row, [], [""])
-    state, spec, run, lane, priority, created, deadline, started, ended, at, n, code, message, idem, owner = fields
-    return JobRecord(
-        job=job, state=state, spec=spec, run=run, lane=lane, priority=int(priority), created_ms=float(created),
-        deadline_ms=int(deadline), started_ms=int(started or 0), ended_ms=int(ended or 0), at=int(at), n=int(n),
-        code=code or "", message=message or CODES.get(code or "", ""), idem=idem, outputs=tuple(outputs),
-        stages=tuple(_read_stage(i, int(at), state, outputs[i], stage) for i, stage in enumerate(stages)),
-        owner=owner or "", position=wait[2] if wait[0] == "ready" else None, waits_for=_waits_for(*wait),
-    )  # fmt: skip
-
-
-def _waits_for(state: str, *rest: Any) -> str:
-    if state == "paused":
-        return "paused"
-    if state == "spool":
-        return "finished; the result waits on its worker's disk until the store answers"
-    if state == "backoff":
-        return "back-off until " + time.strftime("%H:%M:%S UTC", time.gmtime(float(rest[0]) / 1000))
-    if state != "ready":
-        return ""
-    queue, ahead, live, registered = rest
-    if not live and registered:
-        return f"no worker of {queue} may take it now: see `farm queue status`"
-    if not live:
-        return f"no worker serves {queue}"
-    return f"{ahead} ahead in {queue}" if ahead else f"next in {queue}"
-
-
-def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]) -> StageRecord:
-    exec_, queue, fields, times, live = row
-    state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed, preview = fields
-    mean_s, wall_s = _seconds(times)
-    if exec_.startswith("p:"):
-        wall_s = 0.0  # what another job made is there, and only gets this one's name
-    if index < at or job_state == "done":
-        shown, mean_s, wall_s = "committed", 0.0, 0.0
-    elif index > at:
-        if state == "committed":
-            mean_s, wall_s = 0.0, 0.0
-        return StageRecord(
-            index=index, exec=exec_, queue=queue, state="waiting", mean_s=mean_s, wall_s=wall_s, live=live
-        )
-    elif job_state in ENDED or job_state == "paused":
-        shown = job_state
-    else:
-        shown = "queued" if state == "ready" else state
-    return StageRecord(
-        index=index, exec=exec_, queue=queue, state=shown, phase=phase or "", step=int(step or 0),
-        steps=int(steps or 0), worker=worker or "", attempt=int(attempt or 0), crash=int(crash or 0),
-        oom=int(oom or 0), lapses=int(lapses or 0), output=output, code=code or "",
-        message=message or CODES.get(code or "", ""), started_ms=int(started or 0), committed_ms=int(committed or 0),
-        preview=int(preview or 0) if shown == "running" else 0,
-        mean_s=mean_s, wall_s=wall_s, live=live,
-    )  # fmt: skip
-
-
-def _seconds(times: Sequence[str]) -> tuple[float | None, float | None]:
-    """The mean and the wall-clock time of a row of `times` (`common.lua`)."""
-    mean, wall = times
-    return (float(mean) / 1000 if mean else None), (float(wall) / 1000 if wall else None)
-
-
-def read_run(row: list[Any]) -> RunRecord:
-    """The run in a row of `run.lua`."""
-    run, owner, created, ended, states = row
-    found = dict(states)
-    return RunRecord(
-        run=run, owner=owner, created_ms=float(created or 0), count=sum(found.values()),
-        states={state: found[state] for state in STATES if state in found},
-        ended_ms=0 if set(OPEN) & set(found) else int(float(ended)),
-    )  # fmt: skip
-
-
-def read_queue(row: list[Any]) -> QueueState:
-    """The queue in a row of `queues.lua`."""
-    queue, ready, running, live, times = row
-    return QueueState(queue, int(ready), int(running), int(live), *_seconds(times))
-
-
-def read_worker(row: list[Any]) -> WorkerRecord:
-    """The worker in a row of `workers.lua`."""
-    worker, (boot, state, host, pid, info, seen, queues), drained, held, isolated_ms = row
-    return WorkerRecord(
-        worker=worker, boot=boot, queues=tuple(queues.split("\n")) if queues else (), state=state, host=host,
-        pid=int(pid) if pid.isdigit() else 0, draining=drained == 1, held=tuple(sorted(held)), seen_ms=int(seen),
-        isolated_s=isolated_ms / 1000, info=json.loads(info),
-    )  # fmt: skip
-
-
-def read_attempt(row: dict[str, str]) -> Attempt:
-    """The failed attempt in an entry of an execution's `causes`."""
-    code = row["code"]
-    return Attempt(
-        t=int(row["t"]), worker=row["worker"], attempt=int(row["attempt"]), code=code,
-        message=row["message"] or CODES.get(code, ""), log=row["log"],
-    )  # fmt: skip
-
-
-def read_quarantined(row: list[Any]) -> Quarantined:
-    """The execution in a row of `quarantined.lua`."""
-    exec_, t, (queue, code, message, attempts, payload), jobs = row
-    return Quarantined(
-        exec=exec_, t=int(float(t)), queue=queue, code=code, message=message or CODES.get(code, ""),
-        attempts=int(attempts), payload=payload, jobs=jobs,
-    )  # fmt: skip
-
-
-def read_event(id_: str, row: dict[str, str]) -> Event:
-    """The event of a stream's entry."""
-    return Event(
-        id=id_, type=row["type"], job=row["job"], stage=int(row["stage"]), state=row["state"], worker=row["worker"],
-        code=row["code"], exec=row["exec"], token=row["token"], epoch=row["epoch"], t=int(row["t"]),
-        owner=row.get("owner", ""), run=row.get("run", ""),
-    )  # fmt: skip
-
-
 def place_of(id_: str) -> tuple[int, int]:
     """What tells which of two events' ids is the later one; "" is before all."""
     first, _, second = id_.partition("-")
     return int(first or 0), int(second or 0)
+
+
+def instant(ms: float) -> str | None:
+    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet"."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from farm.errors import NotFound
-from farm.records import ENDED, OPEN, RunRecord, read_run
+from farm.records import ENDED, OPEN, RunRecord
+from farm.rows import read_run
 from farm.scripts import Server
 from farm.settings import Settings
 

@@ -1,4 +1,16 @@
-"""How is a script run on the ledger's server, and what do the server's failures mean to the caller?"""
+"""How is a script run on the ledger's server, and what do the server's failures mean to the caller?
+
+All keys of a farm begin with `{namespace}:`. Most are the ledger's (`farm.ledger` says which); beside them lie::
+
+    callers                     the tokens, by id: hashes of their secrets, owners, scopes         farm.tokens
+    session:<hash>              who has logged in                                                  farm.api.sessions
+    request:<owner>:<hash>      idempotency keys of requests; upload:<owner>:<hash>: whose image   farm.api.kept
+    rate:<caller>               how much of its share a caller has spent                           farm.api.limits
+    webhooks, webhooks:health   endpoints, by id, and how they answer                              farm.webhooks
+    webhook:<id>:due, :waiting  deliveries: when each is due, and what it says                     farm.api.outbox
+    webhooks:leader, :position  who delivers, how far the events were read; :runs: runs that
+                                may have ended                                                     farm.api.outbox
+"""
 
 from __future__ import annotations
 
@@ -28,6 +40,10 @@ else:
 T = TypeVar("T")
 TIMEOUT_S = 2.0
 """How long one wait for the server lasts. Source: design, a submit that cannot be stored is refused within 3 s."""
+FAN = 500
+"""Waiters of one execution that one script moves: some 20 ms of the server's time. The reconciler moves the others."""
+SHARED = ("shared/base", "shared/executions", "shared/jobs", "shared/workers", "shared/reading")
+"""What stands before every script: the moves that more than one of them makes, each after what it is made of."""
 _LOST = (redis.ConnectionError, redis.TimeoutError)
 """The reply is lost: the call may have been carried out."""
 _ANSWERED = (redis.exceptions.AuthenticationError, redis.BusyLoadingError)
@@ -54,7 +70,7 @@ _REFUSED: dict[str, type[FarmError]] = {
 @cache
 def _source(name: str) -> str:
     folder = files("farm") / "lua"
-    return (folder / "common.lua").read_text("utf-8") + "\n" + (folder / f"{name}.lua").read_text("utf-8")
+    return "\n".join((folder / f"{each}.lua").read_text("utf-8") for each in (*SHARED, name))
 
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
@@ -100,7 +116,7 @@ def _left_s() -> float:
 class Server:
     """One Redis or Valkey that holds a ledger, under the prefix `{namespace}:`."""
 
-    def __init__(self, settings: Settings, fan: int) -> None:
+    def __init__(self, settings: Settings, fan: int = FAN) -> None:
         self._prefix = "{" + settings.namespace + "}:"
         pool = redis.ConnectionPool.from_url(
             settings.redis_url.get_secret_value(),

@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     s3_public_endpoint: str = Field(
         "", description="endpoint written into presigned URLs, where clients see another host"
     )
-    presign_s: int = Field(3600, gt=0, le=604800, description="life of a presigned URL, seconds")
+    presign_s: int = Field(900, gt=0, le=604800, description="life of a presigned URL, seconds")
     catalog: Path | None = Field(None, description="TOML or YAML file with further checkpoints and presets")
     models: Path | None = Field(None, description="folder of pulled checkpoints; default: models/ in the data folder")
     lease_s: float = Field(

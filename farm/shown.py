@@ -67,7 +67,7 @@ def html_of_record(record: JobRecord) -> str:
     chain = json.loads(record.spec)["chain"]
     words = [record.state, f"seed {chain['seed']}", record.waits_for, record.code, record.message]
     lines = [" · ".join(escape(str(word)) for word in words if word), escape(str(chain.get("prompt", "")))]
-    lines.append(f'<progress max="1" value="{_share(record):.3f}"></progress>')
+    lines.append(f'<progress max="1" value="{record.progress:.3f}"></progress>')
     rows = [
         _cells(
             stage.index, stage.queue, stage.state, f"{stage.step}/{stage.steps}" if stage.steps else "", stage.message
@@ -121,15 +121,6 @@ def picture(png: bytes, side: int = SIDE) -> str:
         return _trouble(f"the picture cannot be shown: {type(error).__name__}")
     data = base64.b64encode(out.getvalue()).decode()
     return f'<img width="{small.width}" height="{small.height}" alt="" src="data:image/webp;base64,{data}">'
-
-
-def _share(record: JobRecord) -> float:
-    """How far a job is, from 0 to 1."""
-    if record.state == "done":
-        return 1.0
-    stage = record.stages[record.at] if record.at < len(record.stages) else None
-    steps = stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0.0
-    return (record.at + min(steps, 1.0)) / record.n
 
 
 def _cells(*values: object) -> str:

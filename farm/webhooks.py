@@ -34,7 +34,9 @@ SECRET_BYTES = 32
 OVERLAP_S = 86400
 """How long an old secret signs beside its successor, seconds: a day for the receiver to change it."""
 MAX_ENDPOINTS = 100
+"""Endpoints of one farm: each is a task of the API, and is looked at with every end of a job."""
 MAX_URL = 2000
+"""Characters of an address. Source: what most servers and proxies take at least."""
 _PREFIX = "whsec_"
 _KEY, _HEALTH = "webhooks", "webhooks:health"
 

@@ -419,7 +419,8 @@ def test_what_is_no_id_is_not_found_by_any_command(command: str, place: Place, r
 @pytest.mark.parametrize("wrong", IDS[:-1])
 def test_what_is_no_run_or_checkpoint_is_refused(wrong: str, place: Place, run: Run) -> None:
     if wrong:
-        assert run("--json", "jobs", "cancel", f"--run={wrong}").code == "not_found"
+        for verb in ("show", "cancel", "pause", "resume", "retry"):
+            assert run("--json", "runs", verb, "--", wrong).code == "not_found"
         assert run("--json", "jobs", "ls", f"--run={wrong}").envelope["data"] == []
     for command in ("pull", "verify"):
         found = run("--json", "models", command, "--", wrong)

@@ -638,9 +638,9 @@ def test_jobs_are_steered(run: Run, farm: Farm) -> None:
     assert (conflict.status, conflict.code) == (1, "conflict")
     # And all that is left of their run is ended by its name
     name = farm.job(ids[0]).record.run
-    ended_ = run("jobs", "cancel", "--run", name, "--json").envelope["data"]
-    assert ended_ == {"run": name, "states": {"cancelled": 2}}
-    assert run("jobs", "cancel", "--run", name).out == f"{name}  now 2 cancelled\n"
+    ended_ = run("runs", "cancel", name, "--json").envelope["data"]
+    assert (ended_["id"], ended_["count"], ended_["states"]) == (name, 2, {"cancelled": 2})
+    assert run("runs", "cancel", name).out == f"{name}  2 cancelled\n"
 
 
 def test_queue_status_counts(run: Run, farm: Farm) -> None:

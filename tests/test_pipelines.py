@@ -21,7 +21,7 @@ from farm.catalog import Catalog, Checkpoint
 from farm.errors import Failure, StageFailed
 from farm.settings import Settings
 from tests.stages import conftest as family
-from workers import pipelines
+from workers import calling, pipelines
 from workers.stages.text2img import Text2Img
 from workers.stages.upscale import Upscale
 
@@ -184,7 +184,7 @@ def test_devices() -> None:
 
 def test_a_generator_is_its_seed() -> None:
     # Given the largest seed
-    first, again = (pipelines.generator(2**53 - 1) for _ in range(2))
+    first, again = (calling.generator(2**53 - 1) for _ in range(2))
     # When noise is drawn
     # Then it is the same, on the CPU, and the seed can be read back
     assert torch.equal(torch.randn(4, generator=first), torch.randn(4, generator=again))
@@ -197,12 +197,12 @@ def test_each_run_has_a_scheduler_of_its_own(pipe: Callable[..., Any]) -> None:
     own = dict(loaded.own.scheduler.config)
     # When another scheduler, one with needs of its own, and the checkpoint's own follow each other
     for name, cls in (("EulerDiscreteScheduler", EulerDiscreteScheduler), ("PNDMScheduler", PNDMScheduler)):
-        pipelines.fresh_scheduler(loaded, name, {}, [])
+        calling.fresh_scheduler(loaded, name, {}, [])
         assert type(loaded.scheduler) is cls
         assert loaded.scheduler.config.prediction_type == "v_prediction"
         assert loaded.scheduler.config.beta_end == own["beta_end"]
     assert loaded.scheduler.config.skip_prk_steps is True
-    pipelines.fresh_scheduler(loaded, None, {}, [])
+    calling.fresh_scheduler(loaded, None, {}, [])
     # Then the last is the checkpoint's, unchanged and unused
     assert type(loaded.scheduler) is DDIMScheduler
     assert loaded.scheduler is not loaded.own.scheduler
@@ -212,7 +212,7 @@ def test_each_run_has_a_scheduler_of_its_own(pipe: Callable[..., Any]) -> None:
 
 def test_the_sde_scheduler_is_told_the_seeds(pipe: Callable[..., Any]) -> None:
     loaded = pipe(Text2Img())
-    pipelines.fresh_scheduler(loaded, "DPMSolverSDEScheduler", {}, [pipelines.generator(seed) for seed in (3, 4)])
+    calling.fresh_scheduler(loaded, "DPMSolverSDEScheduler", {}, [calling.generator(seed) for seed in (3, 4)])
     assert loaded.scheduler.noise_sampler_seed == [3, 4]
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from farm import models
 from farm.catalog import Catalog, Space
 from farm.ledger import Ledger
-from farm.records import Claim, Commit, Lane, StageEntry, Submission
+from farm.readers import WATCHED_MS
+from farm.records import Beat, Claim, Commit, Lane, StageEntry, Submission
 from farm.sampler import SCHEDULERS
 from farm.settings import Settings
 from tests.conftest import Valkey, free_port
@@ -87,7 +88,7 @@ def test_the_newest_picture_of_a_running_stage_is_there_until_it_ends(ledger: Le
     # When
     numbers = []
     for text in ("one", "two"):
-        assert ledger.show([(claim, picture(text))]) == [True]
+        ledger.show([(claim, picture(text))])
         numbers.append(ledger.job("j0").stages[0].preview)
         assert ledger.preview("x0") == text.encode()
     # Then each has another number, and none outlives its stage for long, even if nobody ends that
@@ -101,28 +102,68 @@ def test_the_newest_picture_of_a_running_stage_is_there_until_it_ends(ledger: Le
 def test_only_the_holder_of_the_token_shows_anything(ledger: Ledger) -> None:
     # Given a stage that was given back and claimed again
     (old,) = claims_of(ledger, 1)
-    assert ledger.show([(old, picture("old"))]) == [True]
+    ledger.watch(["x0"])
+    ledger.show([(old, picture("old"))])
+    assert ledger.preview("x0") == b"old"
     ledger.release([old])
     (claim,), _ = ledger.claim(["q"], "w2", "boot")
     assert ledger.job("j0").stages[0].preview == 0
     # When, Then
-    assert ledger.show([(old, picture("old")), (claim, picture("new"))]) == [False, True]
+    for held, text in ((old, "old"), (claim, "new"), (old, "old")):
+        ledger.show([(held, picture(text))])
     assert ledger.preview("x0") == b"new"
 
 
 def test_what_is_made_in_bulk_is_not_looked_at(ledger: Ledger) -> None:
     bulk, claim = claims_of(ledger, 2, "bulk", "interactive")
-    assert ledger.show([(bulk, picture("x")), (claim, picture("y"))]) == [False, True]
+    ledger.watch(["x0", "x1"])
+    assert ledger.beat([bulk, claim], "step", 1, 2) == [Beat.OK, Beat.WATCHED]
+    ledger.show([(bulk, picture("x")), (claim, picture("y"))])
     assert (ledger.preview("x0"), ledger.preview("x1")) == (None, b"y")
+
+
+def test_a_picture_is_wanted_for_a_while_after_somebody_looked(ledger: Ledger, valkey: Valkey) -> None:
+    # Given a stage at which nobody has looked
+    (claim,) = claims_of(ledger, 1)
+    raw = redis.Redis.from_url(valkey.url)
+
+    def wanted() -> bool:
+        ledger.show([(claim, picture("new"))])
+        (told,) = ledger.beat([claim], "step", 1, 2)
+        assert told in (Beat.OK, Beat.WATCHED)
+        assert (told is Beat.WATCHED) == (ledger.job("j0").stages[0].preview > 0)
+        return told is Beat.WATCHED
+
+    assert not wanted()
+    # When somebody asks for its picture, then there is none yet, but one is wanted
+    assert ledger.preview("x0") is None
+    assert wanted()
+    # When that is nearly over, and somebody looks again, then it goes on for as long as at first
+    assert 0 < raw.pttl("{farm}:watched:x0") <= WATCHED_MS
+    raw.pexpire("{farm}:watched:x0", WATCHED_MS // 3)
+    ledger.watch(["x0"])
+    assert raw.pttl("{farm}:watched:x0") > WATCHED_MS // 2
+    # But one look right after another costs no writing
+    raw.pexpire("{farm}:watched:x0", round(WATCHED_MS * 0.9))
+    ledger.watch(["x0"])
+    assert raw.pttl("{farm}:watched:x0") <= WATCHED_MS * 0.9
 
 
 # ------------------------------------------------------------------------------------------- the screen
 
 
+def watched(ledger: Ledger, claims: list[Claim], pause_s: float) -> Screen:
+    """A screen of `claims` at which somebody looks."""
+    ledger.watch([claim.exec for claim in claims])
+    screen = Screen(ledger, claims, RED_AND_GREEN, pause_s)
+    screen.watched = True
+    return screen
+
+
 def test_each_member_of_a_call_has_its_own_picture(ledger: Ledger) -> None:
     # Given a call of three
     claims = claims_of(ledger, 3)
-    screen = Screen(ledger, claims, RED_AND_GREEN, 0.5)
+    screen = watched(ledger, claims, 0.5)
     # When
     shown(screen, seen((2, 0), (0, 2), (0, 0)))
     # Then
@@ -131,7 +172,7 @@ def test_each_member_of_a_call_has_its_own_picture(ledger: Ledger) -> None:
 
 def test_members_in_calls_of_their_own_are_told_apart(ledger: Ledger) -> None:
     claims = claims_of(ledger, 2)
-    screen = Screen(ledger, claims, RED_AND_GREEN, 60)
+    screen = watched(ledger, claims, 60)
     shown(screen, seen((2, 0)), 0)
     shown(screen, seen((0, 2)), 1)
     assert [colour_of(ledger.preview(f"x{row}")) for row in range(2)] == [(256, 0, 0), (0, 256, 0)]
@@ -141,7 +182,7 @@ def test_pictures_come_no_sooner_than_they_should(ledger: Ledger, monkeypatch: p
     # Given a clock that stands still
     now = [100.0]
     monkeypatch.setattr(preview.time, "monotonic", lambda: now[0])
-    screen, made = Screen(ledger, claims_of(ledger, 1), RED_AND_GREEN, 0.5), []
+    screen, made = watched(ledger, claims_of(ledger, 1), 0.5), []
 
     def step() -> Any:
         made.append(now[0])
@@ -155,12 +196,11 @@ def test_pictures_come_no_sooner_than_they_should(ledger: Ledger, monkeypatch: p
     assert made == [100.0, 100.5, 101.0, 101.5]
 
 
-def test_work_in_bulk_costs_one_question(ledger: Ledger) -> None:
-    screen, made = Screen(ledger, claims_of(ledger, 1, "bulk"), RED_AND_GREEN, 0.0), []
-    for _ in range(5):
-        shown(screen, lambda: made.append(1) or seen((2, 0))())
-    assert made == [1]
-    assert ledger.preview("x0") is None
+def test_nothing_is_drawn_where_nobody_looks(ledger: Ledger) -> None:
+    screen, made = watched(ledger, claims_of(ledger, 1), 0.0), []
+    for screen.watched in (True, False, True, False, False):
+        shown(screen, lambda: made.append(screen.watched) or seen((2, 0))())
+    assert made == [True, True]
 
 
 def test_nothing_that_goes_wrong_reaches_the_stage(ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
@@ -174,6 +214,7 @@ def test_nothing_that_goes_wrong_reaches_the_stage(ledger: Ledger, settings: Set
     for where, made in ((ledger, full), (ledger, lambda: torch.zeros(2, 1, 7, 8, 8)), (away, seen((2, 0)))):
         calls: list[int] = []
         screen = Screen(where, [claim], RED_AND_GREEN, 0.0)
+        screen.watched = True
         for _ in range(3):
             # When, Then it is over with the pictures, and with nothing else
             shown(screen, lambda made=made, calls=calls: calls.append(1) or made())

@@ -9,7 +9,8 @@ import redis
 
 from farm.client import Farm
 from farm.errors import Failure, NotFound
-from farm.ledger import Beat, Commit, Ledger
+from farm.ledger import Ledger
+from farm.records import Beat, Commit
 from farm.settings import Settings
 from tests.test_ledger import P, done, job, mature, serve, state, submit, take
 
@@ -266,7 +267,7 @@ def test_a_finished_output_survives_its_worker_s_death(ledger: Ledger) -> None:
     assert ledger.beat([claim], "spool", 0, 0) == [Beat.OK]
     # When its worker dies, and its next life keeps it
     ledger.worker_died("w1", "b1", "crashed", "")
-    assert ledger.claim(["q0"], "w1", "b2", keep=[claim.token]) == ([], set())
+    assert ledger.claim(["q0"], "w1", "b2", spooled=[claim.token]) == ([], set())
     # Then it is committed with its token, and nobody was charged
     assert ledger.commit([Commit(claim, "out", claim.finishing)])[0] == [True]
     assert (state(ledger, "a"), ledger.job("a").stages[0].crash) == ("done", 0)
@@ -275,14 +276,14 @@ def test_a_finished_output_survives_its_worker_s_death(ledger: Ledger) -> None:
 def test_a_job_says_that_it_is_finished_and_waits_for_the_store(ledger: Ledger) -> None:
     submit(ledger, job("a"))
     ledger.beat([take(ledger)], "spool", 0, 0)
-    assert ledger.waiting_for("a").startswith("finished")
+    assert ledger.job("a").waits_for.startswith("finished")
 
 
 def test_what_is_not_kept_is_given_back_with_the_next_claim(ledger: Ledger) -> None:
     submit(ledger, job("a", priority=90), job("b", priority=80), job("c"))
     kept, lost = take(ledger), None
-    (lost,), _ = ledger.claim(["q0"], "w1", "b1", keep=[kept.token])
-    (again,), _ = ledger.claim(["q0"], "w1", "b1", keep=[kept.token])
+    (lost,), _ = ledger.claim(["q0"], "w1", "b1", spooled=[kept.token])
+    (again,), _ = ledger.claim(["q0"], "w1", "b1", spooled=[kept.token])
     assert again.exec == lost.exec
     assert ledger.beat([kept, lost], "spool", 0, 0) == [Beat.OK, Beat.STALE]
 
@@ -299,12 +300,12 @@ def test_newer_records_are_left_to_newer_workers(ledger: Ledger, monkeypatch: py
     assert done(ledger, take(ledger, "old")) == set()
     assert ledger.claim(["q0"], "old", "b1") == ([], set())
     assert state(ledger, "new") == "queued"
-    assert ledger.waiting_for("new") == "no worker of q0 may take it now: see `farm queue status`"
+    assert ledger.job("new").waits_for == "no worker of q0 may take it now: see `farm queue status`"
     assert ledger.queues()[0].ready == 1
     # When a newer worker comes, it takes it
     monkeypatch.setattr("farm.ledger.KNOWN_SCHEMAS", (1, 2))
     serve(ledger, "new")
-    assert ledger.waiting_for("new") == "next in q0"
+    assert ledger.job("new").waits_for == "next in q0"
     done(ledger, take(ledger, "new"))
     assert state(ledger, "new") == "done"
 
@@ -385,6 +386,7 @@ def test_a_group_that_was_retried_in_part_can_be_retried_on(settings: Settings, 
     with Farm(settings) as farm:
         poison(ledger, "a", "b", "c")
         ledger.retry("a")
-        assert farm.retry_quarantined("k") == ["b", "c"]
-        with pytest.raises(NotFound):
-            farm.retry_quarantined("k")
+        assert farm.retry_quarantined(farm.quarantine_of("k")) == ["b", "c"]
+        for call in (farm.quarantine_of, farm.retry_quarantined):
+            with pytest.raises(NotFound):
+                call("k")

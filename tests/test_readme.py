@@ -10,16 +10,21 @@ import pytest
 import yaml
 from pydantic_settings import BaseSettings
 
-from farm.api.lane import Patience
+from farm.api.app import make_app
+from farm.api.courier import Patience
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.errors import CODES
-from farm.job import plan
+from farm.plan import plan
 from farm.sampler import SAMPLERS
 from farm.settings import PhaseLimits, Settings
+from farm.snapshot import BASE
 from farm.webhooks import TOPICS
 
 README = Path(__file__).parents[1] / "README.md"
+TAGS = ("jobs", "runs", "events", "artifacts", "uploads", "farm", "quarantine", "session", "health")
+"""The order in which the calls are told."""
+METHODS = ("get", "post", "patch", "delete")
 
 
 def settings_table() -> str:
@@ -49,6 +54,24 @@ def codes_table() -> str:
     return "\n".join(["| code | meaning |", "|---|---|", *(f"| `{code}` | {text} |" for code, text in CODES.items())])
 
 
+def calls_table() -> str:
+    """One row per call of the API, in the order of its tags and addresses; the first sentence of what it says."""
+    document = make_app(Settings.load()).openapi()
+    rows = []
+    for path, methods in document["paths"].items():
+        for method, told in methods.items():
+            (tag,) = told["tags"]
+            about = told["description"].replace("\n", " ").partition(". ")[0].removesuffix(".")
+            row = f"| `{method.upper()} {_below(path)}` | {about} |"
+            rows.append((TAGS.index(tag), path, METHODS.index(method), row))
+    return "\n".join(["| call | what it does |", "|---|---|", *(row for *_, row in sorted(rows))])
+
+
+def _below(path: str) -> str:
+    """The address as it is told: below the API's, with the names of objects in capitals."""
+    return re.sub(r"\{(\w+)\}", lambda found: found[1].upper(), path.removeprefix(f"{BASE}/"))
+
+
 def section(title: str) -> str:
     """The table under a heading of the README."""
     found = re.search(rf"^## {title}$.*?^(\|.*?)\n\n", README.read_text("utf-8"), re.M | re.S)
@@ -62,6 +85,18 @@ def test_the_settings_table_is_that_of_the_code() -> None:
 
 def test_the_codes_table_is_that_of_the_code() -> None:
     assert section("Error codes") == codes_table()
+
+
+def test_the_calls_table_is_that_of_the_api() -> None:
+    assert section("API calls") == calls_table()
+
+
+def test_every_anchor_the_readme_links_to_is_a_heading() -> None:
+    text = README.read_text("utf-8")
+    anchors = {re.sub(r"[^\w -]", "", line).replace(" ", "-").lower() for line in re.findall(r"^##+ (.*)$", text, re.M)}
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+    assert links
+    assert not [link for link in links if link not in anchors]
 
 
 def test_every_file_the_readme_links_to_is_there() -> None:
@@ -130,9 +165,13 @@ def test_an_example_says_what_it_needs(path: Path) -> None:
 
 if __name__ == "__main__":
     text = README.read_text("utf-8")
-    for title, table in (("Settings", settings_table()), ("Error codes", codes_table())):
+    for title, table in (
+        ("Settings", settings_table()),
+        ("API calls", calls_table()),
+        ("Error codes", codes_table()),
+    ):
         text = re.sub(
-            rf"(^## {title}$.*?\n)(SETTINGS|CODES|\|.*?)\n\n",
+            rf"(^## {title}$.*?\n)(SETTINGS|CALLS|CODES|\|.*?)\n\n",
             lambda m, t=table: f"{m[1]}{t}\n\n",
             text,
             flags=re.M | re.S,

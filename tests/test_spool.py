@@ -25,7 +25,7 @@ from farm.store import Store
 from tests.conftest import Valkey
 from tests.e2e.rig import ROOT, until
 from workers.lease import Drain
-from workers.result import Result, kept, pieces, read, upload, write
+from workers.result import Result, commit, kept, pieces, read, upload, write
 from workers.spool import Full, Spool
 
 JOB = "01a1fe52-648c-778e-b8ef-f19bc2ff{:04x}"
@@ -374,6 +374,34 @@ def test_a_worker_keeps_what_it_has_in_the_spool_when_it_claims(ledger: Ledger, 
     spool, claim = make("w", away=True), claim_of(ledger)
     spool.put([result_of(claim)])
     # When
-    ledger.claim(["q"], "w0", "another boot", keep=spool.tokens())
+    ledger.claim(["q"], "w0", "another boot", spooled=spool.tokens())
     # Then
     assert state_of(ledger) == "running"
+
+
+# -------------------------------------------------------------------------------------------------- deleted meanwhile
+
+
+@pytest.mark.parametrize(("by", "jobs"), [("the child", (4000, 4001)), ("the spool", (4002, 4003))])
+def test_a_result_of_a_job_that_was_deleted_meanwhile_does_not_stay(
+    settings: Settings, ledger: Ledger, make: Make, by: str, jobs: tuple[int, int]
+) -> None:
+    # Given two jobs that wait for one output, of which one is deleted, with its results, while that is uploaded
+    here, gone = (JOB.format(number) for number in jobs)
+    stage = StageEntry("x", "q", json.dumps({"recipes": [{"kind": "paint"}]}))
+    ledger.submit([Submission(name, (stage,), "{}", "", "h") for name in (here, gone)])
+    (claim,), _ = ledger.claim(["q"], "w", "boot")
+    result, store = result_of(claim), Store(settings)
+    ledger.cancel(gone)
+    ledger.delete(gone)
+    # When
+    if by == "the child":
+        assert commit(ledger, store, [upload(store, result)])[0] == [True]
+    else:
+        spool = make("w")
+        spool.start()
+        spool.put([result])
+        until(lambda: ledger.job(here).state == "done")
+        until(lambda: not files(settings))
+    # Then
+    assert [len(store.results_of(name)) for name in (here, gone)] == [2, 0]

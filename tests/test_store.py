@@ -189,7 +189,7 @@ def test_a_changed_or_missing_signature_is_refused(store: Store) -> None:
     assert read(url)[0] == 200
     # When, Then: another key, another life, another signature, none
     assert read(url.replace(store.blob_key(first), store.blob_key(second)))[0] == 403
-    assert read(url.replace("X-Amz-Expires=3600", "X-Amz-Expires=604800"))[0] == 403
+    assert read(url.replace("X-Amz-Expires=900", "X-Amz-Expires=604800"))[0] == 403
     last = url[-1]
     assert read(url[:-1] + ("0" if last != "0" else "1"))[0] == 403
     assert read(url.partition("?")[0])[0] == 403

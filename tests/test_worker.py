@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +15,14 @@ import pytest
 from farm.ledger import Ledger
 from farm.parent import EX_TEMPFAIL
 from farm.settings import Settings
-from farm.stage import Stage
+from farm.stage import Batch, Medium, Size, Stage
 from tests.conftest import Valkey
 from tests.test_ledger import job, state, submit
-from workers.worker import Work, Worker
+from workers.judge import Judge
+from workers.lease import Lease
+from workers.making import Maker, Work
+from workers.result import Result
+from workers.worker import Worker
 
 DEAF = """
 import threading
@@ -65,9 +71,34 @@ def test_pictures_are_shown_where_they_may_be(
     submit(worker.ledger, job("a"))
     claims, _ = worker.ledger.claim(["q0"], "w1", "boot")
     work = Work(claims[0], [{"checkpoint": {"space": space}}], Stage(kind="x"), None)
-    worker.settings = settings.model_copy(update=setting)
+    told = settings.model_copy(update=setting)
+    judge = Judge(told, worker.catalog, worker.loaded)
+    maker = Maker(told, worker.catalog, worker.ledger, worker.store, worker.loaded, judge)
     # When, Then
-    assert (worker._screen([work]) is not None) is (shows and space == "tiny")
+    assert (maker._screen([work]) is not None) is (shows and space == "tiny")
+
+
+class Breaking(Stage):
+    """A stage whose latents end the device's context when they are decoded."""
+
+    def decoded(self, pipe: Any, latents: Any, batch: Batch) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("crash", [0, 1])
+def test_what_is_kept_ends_no_stage_twice(settings: Settings, worker: Worker, crash: int) -> None:
+    # Given a result of which a picture is to be kept, at the first attempt, or after a crash
+    submit(worker.ledger, job("a"))
+    (claim,), _ = worker.ledger.claim(["q0"], "w1", "boot")
+    claim = replace(claim, crash=crash, payload=json.dumps({"keep": "image"}))
+    result = Result(claim, {"blob": "b"}, "application/octet-stream", b"latents")
+    work, batch = Work(claim, [{}], Breaking(kind="x"), None), Batch(Medium.LATENTS, Size(8, 8), [], [], [], [])
+    worker.loaded.pipes["q0"] = None
+    lease = Lease(worker.ledger, [claim], settings, worker.drain, lambda phase, limit_s: None)
+    # When, Then what goes on is whole
+    assert worker.maker._kept(work, result, None, batch, lease) == result
+    # And the child leaves where the device broke; after a crash it is not tried again
+    assert worker.loaded.leave == (crash == 0)
 
 
 def test_a_child_that_hears_no_doorbell_leaves(valkey: Valkey) -> None:

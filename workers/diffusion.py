@@ -18,7 +18,7 @@ from farm import sampler
 from farm.errors import FieldError
 from farm.sampler import Scheduler, SchedulerOptions
 from farm.stage import Batch, Medium, Named, Report, Size, Source, Stage, VaeTiling
-from workers import adapters, pipelines, tiles, weighting
+from workers import adapters, calling, pipelines, tiles, weighting
 from workers.program import Program, script
 from workers.weighting import Weighting
 
@@ -77,23 +77,23 @@ class Diffusion(Stage):
 
     def run(self, pipe: Any, batch: Batch, report: Report) -> list[Any]:
         """Latents [channels, height / factor, width / factor] or images of `batch.size`, one per member."""
-        return self.called(pipe, batch, report, **({"image": pipelines.stacked(batch.given)} if self.takes else {}))
+        return self.called(pipe, batch, report, **({"image": calling.stacked(batch.given)} if self.takes else {}))
 
     def called(self, pipe: Any, batch: Batch, report: Report, **inputs: Any) -> list[Any]:
         """What one call of `pipe` gives, which is handed `inputs`."""
         family = pipe.own.files.family
-        with pipelines.device_errors(pipelines.too_large(pipe, batch, self.vae_tiling)):
+        with pipelines.device_errors(calling.too_large(pipe, batch, self.vae_tiling)):
             beside, inputs = self.prepared(pipe, batch, inputs)
         pipe = pipelines.as_class(pipe, self.class_of(family), **beside)
         name, options = self._scheduler()
-        pipelines.fresh_scheduler(pipe, name, options, batch.generators)
+        calling.fresh_scheduler(pipe, name, options, batch.generators)
         arguments = self.arguments(family, batch.size)
-        return pipelines.call(pipe, batch, report, self.steps, tiling=self.vae_tiling, **inputs, **arguments)
+        return calling.call(pipe, batch, report, self.steps, tiling=self.vae_tiling, **inputs, **arguments)
 
     def decoded(self, pipe: Any, latents: Any, batch: Batch) -> Any:
         """The PIL RGB image of latents [channels, height / factor, width / factor] that a call of `run` gave."""
         vae = self.decoder(pipe, batch)
-        return pipelines.decoded(pipe, vae, latents, frugal=batch.frugal, tiling=self.vae_tiling)
+        return calling.decoded(pipe, vae, latents, frugal=batch.frugal, tiling=self.vae_tiling)
 
     def decoder(self, pipe: Any, batch: Batch) -> Any:  # noqa: ARG002
         """The VAE that decodes what the stage made."""

@@ -107,8 +107,10 @@ class Lease:
                 self._reachable = False
                 return
         self._reachable = True
+        if self.screen is not None:
+            self.screen.watched = Beat.WATCHED in answers
         # A call stops early only when no member lives.
-        if Beat.OK not in answers:
+        if not {Beat.OK, Beat.WATCHED}.intersection(answers):
             self._verdict = Cancelled if Beat.CANCELLED in answers else Lost
 
     def hand_over(self) -> None:

@@ -4,8 +4,9 @@ At a step the latents as they are, and the model's estimate of the finished ones
 that the catalog has for their space (`Space.preview`), and laid over each other half and half: the latents alone are
 noise for most of the steps, the estimate alone is a picture from the first on, in glaring colours. The device has a
 few small operations and one small copy of that; waiting for the copy, scaling, WebP and the ledger are for a thread
-beside the stage. What goes wrong here ends the pictures of this call, never the call. No random number is drawn and no
-tensor of the stage is written, so pixels stay as they are.
+beside the stage. One is some 10 KB in the ledger's append-only file, so none is made where nobody looks
+(`Ledger.watch`), which the stage's beats tell. What goes wrong here ends the pictures of this call, never the call. No
+random number is drawn and no tensor of the stage is written, so pixels stay as they are.
 
 `python -m workers.preview CHECKPOINT` fits a matrix for a space that has none, on the checkpoint's own VAE.
 """
@@ -47,12 +48,16 @@ class Screen:
         self._ledger, self._claims, self._rows, self._pause_s = ledger, claims, rows, pause_s
         self._due: dict[int, float] = {}
         self._sending: threading.Thread | None = None
-        self._asked, self._off = False, False
+        self._off = False
+        self.watched = False
+        """Whether somebody looks, as the last beat said: for nobody nothing is drawn."""
 
     def show(self, seen: Callable[[], Any], row: int = 0) -> None:
         """Shows the members from `row` on where a picture is due; only then is `seen` called, which gives `views`."""
         now = time.monotonic()
-        if self._off or now < self._due.get(row, now) or (self._sending is not None and self._sending.is_alive()):
+        if self._off or not self.watched or now < self._due.get(row, now):
+            return
+        if self._sending is not None and self._sending.is_alive():
             return
         self._due[row] = now + self._pause_s
         try:
@@ -66,14 +71,9 @@ class Screen:
         from PIL.Image import fromarray
 
         try:
-            if not self._asked:
-                # Before the first is drawn: work in bulk is not looked at.
-                self._off, self._asked = not any(self._ledger.show([(claim, "") for claim in self._claims])), True
-            if self._off:
-                return
             pictures = [base64.b64encode(webp(scaled(fromarray(pixels)))).decode() for pixels in taken()]
             claims = self._claims[row : row + len(pictures)]
-            self._off = not any(self._ledger.show(list(zip(claims, pictures, strict=True))))
+            self._ledger.show(list(zip(claims, pictures, strict=True)))
         except Exception as error:  # noqa: BLE001 — a server is away, or the picture is none; the stage goes on
             self._broken(error)
         # From when the picture is there: however long its way was, the next one is not sooner.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.stage import Medium, Source, Stage
-from workers import pipelines
+from workers import calling, pipelines
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def script(
     ]
     name, options = scheduler
     if name:
-        told = {**pipelines.scheduler_settings(name, [seed]), **options}
+        told = {**calling.scheduler_settings(name, [seed]), **options}
         own = "".join(f", {key}={value!r}" for key, value in told.items())
         lines += [
             f"from diffusers import {name}",
@@ -69,7 +69,7 @@ def script(
             '    object.__setattr__(pipe.text_encoder, "text_model", pipe.text_encoder)',
         ]
     weighted = "**texts" in program.inputs
-    given = {} if weighted else pipelines.texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
+    given = {} if weighted else calling.texts(source.family, [stage.prompt or ""], [stage.negative_prompt or ""])
     common = {
         **{name: repr(values[0]) for name, values in given.items()},
         **program.inputs,

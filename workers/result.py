@@ -14,13 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import structlog
+
+from farm.errors import Unavailable
 from farm.job import canonical
+from farm.ledger import Ledger
 from farm.records import Claim, Commit
 from farm.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_log = structlog.get_logger(__name__)
 FORMATS = (1, 2)
 """Versions of the files: in the second the bytes of a kept picture follow those of the result."""
 TYPES = {"image": "image/png", "preview": "image/webp"}
@@ -68,12 +73,30 @@ def publish(store: Store, claim: Claim, output: dict[str, Any], data: bytes) -> 
     return Commit(claim, canonical(output), claim.finishing)
 
 
-def pieces(result: Result) -> tuple[bytes, bytes]:
-    """The file of `result` in two pieces: what it is, and its bytes."""
+def commit(ledger: Ledger, store: Store, commits: Sequence[Commit]) -> tuple[list[bool], set[str]]:
+    """What `Ledger.commit` says to outputs that are written already.
+
+    A job may be deleted while its result is written, and its folder be emptied before that is in there: it goes again.
+
+    Raises:
+        Unavailable: the ledger does not answer.
+    """
+    answer = ledger.commit(commits)
+    if published := [job for one in commits for job in one.published]:
+        try:
+            for job in ledger.gone(published):
+                store.delete_results(store.results_of(job))
+        except Unavailable as error:
+            _log.warning("result_left", error=error.code)
+    return answer
+
+
+def pieces(result: Result) -> tuple[bytes, bytes, bytes]:
+    """The file of `result` in three pieces: what it is, its bytes, and those of the picture that is kept of it."""
     version = FORMATS[bool(result.beside)]
     about = {"v": version, "claim": asdict(result.claim), "output": result.output, "content_type": result.content_type}
     header = json.dumps(about).encode()
-    return hashlib.sha256(header).hexdigest().encode() + b"\n" + header + b"\n", result.data + result.beside
+    return hashlib.sha256(header).hexdigest().encode() + b"\n" + header + b"\n", result.data, result.beside
 
 
 def write(path: Path, pieces: Sequence[bytes]) -> None:
@@ -105,11 +128,9 @@ def read(path: Path) -> Result:
     """
     with path.open("rb") as file:
         claim, about = read_header(file)
-        data = file.read()
-    output, beside = about["output"], b""
-    if about["v"] == FORMATS[1]:
-        own = len(data) - output["kept"]["bytes"]
-        data, beside = data[:own], data[own:]
+        output = about["output"]
+        data = file.read(output["bytes"]) if about["v"] == FORMATS[1] else file.read()
+        beside = file.read()
     wrong = beside and hashlib.sha256(beside).hexdigest() != output["kept"]["blob"]
     if wrong or hashlib.sha256(data).hexdigest() != output["blob"]:
         raise ValueError("the bytes of a spooled result are not those that were written")

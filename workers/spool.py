@@ -36,7 +36,7 @@ from farm.records import Beat, Claim
 from farm.settings import Settings
 from farm.store import Store
 from workers.lease import Drain
-from workers.result import Result, pieces, read, read_header, upload, write
+from workers.result import Result, commit, pieces, read, read_header, upload, write
 
 _log = structlog.get_logger(__name__)
 DISK_SHARE = 0.8
@@ -315,7 +315,7 @@ class Spool:
                 self._give_back(entry)
             return
         try:
-            taken, ready = self._ledger.commit([upload(self._store, result)])
+            taken, ready = commit(self._ledger, self._store, [upload(self._store, result)])
         except Unavailable:
             self._failing = True
             raise

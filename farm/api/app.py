@@ -31,10 +31,10 @@ from farm.api import (
     uploads,
     words,
 )
+from farm.api.courier import Patience
 from farm.api.desk import Desk
 from farm.api.document import describe
 from farm.api.guard import Guard
-from farm.api.lane import Patience
 from farm.api.views import BASE
 from farm.reconcile import reconciling
 from farm.settings import Settings

@@ -1,7 +1,7 @@
 """Which jobs does a request ask for?
 
 A chain (a preset's name or a mapping as in a chain file), parameters over it, and how many: `count` pictures with
-rising seeds, and `sweep`, a list of axes. Within an axis lists go side by side (zip), axes multiply (product)::
+rising seeds, and `sweep`, a list of axes (see `farm.sweep`)::
 
     {"chain": "txt", "sweep": [{"prompt": ["a pear", "a plum"]}, {"0.guidance_scale": [3, 7], "seed": [1, 2]}]}
 
@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from itertools import product
-from math import prod
+from collections.abc import Mapping
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,13 +21,14 @@ from farm.api.callers import Caller
 from farm.api.kept import Kept
 from farm.chain import Chain, Keep, override, parse_chain
 from farm.client import Farm
-from farm.errors import BadBlob, FieldError, InvalidJob
+from farm.errors import BadBlob
 from farm.image import Fit
 from farm.job import Job, canonical
+from farm.plan import wrong
 from farm.records import Lane
 from farm.stage import MAX_SEED, STORED
+from farm.sweep import MAX_AXES
 
-MAX_AXES = 8
 _STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
 _OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself; every other name of a sweep or of `parameters` is a stage's."""
@@ -84,35 +81,16 @@ def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, up
         InvalidJob: something does not fit; names each wrong field.
         Unavailable: the store or the ledger does not answer.
     """
-    variants = prod(_length(index, axis) for index, axis in enumerate(ask.sweep))
-    most = farm.settings.max_count
-    if variants * ask.count > most:
-        raise _wrong("count", f"{variants * ask.count} jobs, and a run has at most {most}")
     image = _image(farm, kept, caller, ask.image)
     options: dict[str, Any] = {"lane": ask.lane, "priority": ask.priority, "deadline_s": ask.deadline_s}
-    full = caller.key(key)
-    if not ask.sweep:
-        chain = _chain(farm, ask, {})
+
+    def variant_of(changes: Mapping[str, Any]) -> Chain:
+        chain = _chain(farm, ask, changes)
         check_images(chain, kept, caller)
-        return farm.jobs_of(chain, image, ask.count, idempotency_key=full, upload=upload, **options)
-    # One seed for all variants, so that nothing differs but what is swept; drawn from the key, as a single job's is.
-    seed = int.from_bytes(hashlib.sha256(full.encode()).digest()[:4]) if ask.seed is None else ask.seed
-    run, jobs, stored = str(uuid5(NAMESPACE_OID, repr(full))), list[Job](), set[str]()
-    for number, changes in enumerate(_variants(ask.sweep)):
-        try:
-            chain = _chain(farm, ask, {"seed": seed, **changes})
-            check_images(chain, kept, caller)
-            options["idempotency_key"] = f"{full}~{number}"
-            made = farm.jobs_of(chain, image, ask.count, upload=False, **options)
-            # Most sweeps change no size, so that all variants begin with the same stored image.
-            if upload and not (images := images_of(made[0])) <= stored:
-                made = farm.jobs_of(chain, image, ask.count, **options)
-                stored |= images
-        except InvalidJob as error:
-            told = tuple(FieldError(one.loc, f"{one.msg} (variant {number})", one.code) for one in error.errors)
-            raise InvalidJob(error.message, code=error.code, errors=told) from None
-        jobs += [replace(job, run=run) for job in made]
-    return jobs
+        return chain
+
+    full = caller.key(key)
+    return farm.swept(variant_of, ask.sweep, image, ask.count, idempotency_key=full, upload=upload, **options)
 
 
 def _chain(farm: Farm, ask: JobAsk, changes: Mapping[str, Any]) -> Chain:
@@ -125,12 +103,6 @@ def _chain(farm: Farm, ask: JobAsk, changes: Mapping[str, Any]) -> Chain:
     if parameters and isinstance(data.get("stages"), list):
         data["stages"] = override(data["stages"], parameters)
     return parse_chain(data)
-
-
-def images_of(job: Job) -> set[str]:
-    """Hashes of the stored images that a job names."""
-    named = {value.removeprefix(STORED) for stage in job.chain.stages for value, _ in stage.uploads().values()}
-    return named | ({job.image.sha256} if job.image else set())
 
 
 def check_images(chain: Chain, kept: Kept, caller: Caller, first: int = 0) -> None:
@@ -148,31 +120,12 @@ def _image(farm: Farm, kept: Kept, caller: Caller, name: str | None) -> bytes | 
     try:
         return farm.inbox.get_blob(name.removeprefix(STORED), farm.settings.max_area * 4)
     except BadBlob:
-        raise _wrong("image", "no such image is stored; upload it", "bad_image") from None
+        raise wrong("image", "no such image is stored; upload it", "bad_image") from None
 
 
 def _check_own(kept: Kept, caller: Caller, name: str, loc: str) -> None:
     if not _STORED.fullmatch(name):
-        raise _wrong(loc, "sha256:HEX, as an upload answers; files and addresses are not read", "bad_image")
+        raise wrong(loc, "sha256:HEX, as an upload answers; files and addresses are not read", "bad_image")
     # Somebody else's is told as if there were none: a hash must not tell who has a picture.
     if not kept.owns_image(caller.owner, name.removeprefix(STORED)):
-        raise _wrong(loc, "no such image is stored; upload it", "bad_image")
-
-
-def _length(index: int, axis: Mapping[str, list[Any]]) -> int:
-    """How many values an axis has."""
-    lengths = {len(values) for values in axis.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise _wrong(f"sweep.{index}", "an axis has one or more names, each with a list, all of one length")
-    return lengths.pop()
-
-
-def _variants(sweep: list[dict[str, list[Any]]]) -> Iterator[dict[str, Any]]:
-    """What each variant changes: one place of every axis, the last axis turning fastest."""
-    lengths = [_length(index, axis) for index, axis in enumerate(sweep)]
-    for places in product(*map(range, lengths)):
-        yield {name: axis[name][place] for axis, place in zip(sweep, places, strict=True) for name in axis}
-
-
-def _wrong(loc: str, msg: str, code: str = "invalid_field") -> InvalidJob:
-    return InvalidJob(errors=(FieldError(loc, msg, code),))
+        raise wrong(loc, "no such image is stored; upload it", "bad_image")

@@ -13,14 +13,14 @@ from contextlib import suppress
 import anyio
 import structlog
 
-from farm.api.lane import Lane, Patience
+from farm.api.courier import Courier, Patience
 from farm.api.messages import Message, of_job, of_run
 from farm.api.outbox import Outbox
 from farm.api.posting import open_client
 from farm.api.threads import in_thread
 from farm.errors import FarmError, NotFound
 from farm.ledger import Ledger
-from farm.records import ENDED
+from farm.records import ENDED, place_of
 from farm.webhooks import Endpoint, Health, Webhooks
 
 HOLD_S = 5.0
@@ -43,7 +43,7 @@ class Deliverer:
 
     def __init__(self, ledger: Ledger, webhooks: Webhooks, outbox: Outbox, patience: Patience) -> None:
         self._ledger, self._webhooks, self._outbox, self._patience = ledger, webhooks, outbox, patience
-        self._lanes: dict[str, Lane] = {}
+        self._couriers: dict[str, Courier] = {}
         self._trouble = ""
 
     async def run(self) -> None:
@@ -61,15 +61,15 @@ class Deliverer:
         """Delivers until another has the seat."""
         async with open_client() as client, anyio.create_task_group() as tasks:
 
-            async def run(lane: Lane) -> None:
-                with lane.scope:
-                    await self._forever(lambda: lane.turn(client))
+            async def run(courier: Courier) -> None:
+                with courier.scope:
+                    await self._forever(lambda: courier.turn(client))
 
-            tasks.start_soon(self._forever, lambda: self._follow(lambda lane: tasks.start_soon(run, lane)))
+            tasks.start_soon(self._forever, lambda: self._follow(lambda courier: tasks.start_soon(run, courier)))
             while await self._has_seat(True):
                 await anyio.sleep(HOLD_S / 3)
             tasks.cancel_scope.cancel()
-        self._lanes.clear()
+        self._couriers.clear()
 
     async def _has_seat(self, had: bool) -> bool:
         """Whether this process leads; while nobody can say, as before: who notes something is asked once more."""
@@ -91,13 +91,13 @@ class Deliverer:
                 self._trouble = found
                 await anyio.sleep(LOOK_S)
 
-    async def _follow(self, start: Callable[[Lane], object]) -> None:
+    async def _follow(self, start: Callable[[Courier], object]) -> None:
         """One look at the endpoints, at what has ended since the last one, and at runs."""
         # Before the endpoints: one that is made in between has its own beginning after this place.
         newest = await in_thread(self._ledger.last_event)
         endpoints, health = await in_thread(self._webhooks.all), await in_thread(self._webhooks.health)
         active = [one for one in endpoints if not health.get(one.id, Health()).disabled_ms]
-        self._open_lanes(active, health, start)
+        self._open_couriers(active, health, start)
         if not active:
             await in_thread(self._outbox.spread, position=newest)
             await anyio.sleep(LOOK_S)
@@ -118,7 +118,7 @@ class Deliverer:
     async def _recover(self, active: Sequence[Endpoint], position: str) -> None:
         """Tells of what has ended since `position`, where the stream does not reach back so far."""
         newest = await in_thread(self._ledger.last_event)
-        ended = await in_thread(self._outbox.ended, int(position.partition("-")[0]))
+        ended = await in_thread(self._ledger.ended, place_of(position)[0])
         for start_at in range(0, len(ended), CHUNK):
             await self._tell(active, [(job, "", "", 0) for job in ended[start_at : start_at + CHUNK]])
         await in_thread(self._outbox.spread, position=newest)
@@ -154,7 +154,7 @@ class Deliverer:
         runs: Sequence[str] = (),
         seen: Sequence[str] = (),
     ) -> None:
-        """Notes the messages for the endpoints that want them, and wakes their lanes."""
+        """Notes the messages for the endpoints that want them, and wakes their couriers."""
         deliveries = [
             (endpoint.id, message.id, message.body)
             for message in messages
@@ -163,23 +163,23 @@ class Deliverer:
         ]
         await in_thread(self._outbox.spread, deliveries, runs=runs, seen=seen)
         for name in {endpoint for endpoint, *_ in deliveries}:
-            self._lanes[name].wake()
+            self._couriers[name].wake()
 
-    def _open_lanes(
-        self, active: Sequence[Endpoint], health: dict[str, Health], start: Callable[[Lane], object]
+    def _open_couriers(
+        self, active: Sequence[Endpoint], health: dict[str, Health], start: Callable[[Courier], object]
     ) -> None:
-        """A lane for each of the endpoints, and none for others."""
-        for name in self._lanes.keys() - {one.id for one in active}:
-            self._lanes.pop(name).scope.cancel()
+        """A courier for each of the endpoints, and none for others."""
+        for name in self._couriers.keys() - {one.id for one in active}:
+            self._couriers.pop(name).scope.cancel()
         for endpoint in active:
-            known = self._lanes.get(endpoint.id)
+            known = self._couriers.get(endpoint.id)
             if known is not None and not known.scope.cancel_called:
                 known.endpoint = endpoint  # its secrets may be others now
                 continue
             fares = health.get(endpoint.id, Health())
-            lane = Lane(endpoint, fares, self._webhooks, self._outbox, self._patience)
-            self._lanes[endpoint.id] = lane
-            start(lane)
+            courier = Courier(endpoint, fares, self._webhooks, self._outbox, self._patience)
+            self._couriers[endpoint.id] = courier
+            start(courier)
 
 
 def _name_of(error: Exception) -> str:

@@ -12,16 +12,19 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
 import anyio.to_thread
+from pydantic import BaseModel
 from starlette.requests import HTTPConnection
+from starlette.responses import Response
 
+from farm.api.courier import Patience
 from farm.api.deliverer import Deliverer
 from farm.api.hub import Hub
 from farm.api.kept import Kept
-from farm.api.lane import Patience
 from farm.api.limits import Limits
 from farm.api.outbox import Outbox
 from farm.api.readings import Readings
 from farm.api.sessions import Sessions
+from farm.api.threads import patience_s, thinking
 from farm.client import PATIENCE_S, Farm
 from farm.errors import FarmError, Unavailable
 from farm.ledger import FAN
@@ -35,11 +38,12 @@ T = TypeVar("T")
 THREADS = 32
 """Calls of the farm at the same time. Each waits for a server most of its time."""
 QUEUE_S = 0.4
-"""How long a call waits for a thread, seconds: with `PATIENCE_S` it stays below the 3 s in which trouble is told."""
+"""How long a call waits for a thread, seconds."""
 WORKERS = 8
 """Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile."""
 DECODERS = 2
-"""Uploaded images decoded at the same time: each may take 4 bytes for every pixel that the settings allow."""
+"""Images decoded at the same time for those who submit, and as many for thumbnails: each may take 4 bytes for every
+pixel that the settings allow."""
 
 
 class Desk:
@@ -55,7 +59,7 @@ class Desk:
         self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
         self.hub = Hub(Readings(self.farm))
         self._threads, self._workers = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(WORKERS)
-        self._decoders = anyio.CapacityLimiter(DECODERS)
+        self._decoders, self._shrinkers = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(DECODERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))
         self.uploading = 0
         """Bytes of uploads that are held in memory now."""
@@ -79,12 +83,20 @@ class Desk:
         self._server.close()
 
     async def ask(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `call` gives, from a thread; a server that does not answer is Unavailable within 3 s.
+        """What `call` gives, from a thread; a server that does not answer is Unavailable within 3 s of the call.
 
         Raises:
             Unavailable: all threads are busy, or what `call` asks does not answer.
         """
         return await self._within(self._threads, QUEUE_S, partial(_bounded, partial(call, *args, **kwargs)))
+
+    async def tell(self, call: Callable[P, BaseModel], *args: P.args, **kwargs: P.kwargs) -> Response:
+        """The answer that tells what `call` gives: a long one, which is written as JSON in the thread, too.
+
+        Raises:
+            Unavailable: all threads are busy, or what `call` asks does not answer.
+        """
+        return Response(await self.ask(lambda: call(*args, **kwargs).model_dump_json()), media_type="application/json")
 
     async def work(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call` gives, which may think for longer than a server is waited for, and bounds its own waits.
@@ -92,7 +104,7 @@ class Desk:
         Raises:
             Unavailable: all threads are busy, or what `call` asks does not answer.
         """
-        return await self._within(self._workers, QUEUE_S, partial(call, *args, **kwargs))
+        return await self._within(self._workers, QUEUE_S, partial(thinking, partial(call, *args, **kwargs)))
 
     async def decode(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call` gives, which decodes an image: few at a time, for they take memory.
@@ -100,12 +112,20 @@ class Desk:
         Raises:
             Unavailable: too many images are being decoded.
         """
-        return await self._within(self._decoders, PATIENCE_S, partial(call, *args, **kwargs))
+        return await self._within(self._decoders, PATIENCE_S, partial(thinking, partial(call, *args, **kwargs)))
 
-    async def _within(self, limiter: anyio.CapacityLimiter, patience_s: float, call: Callable[[], T]) -> T:
+    async def shrink(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call` gives, which makes a picture small; a page full of those keeps no submit waiting.
+
+        Raises:
+            Unavailable: too many pictures are being made small.
+        """
+        return await self._within(self._shrinkers, PATIENCE_S, partial(thinking, partial(call, *args, **kwargs)))
+
+    async def _within(self, limiter: anyio.CapacityLimiter, most_s: float, call: Callable[[], T]) -> T:
         borrower = object()
         try:
-            with anyio.fail_after(patience_s):
+            with anyio.fail_after(min(most_s, patience_s())):
                 await limiter.acquire_on_behalf_of(borrower)
         except TimeoutError:
             raise Unavailable("the farm's API has too many calls at once") from None
@@ -116,7 +136,7 @@ class Desk:
 
 
 def _bounded(call: Callable[[], Any]) -> Any:
-    with within(PATIENCE_S):
+    with within(patience_s()):
         return call()
 
 

@@ -7,13 +7,15 @@ snapshot::
     event: job
     data: {"id": …, "state": "running", "stage": 1, "progress": 0.31, …}
 
-A reader that comes back with `Last-Event-ID` gets the newest state of every job that has changed since. A job's stream
-says `end` after its last snapshot, and answers 204 to whoever comes back after that. A job that is deleted is told once
-more, in the state `deleted`.
+A reader that comes back with `Last-Event-ID` gets the newest state of every job that has changed since; one that was
+away for longer than the ledger's stream reaches back, unended jobs and what has ended since. A job's stream says `end`
+after its last snapshot, and answers 204 to whoever comes back after that. A job that is deleted is told once more, in
+the state `deleted`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Annotated, Any
@@ -25,9 +27,11 @@ from starlette.types import Receive, Scope, Send
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, identify
 from farm.api.feed import Feed, Told
+from farm.api.guard import STOP
 from farm.api.jobs import record_of
 from farm.api.readings import GONE, NOW
 from farm.api.runs import run_of
+from farm.api.threads import answer_within
 from farm.api.views import Snapshot
 from farm.errors import FarmError, Unavailable
 from farm.records import ENDED
@@ -37,6 +41,8 @@ RETRY_MS = 1000
 """How long a browser waits before it comes back, milliseconds."""
 END = ".end"
 """What the last id of a job's stream ends in."""
+MISSED = 1000
+"""Ended jobs that a reader of everything is told of who was away for long: so many more than the list's first pages."""
 _ID = re.compile(r"\d{1,19}-\d{1,19}")
 """An id of the ledger's stream: two numbers of 64 bits."""
 _HELD: dict[int | str, dict[str, Any]] = {
@@ -74,7 +80,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._request, self._feed, self._names, self._desk = request, feed, names, desk_of(request)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 — ASGI's own
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends until it is over. `send` waits for a slow reader, and the feed meanwhile keeps the newest only."""
 
         async def listen() -> None:
@@ -84,22 +90,22 @@ class EventStream(Response):
 
         with self._desk.hub.watching(self._feed):
             # Only now: what happens while the names are looked up is offered already.
-            await self._desk.hub.catch_up(self._feed, await self._names())
+            first = await self._desk.hub.catch_up(self._feed, await self._names())
             async with anyio.create_task_group() as tasks:
+                scope["state"][STOP] = tasks.cancel_scope.cancel
                 tasks.start_soon(listen)
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                async for part in self._parts():
+                answer_within(math.inf)
+                async for part in self._parts(first):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
-                await send({"type": "http.response.body", "body": b""})
                 tasks.cancel_scope.cancel()
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _parts(self) -> AsyncIterator[bytes]:
+    async def _parts(self, found: list[Told]) -> AsyncIterator[bytes]:
         yield f"retry: {RETRY_MS}\n\n".encode()
         asked = anyio.current_time()
         while True:
-            found: list[Told] = []
-            with anyio.move_on_after(self._desk.heartbeat_s):
-                found = await self._feed.take()
+            found = found or await self._next()
             # However much there is to tell: a token that was removed tells nobody anything.
             if (now := anyio.current_time()) - asked >= self._desk.heartbeat_s:
                 asked = now
@@ -109,10 +115,22 @@ class EventStream(Response):
                 yield b": alive\n\n"
                 continue
             yield b"".join(_event("job", told.id, told.data) for told in found)
-            last = found[-1]
+            last, found = found[-1], []
             if self._feed.job is not None and last.state in (*ENDED, GONE):
                 yield _event("end", last.id + END if last.id else "", last.data)
                 return
+
+    async def _next(self) -> list[Told]:
+        """The next events; none where there were none for a while."""
+        with anyio.move_on_after(self._desk.heartbeat_s):
+            while self._feed.needed:
+                try:
+                    if found := await self._desk.hub.catch_up(self._feed):
+                        return found
+                except Unavailable:
+                    await anyio.sleep(RETRY_MS / 1000)
+            return await self._feed.take()
+        return []
 
     async def _may_go_on(self) -> bool:
         """Whether the token still holds; where nobody can say, the stream goes on."""
@@ -145,7 +163,7 @@ async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") 
     async def names() -> dict[str, str]:
         return {record.job: NOW}
 
-    return EventStream(request, Feed(lambda found: found.job == record.job, record.job), names)
+    return EventStream(request, Feed(lambda found: found.job == record.job, caller.owner, record.job), names)
 
 
 @router.get("/runs/{run}/events", response_class=Response, responses=_HELD)
@@ -160,7 +178,7 @@ async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") 
             return missed
         return dict.fromkeys(await desk.ask(desk.farm.ledger.run_jobs, run), "")
 
-    return EventStream(request, Feed(lambda found: found.run == run and caller.owns(found)), names)
+    return EventStream(request, Feed(lambda found: found.run == run and caller.owns(found), caller.owner), names)
 
 
 @router.get("/events", response_class=Response, responses=_HELD)
@@ -170,9 +188,13 @@ async def of_farm(request: Request, caller: Reader, last: LastId = "") -> Respon
 
     async def names() -> dict[str, str]:
         missed = await _since(desk, last)
-        return await desk.hub.readings.unended(None if caller.is_admin else caller.owner) if missed is None else missed
+        if missed is not None:
+            return missed
+        readings = desk.hub.readings
+        ended = await readings.ended_since(last, MISSED) if _ID.fullmatch(last) else {}
+        return ended | await readings.unended(caller.sees)
 
-    return EventStream(request, Feed(caller.owns), names)
+    return EventStream(request, Feed(caller.owns, caller.owner), names)
 
 
 async def _since(desk: Desk, last: str) -> dict[str, str] | None:

@@ -1,6 +1,7 @@
 """What does one watcher still have to be told?
 
-At most one snapshot of each job, the newest: a reader that is slow misses what was in between, and costs no memory.
+At most one snapshot of each job, the newest: a reader that is slow misses what was in between, and costs no memory. Of
+what it begins with only the names wait, and each is read when its turn has come.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ class Told:
 
 @dataclass(eq=False)
 class Feed:
-    """What waits for one watcher, in the order of the stream. `job` is given where it watches a single one."""
+    """What waits for one watcher, in the order of the stream. `job` is given where it watches a single one.
+
+    `needed`: the jobs of which it has yet to be told where they were at `position`, each at least as it was at its own
+    place in the stream.
+    """
 
     wants: Callable[[JobRecord], bool]
+    owner: str = ""
     job: str | None = None
+    needed: dict[str, str] = field(default_factory=dict)
+    position: str = ""
     pending: dict[str, Told] = field(default_factory=dict)
     awake: anyio.Event = field(default_factory=anyio.Event)
 
@@ -44,17 +52,6 @@ class Feed:
             told = Told(self.pending[job].id, told.state, told.data)
         self.pending[job] = told
         self.awake.set()
-
-    def begin(self, fresh: dict[str, Told], position: str) -> None:
-        """Puts `fresh`, where the jobs were at `position`, before whatever has been offered since.
-
-        Only the last of it has an id: a reader that breaks off before has not caught up.
-        """
-        fresh = {job: told for job, told in fresh.items() if job not in self.pending}
-        if fresh:
-            last = next(reversed(fresh))
-            fresh[last] = Told(position, fresh[last].state, fresh[last].data)
-        self.pending = {**fresh, **self.pending}
 
     async def take(self) -> list[Told]:
         """The next events, waited for. Few, so that a slow reader gets the others as they are when it comes again."""

@@ -8,18 +8,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from farm.api.asks import Ask, check_images, images_of
+from farm.api.asks import Ask, check_images
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.api.jobs import Key, record_of
+from farm.api.threads import patience_s
 from farm.api.views import BASE, Made, MadeJob
-from farm.client import PATIENCE_S
 from farm.fork import forked_chain
 from farm.handle import JobHandle
-from farm.job import Job, canonical, new_id
+from farm.job import Job, canonical, images_of, new_id
 from farm.records import JobRecord, Lane
-from farm.scripts import within
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
 
@@ -51,14 +50,16 @@ async def fork(
     # Told with an outcome that is unknown, so that the call can be made again.
     request.state.idempotency_key = key
     record = caller.check(await desk.ask(record_of, desk, job))
-    handle, made, again = await desk.decode(_submit, desk, caller, record, ask, key)
+    handle, made, again = await desk.decode(_submit, desk, caller, record, ask, key, idempotency_key)
     response.status_code = 200 if again else 201
     told = MadeJob(id=handle.id, seed=made.seed, url=f"{BASE}/jobs/{handle.id}")
     return Made(run=None, count=1, idempotency_key=key, jobs=[told])
 
 
-def _submit(desk: Desk, caller: Caller, record: JobRecord, ask: ForkAsk, key: str) -> tuple[JobHandle, Job, bool]:
-    """The submitted job, and whether the key was used before."""
+def _submit(
+    desk: Desk, caller: Caller, record: JobRecord, ask: ForkAsk, key: str, given: str | None
+) -> tuple[JobHandle, Job, bool]:
+    """The submitted job, and whether the key was used before; `given`: the key, where the caller has one."""
     chain, _ = forked_chain(record, ask.from_stage, ask.stages, ask.parameters)
     check_images(chain, desk.kept, caller, ask.from_stage)
     options: dict[str, Any] = {
@@ -68,10 +69,9 @@ def _submit(desk: Desk, caller: Caller, record: JobRecord, ask: ForkAsk, key: st
     told = record, ask.from_stage, ask.stages, ask.parameters
     desk.farm.fork_of(*told, upload=False, **options)
     body = canonical({"fork": record.job, **ask.model_dump(mode="json")})
-    with within(PATIENCE_S):
-        desk.kept.reserve(caller.owner, key, hashlib.sha256(body.encode()).hexdigest())
-    made = desk.farm.fork_of(*told, **options)
-    for sha256 in images_of(made):
-        desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a fork of the fork names it so
-    (handle,) = desk.farm.submit([made], caller.owner, caller.max_open_jobs)
+    with desk.kept.reserved(caller.owner, given, hashlib.sha256(body.encode()).hexdigest(), patience_s()):
+        made = desk.farm.fork_of(*told, **options)
+        for sha256 in images_of(made):
+            desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a fork of the fork names it so
+        (handle,) = desk.farm.submit([made], caller.owner, caller.max_open_jobs)
     return handle, made, handle.existed

@@ -12,17 +12,20 @@ import secrets
 import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from farm.api.door import is_secure
 from farm.api.problems import answer
-from farm.errors import BadMediaType, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
+from farm.api.threads import ANSWER_S, answer_within
+from farm.errors import BadMediaType, BadRequest, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
 MAX_LOGIN_BYTES = 4 << 10
 """Largest body of a login, which anybody may send."""
 LOGIN = "/api/v1/session"
+"""The one address that takes a body from whoever calls."""
 ALIVE = "/healthz"
 """Answered however much there is to do: who is busy must not be killed for it."""
 UPLOADS = ("/api/v1/uploads", "/api/v1/pictures/read")
@@ -33,6 +36,8 @@ BODY_S = 10.0
 """How long a body may take, seconds, beside what its size takes at `MIN_BYTES_PER_S`."""
 MIN_BYTES_PER_S = 65536
 """Slower is no line that people have; the largest upload takes 410 s with it. Source: half a megabit per second."""
+STOP = "stop"
+"""Where a call's state has what ends its answer, if that goes on until somebody does."""
 MAX_CALLS = 3000
 """Calls at the same time, event streams among them: three times as many as may watch."""
 HEADERS = {
@@ -45,6 +50,10 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, no-store",
 }
+"""Headers of every answer, where it does not say otherwise. Source: OWASP Secure Headers Project."""
+HSTS = "max-age=31536000"
+"""What a browser that came over TLS is told: for a year, in seconds, it calls this host over nothing else. Without TLS
+browsers pass over it. Source: RFC 6797, 7.2 and 8.1."""
 _log = structlog.get_logger(__name__)
 
 
@@ -76,7 +85,9 @@ class Guard:
             if scope_.cancelled_caught and not begun:
                 raise BodyTooSlow()
             brought += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            if not whole and not message.get("more_body", False):
+                whole = True
+                answer_within(ANSWER_S)
             if brought > limit:
                 raise BodyTooLarge(f"the body is larger than {limit} bytes")
             return message
@@ -88,10 +99,13 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if is_secure(HTTPConnection(scope)):
+                    headers["Strict-Transport-Security"] = HSTS
                 headers["X-Request-ID"] = request_id
             await send(message)
 
         self._calls += 1
+        answer_within(ANSWER_S)
         try:
             _check(Headers(scope=scope), limit)
             if self._calls > MAX_CALLS and scope["path"] != ALIVE:
@@ -102,7 +116,9 @@ class Guard:
         except FarmError as error:
             if begun:
                 raise
-            await answer(scope, error)(scope, receive, dressed)
+            # Where nobody can say where the body ends, nothing behind it is a call.
+            headers = {"Connection": "close"} if type(error) is BadRequest else {}
+            await answer(scope, error, headers=headers)(scope, receive, dressed)
         except Exception as error:
             _log.exception("call_broke", request_id=request_id)
             if begun:
@@ -117,12 +133,16 @@ def _check(headers: Headers, limit: int) -> None:
 
     Raises:
         HeadTooLarge: there are too many headers, or too long ones.
+        BadRequest: two headers say where the body ends, each in its own way.
         BodyTooLarge: the body would be larger than `limit`, bytes.
         BadMediaType: it is compressed: what it unpacks to could not be bounded.
     """
     raw = headers.raw
     if len(raw) > MAX_HEADERS or sum(len(name) + len(value) for name, value in raw) > MAX_HEAD_BYTES:
         raise HeadTooLarge()
+    if "content-length" in headers and "transfer-encoding" in headers:
+        # Whoever stands in between may have gone by the other one. Source: RFC 9112, 6.1: request smuggling.
+        raise BadRequest("send Content-Length or Transfer-Encoding, not both")
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise BodyTooLarge(f"the body is larger than {limit} bytes")

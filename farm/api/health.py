@@ -13,24 +13,24 @@ from farm.api.views import View
 router = APIRouter(tags=["health"])
 
 
-class Health(View):
+class Alive(View):
     """All is well."""
 
     status: str = "ok"
 
 
 @router.get("/healthz")
-async def healthz() -> Health:
+async def healthz() -> Alive:
     """The process answers; nothing else is asked."""
-    return Health()
+    return Alive()
 
 
 @router.get("/readyz")
-async def readyz(request: Request) -> Health:
+async def readyz(request: Request) -> Alive:
     """The ledger and the store answer; 503 where one does not."""
     desk = desk_of(request)
     await desk.ask(_look, desk)
-    return Health()
+    return Alive()
 
 
 def _look(desk: Desk) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from farm.api.asks import JobAsk, Place, body_sha256, images_of, jobs_of
+from farm.api.asks import JobAsk, Place, body_sha256, jobs_of
 from farm.api.callers import Caller
 from farm.api.cursors import next_of, position
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
+from farm.api.threads import patience_s
 from farm.api.views import BASE, DryRun, JobPage, JobView, Made, MadeJob
-from farm.client import PATIENCE_S
 from farm.errors import NotFound
 from farm.estimate import estimate
 from farm.handle import JobHandle
-from farm.job import Job, new_id
+from farm.job import images_of, new_id
 from farm.records import JobRecord
 from farm.scripts import within
 from farm.stage import STORED
@@ -34,36 +33,34 @@ Key = Annotated[
 State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
 
 
-@router.post("", status_code=201, responses={200: {"model": Made, "description": "the same jobs as before"}})
-async def create(
-    request: Request, response: Response, ask: JobAsk, caller: Submitter, idempotency_key: Key = None
-) -> Made:
+@router.post(
+    "", status_code=201, response_model=Made, responses={200: {"model": Made, "description": "the same jobs as before"}}
+)
+async def create(request: Request, ask: JobAsk, caller: Submitter, idempotency_key: Key = None) -> Response:
     """Submits one job or a run. What is answered is durable; sent again with the same key, it is the same jobs."""
     desk = desk_of(request)
     key = idempotency_key or new_id()
     # Told with an outcome that is unknown, so that the call can be made again.
     request.state.idempotency_key = key
-    jobs, again = await _in_threads(desk, ask)(_submit, desk, caller, ask, key)
-    response.status_code = 200 if again else 201
-    return Made(
-        run=jobs[0][1].run or None,
-        count=len(jobs),
-        idempotency_key=key,
-        jobs=[MadeJob(id=handle.id, seed=job.seed, url=f"{BASE}/jobs/{handle.id}") for handle, job in jobs],
-    )
+    told, again = await _in_threads(desk, ask)(_submit, desk, caller, ask, key, idempotency_key)
+    return Response(told, 200 if again else 201, media_type="application/json")
 
 
-def _submit(desk: Desk, caller: Caller, ask: JobAsk, key: str) -> tuple[list[tuple[JobHandle, Job]], bool]:
-    """The submitted jobs, and whether the key was used before."""
+def _submit(desk: Desk, caller: Caller, ask: JobAsk, key: str, given: str | None) -> tuple[str, bool]:
+    """The submitted jobs as JSON, and whether the key was used before; `given`: the key, where the caller has one."""
     jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=False)
-    with within(PATIENCE_S):
-        desk.kept.reserve(caller.owner, key, body_sha256(ask))
-    if any(job.image or any(stage.uploads() for stage in job.chain.stages) for job in jobs):
-        jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=True)
-        for sha256 in {image for job in jobs for image in images_of(job)}:
-            desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a picture made from it names it so
-    handles = desk.farm.submit(jobs, caller.owner, caller.max_open_jobs)
-    return list(zip(handles, jobs, strict=True)), all(handle.existed for handle in handles)
+    with desk.kept.reserved(caller.owner, given, body_sha256(ask), patience_s()):
+        if any(job.image or any(stage.uploads() for stage in job.chain.stages) for job in jobs):
+            jobs = jobs_of(desk.farm, desk.kept, caller, ask, key, upload=True)
+            for sha256 in {image for job in jobs for image in images_of(job)}:
+                desk.kept.own_image(caller.owner, sha256)  # as it was fitted: a picture made from it names it so
+        handles = desk.farm.submit(jobs, caller.owner, caller.max_open_jobs)
+    made = [
+        MadeJob(id=handle.id, seed=job.seed, url=f"{BASE}/jobs/{handle.id}")
+        for handle, job in zip(handles, jobs, strict=True)
+    ]
+    told = Made(run=jobs[0].run or None, count=len(jobs), idempotency_key=key, jobs=made)
+    return told.model_dump_json(), all(handle.existed for handle in handles)
 
 
 @router.post("/dry-run")
@@ -73,7 +70,7 @@ async def dry_run(request: Request, ask: JobAsk, caller: Submitter) -> DryRun:
 
     def call() -> DryRun:
         jobs = jobs_of(desk.farm, desk.kept, caller, ask, new_id(), upload=False)
-        with within(PATIENCE_S):
+        with within(patience_s()):
             return DryRun.of(jobs, estimate(jobs, desk.farm.ledger))
 
     return cast("DryRun", await _in_threads(desk, ask)(call))
@@ -84,7 +81,7 @@ def _in_threads(desk: Desk, ask: JobAsk) -> Callable[..., Any]:
     return desk.decode if ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep)) else desk.work
 
 
-@router.get("")
+@router.get("", response_model=JobPage)
 async def ls(
     request: Request,
     caller: Reader,
@@ -92,12 +89,15 @@ async def ls(
     run: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
-) -> JobPage:
+) -> Response:
     """The caller's jobs, the newest first; an admin's are everybody's."""
     desk, before = desk_of(request), position(cursor)
-    asked = partial(desk.farm.ledger.jobs, owner=caller.sees, whole=True)
-    records = await desk.ask(asked, state, run, limit, before)
-    return JobPage(jobs=[JobView.of(record) for record in records], next=next_of(records, limit))
+
+    def call() -> JobPage:
+        records = desk.farm.ledger.jobs(state, run, limit, before, owner=caller.sees, whole=True)
+        return JobPage(jobs=[JobView.of(record) for record in records], next=next_of(records, limit))
+
+    return await desk.tell(call)
 
 
 @router.get("/{job}")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from fastapi import APIRouter, Request
-from pydantic import Field
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, TypeAdapter
 
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Admin, Door, Reader, needs
 from farm.api.views import View
-from farm.errors import InvalidJob, NotFound
+from farm.errors import NotFound
 from farm.manual import about
-from farm.models import size_bytes
 from farm.records import QueueState, WorkerRecord
 from farm.stage import Stage, kinds
 
@@ -131,34 +131,17 @@ async def catalog(request: Request) -> CatalogView:
 
 
 def _catalog(desk: Desk) -> CatalogView:
-    found = desk.farm.catalog
-
-    def pulled(entry: Any) -> bool:
-        try:
-            found.lock(entry)
-        except InvalidJob:
-            return False
-        return True
-
+    catalog, told = desk.farm.catalog, desk.farm.weights()
+    entries = {**catalog.checkpoints, **catalog.adapters}
+    rows = [{**row, "source": entries[row["name"]].repo or ""} for row in told]
     return CatalogView(
         checkpoints=[
-            CheckpointView(
-                name=one.name, kinds=one.kinds, family=one.family, space=one.space, native=one.native,
-                licence=one.licence, pulled=pulled(one),
-                default_for=[kind for kind, name in found.defaults.items() if name == one.name],
-                recommended=one.recommended.model_dump(mode="json", exclude_none=True), source=one.repo or "",
-                size_bytes=size_bytes(found, one),
-            )
-            for one in found.checkpoints.values()
+            CheckpointView(**row, default_for=[kind for kind, name in catalog.defaults.items() if name == row["name"]])
+            for row in rows
+            if row["type"] == "checkpoint"
         ],
-        adapters=[
-            AdapterView(
-                name=one.name, type=one.type, family=one.family, licence=one.licence, pulled=pulled(one),
-                source=one.repo or "", size_bytes=size_bytes(found, one),
-            )
-            for one in found.adapters.values()
-        ],
-    )  # fmt: skip
+        adapters=[AdapterView(**row) for row in rows if row["type"] != "checkpoint"],
+    )
 
 
 @router.get("/chains", dependencies=[needs("read")])
@@ -168,10 +151,16 @@ async def chains(request: Request) -> list[ChainView]:
     return [ChainView(name=one.name, description=one.description, stages=one.stages) for one in presets]
 
 
-@router.get("/stages", dependencies=[needs("read")])
-async def stages() -> list[KindView]:
+@router.get("/stages", dependencies=[needs("read")], response_model=list[KindView])
+async def stages(request: Request) -> Response:
     """The stage kinds that are installed."""
-    return [KindView.of(kind, stage) for kind, stage in kinds().items()]
+    return Response(await desk_of(request).ask(_stages), media_type="application/json")
+
+
+@cache
+def _stages() -> bytes:
+    """All kinds as JSON, made once: what is installed stays so."""
+    return TypeAdapter(list[KindView]).dump_json([KindView.of(kind, stage) for kind, stage in kinds().items()])
 
 
 @router.get("/stages/{kind}", dependencies=[needs("read")])

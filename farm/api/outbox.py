@@ -85,7 +85,3 @@ class Outbox:
         """Runs to look at now."""
         seconds, _ = self._server.run("TIME")
         return list(self._server.run("ZRANGEBYSCORE", "webhooks:runs", "-inf", f"{seconds}000"))
-
-    def ended(self, since_ms: int) -> list[str]:
-        """The jobs that have ended since, the earliest first."""
-        return list(self._server.run("ZRANGEBYSCORE", "ended", str(since_ms), "+inf"))

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from farm.errors import CODES, FarmError, FieldError, InvalidJob, RateLimited, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
+"""Source: RFC 9457, 3."""
 MAX_TOLD = 50
 """Wrong fields that one answer names."""
 MAX_CHARS = 500

@@ -79,6 +79,11 @@ class Readings:
         found |= {record.job: record for record in await self.read(missing, position)}
         return [found[job] for job in needed if job in found]
 
+    async def watch(self, running: Iterable[JobRecord]) -> None:
+        """Has pictures made of the jobs' stages, also of those to come: the next one's first beat is to know it."""
+        if execs := [stage.exec for record in running for stage in record.stages[record.at :]]:
+            await in_thread(self._farm.ledger.watch, execs)
+
     def stir(self, newest: Mapping[str, str], watched: Callable[[str], bool]) -> None:
         """Takes note of jobs with events, and of the last one's place; what nobody watches is known no more."""
         self._lists = {owner: one for owner, one in self._lists.items() if not one.is_old()}
@@ -109,6 +114,10 @@ class Readings:
         if not await self.reaches(after):
             return None
         return newest_of(self._noted(await in_thread(self._since, after)))
+
+    async def ended_since(self, after: str, most: int) -> dict[str, str]:
+        """The newest of the jobs that have ended since the place `after`, at most so many, the earliest first."""
+        return dict.fromkeys(await in_thread(self._farm.ledger.ended, place_of(after)[0], most), "")
 
     def _since(self, after: str) -> list[Event]:
         found: list[Event] = []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from farm.api.callers import Caller
 from farm.api.cursors import next_of, position
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
+from farm.api.threads import patience_s
 from farm.api.views import RunPage, RunView
-from farm.client import PATIENCE_S
 from farm.errors import NotFound
 from farm.records import RunRecord
 from farm.runs import Verb
@@ -20,21 +20,25 @@ from farm.scripts import within
 router = APIRouter(route_class=Door, prefix="/runs", tags=["runs"])
 PAGE = 200
 """Runs of one page."""
-STEER_S = 60.0
-"""How long one call may steer a run, seconds: that is some 10^5 jobs."""
+STEER_S = 25.0
+"""How long one call may steer a run, seconds: some 10^5 jobs, and less than the 30 s that clients wait."""
 
 
-@router.get("")
+@router.get("", response_model=RunPage)
 async def ls(
     request: Request,
     caller: Reader,
     limit: Annotated[int, Query(ge=1, le=PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
-) -> RunPage:
+) -> Response:
     """The caller's runs, the newest first; an admin's are everybody's."""
     desk, before = desk_of(request), position(cursor)
-    found = await desk.ask(desk.farm.ledger.runs, limit, before, owner=caller.sees)
-    return RunPage(runs=[RunView.of(record) for record in found], next=next_of(found, limit))
+
+    def call() -> RunPage:
+        found = desk.farm.ledger.runs(limit, before, owner=caller.sees)
+        return RunPage(runs=[RunView.of(record) for record in found], next=next_of(found, limit))
+
+    return await desk.tell(call)
 
 
 @router.get("/{run}")
@@ -73,12 +77,12 @@ async def _steer(request: Request, run: str, caller: Caller, verb: Verb) -> RunV
     desk = desk_of(request)
 
     def call() -> RunView:
-        with within(PATIENCE_S):
+        with within(patience_s()):
             run_of(desk, caller, run)
         with within(STEER_S):
             _, queues = desk.farm.ledger.steer_run(run, verb, caller.max_open_jobs)
         desk.farm.broker.ring(queues)
-        with within(PATIENCE_S):
+        with within(patience_s()):
             return RunView.of(run_of(desk, caller, run))
 
     return await desk.work(call)

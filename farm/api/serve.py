@@ -21,7 +21,7 @@ from farm.settings import Settings
 from farm.tokens import Tokens
 
 GRACE_S = 5
-"""How long open calls may go on when the API stops, seconds; event streams go on by themselves elsewhere."""
+"""How long open calls may go on when the API stops, seconds; event streams end at once and go on elsewhere."""
 Say = Callable[[str], None]
 
 

@@ -27,8 +27,8 @@ SLIDE_S = 60
 _FORM = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-class Kept(BaseModel):
-    """What is kept of a session."""
+class Session(BaseModel):
+    """What is known of a session."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,7 +45,7 @@ class Sessions:
     def begin(self, token: Token) -> str:
         """The secret of a new session of the token; it cannot be had again."""
         secret = secrets.token_urlsafe(SECRET_BYTES)
-        self._server.run("SET", _key(secret), _kept(token.id), "EX", str(LIFE_S))
+        self._server.run("SET", _key(secret), _text(token.id), "EX", str(LIFE_S))
         return secret
 
     def find(self, secret: str) -> Token:
@@ -56,13 +56,13 @@ class Sessions:
         """
         text = self._server.run("GET", _key(secret)) if _FORM.fullmatch(secret) else None
         try:
-            kept = Kept.model_validate_json(text or "")
+            found = Session.model_validate_json(text or "")
         except ValidationError:
             raise Unauthorized("the session has ended; log in again") from None
-        token = self._tokens.of(kept.token)
-        if _now_ms() - kept.used_ms > SLIDE_S * 1000:
+        token = self._tokens.of(found.token)
+        if _now_ms() - found.used_ms > SLIDE_S * 1000:
             # XX: one that is ended meanwhile does not come back.
-            self._server.run("SET", _key(secret), _kept(token.id), "XX", "EX", str(LIFE_S))
+            self._server.run("SET", _key(secret), _text(token.id), "XX", "EX", str(LIFE_S))
         return token
 
     def end(self, secret: str) -> None:
@@ -79,8 +79,8 @@ def _key(secret: str) -> str:
     return f"session:{hashlib.sha256(secret.encode()).hexdigest()}"
 
 
-def _kept(token: str) -> str:
-    return Kept(token=token, used_ms=_now_ms()).model_dump_json()
+def _text(token: str) -> str:
+    return Session(token=token, used_ms=_now_ms()).model_dump_json()
 
 
 def _now_ms() -> int:

@@ -1,8 +1,15 @@
-"""How does what goes on beside the calls reach the synchronous farm?"""
+"""How does what goes on in the event loop reach the synchronous farm, and how long does it wait for it?
+
+A call has to be answered within 3 s where a server is in trouble, however often it asks: what it may wait is counted
+from its last byte on, over all that it asks.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
 import anyio.to_thread
@@ -12,6 +19,29 @@ from farm.scripts import within
 
 P = ParamSpec("P")
 T = TypeVar("T")
+ANSWER_S = 2.6
+"""How long a call waits for servers and threads, all together, seconds. Source: design, trouble is told within 3 s."""
+_until: ContextVar[float] = ContextVar("until", default=math.inf)
+"""When the call has to be answered, on the monotonic clock."""
+_most_s: ContextVar[float] = ContextVar("most_s", default=PATIENCE_S)
+"""How long one question may take, seconds."""
+
+
+def answer_within(seconds: float) -> None:
+    """Lets all that this call asks from now on take so long together."""
+    _until.set(time.monotonic() + seconds)
+
+
+def patience_s() -> float:
+    """How long the next question of this call may take, seconds."""
+    return max(0.0, min(_most_s.get(), _until.get() - time.monotonic()))
+
+
+def thinking(call: Callable[[], T]) -> T:
+    """What `call` gives; while it thinks, the time that it may wait for servers does not run."""
+    _most_s.set(patience_s())
+    _until.set(math.inf)
+    return call()
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -22,7 +52,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     """
 
     def bounded() -> T:
-        with within(PATIENCE_S):
+        with within(patience_s()):
             return call(*args, **kwargs)
 
     return await anyio.to_thread.run_sync(bounded, abandon_on_cancel=True)

@@ -24,6 +24,7 @@ from farm.stage import STORED
 
 router = APIRouter(route_class=Door, tags=["uploads"])
 TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "application/octet-stream")
+"""What an upload may call itself; what it is its content says."""
 MAX_UPLOADING = 256 << 20
 """Bytes of all uploads that are under way; more would be memory that nobody bounds."""
 BODY = {

@@ -7,23 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from farm.errors import CODES
-from farm.estimate import Estimate, eta_s
-from farm.job import Job, PlannedStage
-from farm.records import ENDED, JobRecord, RunRecord, StageRecord
-
-BASE = "/api/v1"
-
-
-class View(BaseModel):
-    """What is answered; it is made once and never changed."""
-
-    model_config = ConfigDict(frozen=True)
+from farm.estimate import Estimate
+from farm.job import Job
+from farm.plan import PlannedStage
+from farm.records import ENDED, JobRecord, RunRecord, StageRecord, instant
+from farm.snapshot import BASE, Snapshot, View, snapshot_fields, told
 
 
 class StageView(View):
@@ -61,41 +53,6 @@ class StageView(View):
         )  # fmt: skip
 
 
-class Snapshot(View):
-    """Where a job is: all that an event tells, whatever came before it."""
-
-    id: str
-    run: str | None
-    state: str = Field(
-        description="queued, running, paused, done, failed, quarantined, cancelled, expired, or, in an event, deleted"
-    )
-    stage: int = Field(description="index of the current stage, from 0")
-    stage_count: int = Field(description="how many stages there are")
-    kind: str = Field("", description="of the current stage")
-    phase: str = Field("", description="of the running stage: load, fetch, encode, step, tile, decode, upload, spool")
-    step: int = 0
-    steps: int = 0
-    progress: float = Field(description="0 to 1 over the whole chain; each stage counts the same")
-    preview: str | None = Field(None, description="address of the running stage's picture; another with each picture")
-    position: int | None = Field(
-        None, description="stages that its queue's workers take before its own; 0: next; none where it is not ready"
-    )
-    waits_for: str | None = Field(None, description="why its stage does not run yet")
-    eta_s: float | None = Field(
-        None, description="seconds until the job is done, from how long its stages took before; none where not known"
-    )
-    code: str = ""
-    message: str = ""
-    created: str
-    started: str | None = None
-    ended: str | None = None
-
-    @classmethod
-    def of(cls, record: JobRecord) -> Snapshot:
-        """The snapshot of a record; without its stages it knows no step."""
-        return cls(**_snapshot(record))
-
-
 class Urls(View):
     """Where to go from a job."""
 
@@ -124,7 +81,7 @@ class JobView(Snapshot):
         chain = json.loads(record.spec)["chain"]
         here = f"{BASE}/jobs/{record.job}"
         return cls(
-            **_snapshot(record), owner=record.owner, lane=record.lane, priority=record.priority,
+            **snapshot_fields(record), owner=record.owner, lane=record.lane, priority=record.priority,
             seed=chain["seed"], prompt=chain.get("prompt", ""), deadline=instant(record.deadline_ms),
             chain=chain, stages=[StageView.of(one) for one in record.stages],
             urls=Urls(
@@ -185,7 +142,9 @@ class DryRun(View):
     steps: int = Field(description="denoising steps of all jobs together")
     pixels: int = Field(description="pixels of the final images together")
     cost_s: float | None = Field(
-        None, description="device-seconds of all stages that are not made already; none where one was never measured"
+        None,
+        description="device-seconds of all stages that are not made already, by whomever, for equal recipes are made "
+        "once for all owners; none where one was never measured",
     )
     eta_s: float | None = Field(None, description="seconds until all jobs would be done; none where nobody can tell")
     stages: list[PlannedView] = Field(description="of the first job")
@@ -248,51 +207,3 @@ class Artifact(View):
     size_bytes: int | None
     url: str
     thumbnail: str
-
-
-def instant(ms: float) -> str | None:
-    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet"."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
-
-
-def told(code: str, message: str) -> str:
-    """What callers are told of a failure: of one that nobody foresaw only that, for its words may name hosts and files.
-
-    The operator has them: `farm jobs show`, `farm quarantine show`.
-    """
-    return CODES[code] if code == "internal" else message
-
-
-def _snapshot(record: JobRecord) -> dict[str, Any]:
-    """The fields of a `Snapshot`."""
-    stage = record.stages[record.at] if record.at < len(record.stages) else None
-    running = stage is not None and stage.state == "running"
-    return {
-        "id": record.job,
-        "run": record.run or None,
-        "state": record.state,
-        "stage": record.at,
-        "stage_count": record.n,
-        "kind": stage.queue.partition(".")[0] if stage else "",
-        "phase": stage.phase if stage and running else "",
-        "step": stage.step if stage and running else 0,
-        "steps": stage.steps if stage and running else 0,
-        "progress": _progress(record, stage if running else None),
-        "preview": f"{BASE}/jobs/{record.job}/preview?v={stage.preview}" if stage and stage.preview else None,
-        "position": record.position,
-        "waits_for": record.waits_for or None,
-        "eta_s": eta_s(record),
-        "code": record.code,
-        "message": told(record.code, record.message),
-        "created": instant(record.created_ms) or "",
-        "started": instant(record.started_ms),
-        "ended": instant(record.ended_ms),
-    }
-
-
-def _progress(record: JobRecord, running: StageRecord | None) -> float:
-    """How far the job is, from 0 to 1: whole stages, and the steps of the running one."""
-    if record.state == "done":
-        return 1.0
-    share = running.step / running.steps if running is not None and running.steps else 0.0
-    return round((record.at + min(share, 1.0)) / record.n, 4)

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from farm.api.guard import HEADERS, MAX_HEAD_BYTES
+from farm.api.guard import HEADERS, MAX_HEAD_BYTES, STOP
 from farm.api.problems import answer
 from farm.errors import BadRequest, HeadTooLarge
 
@@ -54,6 +54,12 @@ class Wire(H11Protocol):
         """Waits no more."""
         self._found()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Ends the connection once its call is answered, and an event stream, which never is, now."""
+        super().shutdown()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.scope["state"].get(STOP, lambda: None)()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's own
         """Tells that what came is no request, where nothing has been told yet, and hangs up."""

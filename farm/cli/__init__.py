@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from farm import __version__
-from farm.cli import chains, jobs, machine, models, quarantine, render, serve, webhook
+from farm.cli import chains, jobs, machine, models, quarantine, queues, render, runs, serve, webhook
 from farm.cli.outcome import HELP_OPTIONS, INTERRUPTED, Outcome, is_plain, need_command, usage
 from farm.errors import FarmError
 
@@ -106,7 +106,10 @@ def _app(rich: bool) -> typer.Typer:
     for command in commands:
         app.command()(command)
     app.command()(machine.doctor)
-    for group in (jobs.app, jobs.queue, quarantine.app, chains.app, models.app, serve.app, webhook.app):
+    groups = (
+        jobs.app, runs.app, queues.app, queues.workers, quarantine.app, chains.app, models.app, serve.app, webhook.app,
+    )  # fmt: skip
+    for group in groups:
         app.add_typer(group)
     return app
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,14 +16,13 @@ from farm.cli.outcome import Outcome, Table, group, open_farm, say, usage
 from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import failure_of, wait
 from farm.errors import Conflict, FarmError
-from farm.records import ENDED
+from farm.records import ENDED, Lane, instant
 
 if TYPE_CHECKING:
     from farm.protocol import AnyJob
-    from farm.records import Event, JobRecord, WorkerRecord
+    from farm.records import Event, JobRecord
 
 app = group("jobs", "Jobs: list, look, wait, steer, download.")
-queue = group("queue", "Queues and the workers that serve them.")
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a job, or its last 4 or more characters.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs, or their last 4 or more characters.")]
 State = Literal["queued", "running", "paused", "done", "failed", "quarantined", "cancelled", "expired"]
@@ -83,8 +81,8 @@ def show(job: Id) -> Outcome:
         "prompt": spec["chain"].get("prompt", ""),
         "seed": spec["chain"]["seed"],
         "run": record.run,
-        "created": clock(record.created_ms),
-        "ended": clock(record.ended_ms),
+        "created": instant(record.created_ms),
+        "ended": instant(record.ended_ms),
     }
     lines: list[str | Table] = [f"{name:<10} {value}" for name, value in facts.items() if value not in ("", None)]
     heads = ("STAGE", "QUEUE", "STATE", "STEP", "ATTEMPT", "CRASHES", "OOM", "LAPSES", "WORKER", "CODE")
@@ -144,7 +142,11 @@ def watch(job: Id) -> Outcome:
             found = patient(partial(handle.history, last, None if over else LISTEN_MS))
             for event in found:
                 stage = "" if event.stage < 0 else f"stage {event.stage}"
-                say("  ".join(filter(None, (clock(event.t), event.type, stage, event.state, event.worker, event.code))))
+                say(
+                    "  ".join(
+                        filter(None, (instant(event.t), event.type, stage, event.state, event.worker, event.code))
+                    )
+                )
             seen += found
             if over and not found:
                 break
@@ -153,24 +155,13 @@ def watch(job: Id) -> Outcome:
 
 
 @app.command()
-def cancel(
-    jobs: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids, or their last characters.")] = None,
-    run: Annotated[str | None, typer.Option(help="All unended jobs of this run.")] = None,
-) -> Outcome:
+def cancel(jobs: Ids) -> Outcome:
     """Cancel jobs; a running stage stops within one step.
 
     \b
     farm jobs cancel 3f9a
-    farm jobs cancel --run RUN     # `farm jobs show ID` names a job's run
     """
-    if bool(jobs) == bool(run):
-        raise usage("give ids or --run", "`farm jobs cancel --help` shows how")
-    if jobs:
-        return _each(jobs, lambda handle: handle.cancel())
-    with open_farm() as farm:
-        states = farm.cancel_run(str(run))
-    told = ", ".join(f"{found} {state}" for state, found in states.items())
-    return Outcome({"run": run, "states": states}, [f"{run}  now {told}"])
+    return _each(jobs, lambda handle: handle.cancel())
 
 
 @app.command()
@@ -201,6 +192,22 @@ def resume(jobs: Ids) -> Outcome:
     farm jobs resume 3f9a
     """
     return _each(jobs, lambda handle: handle.resume())
+
+
+@app.command()
+def reprioritise(
+    jobs: Ids,
+    priority: Annotated[int, typer.Option(min=0, max=100, help="0 to 100; higher runs first.")],
+    lane: Annotated[Lane | None, typer.Option(help="bulk runs when nothing else is there. [as it is]")] = None,
+) -> Outcome:
+    """Give unended jobs another place in the line.
+
+    \b
+    farm jobs reprioritise 3f9a --priority 90
+    farm jobs reprioritise 3f9a 77c1 --priority 50 --lane bulk
+    """
+    told = f"priority {priority}{f', {lane}' if lane else ''}"
+    return _each(jobs, lambda handle: handle.reprioritise(priority, lane), lambda handle: f"{handle.state}, {told}")
 
 
 @app.command()
@@ -269,29 +276,6 @@ def download(
     return Outcome({"id": handle.id, "paths": paths}, paths)
 
 
-@queue.command()
-def status() -> Outcome:
-    """Show what is ready and running in each queue, and the live workers.
-
-    \b
-    farm queue status
-    """
-    with open_farm() as farm:
-        queues, workers, stats = farm.queues(), farm.workers(), farm.stats()
-    rows = [(found.queue, found.ready, found.running, found.live) for found in queues]
-    serving = [(found.worker, _state(found), ",".join(found.queues), found.host, found.pid) for found in workers]
-    data = {
-        "queues": [asdict(found) for found in queues],
-        "workers": [asdict(found) for found in workers],
-        "stats": stats,
-    }
-    tables = (
-        Table(("QUEUE", "READY", "RUNNING", "WORKERS"), rows),
-        Table(("WORKER", "STATE", "QUEUES", "HOST", "PID"), serving),
-    )
-    return Outcome(data, [tables[0], "", tables[1]])
-
-
 def _each(
     ids: Sequence[str],
     steer: Callable[[AnyJob], object],
@@ -318,17 +302,10 @@ def _each(
     return Outcome({"jobs": data}, lines, refused[0] if refused else None)
 
 
-def _state(worker: WorkerRecord) -> str:
-    """What a worker does, or why it is given nothing."""
-    if worker.isolated_s:
-        return f"isolated for {worker.isolated_s:.0f} s"
-    return "draining" if worker.draining else worker.state
-
-
 def _summary(record: JobRecord) -> dict[str, Any]:
     """A job's record as data, without what is opaque in it."""
     names = ("state", "run", "lane", "priority", "at", "n", "code", "message")
-    times = {name: clock(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
+    times = {name: instant(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
     return {"id": record.job, **{name: getattr(record, name) for name in names}, **times}
 
 
@@ -340,11 +317,6 @@ def lasting(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"about {seconds / size:.0f} {unit}"
     return f"about {seconds:.0f} s"
-
-
-def clock(ms: float) -> str | None:
-    """A time in milliseconds as ISO 8601 in UTC; None for 0, "not yet"."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
 
 
 def _age(record: JobRecord) -> str:

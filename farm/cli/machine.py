@@ -111,12 +111,15 @@ def worker(
 def doctor() -> Outcome:
     """Look what works here, what is missing, and how to mend it. Exit status 1: something needed is broken.
 
+    With FARM_URL set: whether the API of that farm answers, as whom, and whether it is of this version.
+
     \b
     farm doctor
     """
-    from farm.doctor import examine
+    from farm.doctor import examine, examine_elsewhere
 
-    found = examine(settings_here("doctor"), say)
+    settings = load_settings()
+    found = examine_elsewhere(settings) if settings.url else examine(settings, say)
     rows = [(item.name, item.state, item.found) for item in found]
     remedies = [f"{item.name}: {item.remedy}" for item in found if item.remedy]
     broken = [item.name for item in found if item.state == "broken"]
@@ -133,7 +136,7 @@ def _slots(catalog: Catalog, given: Sequence[str]) -> list[str]:
     Raises:
         InvalidJob: (`unknown_kind`, `unknown_checkpoint`, `wrong_checkpoint`) says what there is.
     """
-    from farm.job import queue_name
+    from farm.plan import queue_name
     from farm.stage import kinds
 
     slots = []

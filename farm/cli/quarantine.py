@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.jobs import clock
 from farm.cli.outcome import Outcome, Table, group, open_farm
+from farm.records import instant
 
 if TYPE_CHECKING:
     from farm.records import Quarantined
@@ -30,7 +30,7 @@ def ls(limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so man
     """
     with open_farm() as farm:
         found = farm.quarantined(limit)
-    rows = [(one.exec[:12], one.queue, one.jobs, one.attempts, clock(one.t), one.code, one.message) for one in found]
+    rows = [(one.exec[:12], one.queue, one.jobs, one.attempts, instant(one.t), one.code, one.message) for one in found]
     heads = ("ID", "QUEUE", "JOBS", "ATTEMPTS", "SINCE", "CODE", "MESSAGE")
     return Outcome([_data(one) for one in found], [Table(heads, rows)])
 
@@ -51,12 +51,12 @@ def show(name: Name) -> Outcome:
         "stage": f"{recipe['kind']} with {recipe['checkpoint']['name']}, seed {recipe['seed']}",
         "parameters": json.dumps(recipe["parameters"], ensure_ascii=False),
         "cause": f"{one.code}: {one.message}",
-        "since": clock(one.t),
+        "since": instant(one.t),
         "jobs": " ".join(jobs),
     }
     lines = [f"{head:<10} {value}" for head, value in facts.items()]
     for attempt in attempts:
-        lines += ["", f"attempt {attempt.attempt} on {attempt.worker} at {clock(attempt.t)}: {attempt.message}"]
+        lines += ["", f"attempt {attempt.attempt} on {attempt.worker} at {instant(attempt.t)}: {attempt.message}"]
         lines += [f"    {line}" for line in attempt.log.splitlines()]
     data = {**_data(one), "recipe": recipe, "job_ids": jobs, "failures": [asdict(attempt) for attempt in attempts]}
     return Outcome(data, lines)
@@ -90,4 +90,4 @@ def drop(name: Name) -> Outcome:
 
 def _data(one: Quarantined) -> dict[str, Any]:
     """A quarantined stage as data, without what is opaque in it."""
-    return {**{key: value for key, value in asdict(one).items() if key != "payload"}, "t": clock(one.t)}
+    return {**{key: value for key, value in asdict(one).items() if key != "payload"}, "t": instant(one.t)}

@@ -11,7 +11,7 @@ import typer
 from farm.cli.chains import edges
 from farm.cli.jobs import lasting
 from farm.cli.outcome import Outcome, load_settings, open_farm, usage
-from farm.cli.submit import Out, assignments, check_out, submitted
+from farm.cli.submit import Out, assignments, axes, check_out, submitted
 from farm.cli.wait import wait
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ def render(
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture. [random]")] = None,
     count: Annotated[int, typer.Option(help="Number of pictures, with seed, seed + 1, …")] = 1,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these values; several multiply; or an axis as JSON."),
+    ] = None,
     strength: Annotated[float | None, typer.Option(help="Share of the schedule that img2img redoes.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="How closely the prompt is followed.")] = None,
@@ -61,13 +65,15 @@ def render(
     farm render "a red apple" --wait -o out/
     farm render "a green apple" --image photo.jpg --strength 0.5 -o apple.png
     farm render "a pear" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
+    farm render "a pear" --sweep seed=1,2,3 --sweep 0.guidance_scale=3,7 -o out/
+    farm render --sweep '{"prompt": ["a pear", "a plum"], "seed": [1, 2]}'
     farm render --chain my-chain.yaml --dry-run
 
     Without --wait the ids of the jobs are printed. Exit status 3: a job did not end done.
     """
-    if prompt is None and image is None and chain is None:
+    if prompt is None and image is None and chain is None and not sweep:
         raise usage("nothing to draw: give a PROMPT, an --image or a --chain", "`farm render --help` shows how")
-    if count > 1 and out is not None and out.suffix == ".png":
+    if (count > 1 or sweep) and out is not None and out.suffix == ".png":
         raise usage("several pictures do not go into one .png", "give a folder with -o")
     named = {
         "negative_prompt": negative_prompt,
@@ -94,7 +100,7 @@ def render(
     default = "hires" if image is None else "img"
     source = sys.stdin.buffer.read(load_settings().max_upload_bytes + 1) if image == "-" else image
     options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count, **given}
-    options |= {"chain": default if chain is None else chain, "image": source}
+    options |= {"sweep": axes(sweep or []), "chain": default if chain is None else chain, "image": source}
     with open_farm() as farm:
         if dry_run:
             return _told(farm.dry_run(prompt, **options))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.jobs import clock
 from farm.cli.outcome import Outcome, Table, group, say, settings_here
 from farm.errors import Unavailable
+from farm.records import instant
 
 if TYPE_CHECKING:
     from farm.settings import Settings
@@ -109,5 +109,5 @@ def _open(settings: Settings) -> Iterator[Tokens]:
 def _told(token: Token) -> dict[str, Any]:
     """A token as data, without its hash."""
     scopes = [scope for scope in ("read", "submit", "admin") if scope in token.scopes]
-    times = {"created": clock(token.created_ms), "expires": clock(token.expires_ms)}
+    times = {"created": instant(token.created_ms), "expires": instant(token.expires_ms)}
     return {"id": token.id, "owner": token.owner, "scopes": scopes, "max_open_jobs": token.max_open_jobs, **times}

@@ -48,6 +48,27 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def axes(texts: Sequence[str]) -> list[dict[str, list[Any]]]:
+    """The axes of all --sweep (see `farm.sweep`). Raises the usage error where one is none."""
+    return [_axis(text) for text in texts]
+
+
+def _axis(text: str) -> dict[str, list[Any]]:
+    """One axis: NAME=A,B,… with values as those of --set, NAME= and a JSON list, or a whole axis as JSON."""
+    try:
+        found = json.loads(text)
+        return {str(name): list(values) for name, values in found.items()}
+    except (ValueError, AttributeError, TypeError):
+        name, equals, rest = text.partition("=")
+    if not equals or not name or not rest:
+        hint = 'for example --sweep guidance_scale=3,7 or --sweep \'{"seed": [1, 2], "0.steps": [10, 20]}\''
+        raise usage(f"--sweep {text}: not [I.]NAME=A,B,… and no axis as JSON", hint)
+    _, value = _assignment(text)
+    if isinstance(value, list):
+        return {name: value}
+    return {name: [_assignment(f"{name}={one}")[1] for one in rest.split(",")]}
+
+
 def check_out(out: Path | None) -> None:
     """Refuses a target that cannot be written, before anything is rendered for it."""
     if out is None:

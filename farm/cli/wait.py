@@ -191,17 +191,17 @@ class Bars:
                 told = f"{stage.steps} steps" if stage.state == "committed" and stage.steps else ""
                 if here:
                     told = progress(record) or reason or record.state
-                self._move(record, stage.index, f"{stage.index + 1} {stage.queue}", _stage_share(stage), 1.0, told)
+                self._move(record, stage.index, f"{stage.index + 1} {stage.queue}", _stage_share(stage), told)
         else:
             told = f"{where(record, reason)}  {progress(record)}"
-            self._move(record, 0, "", _share(record), len(record.stages), told)
+            self._move(record, 0, "", record.progress, told)
         if _is_over(record):
             self._progress.advance(self._all)
 
-    def _move(self, record: JobRecord, index: int, name: str, done: float, total: float, told: str) -> None:
+    def _move(self, record: JobRecord, index: int, name: str, done: float, told: str) -> None:
         key = record.job, index
         if key not in self._tasks:
-            self._tasks[key] = self._progress.add_task(f"…{record.job[-8:]} {name}".rstrip(), total=total, where="")
+            self._tasks[key] = self._progress.add_task(f"…{record.job[-8:]} {name}".rstrip(), total=1.0, where="")
         visible = not (self._many and record.state == "done")
         self._progress.update(self._tasks[key], completed=done, where=told, visible=visible)
 
@@ -211,14 +211,6 @@ def _stage_share(stage: StageRecord) -> float:
     if stage.state in ("committed", "done"):
         return 1.0
     return stage.step / stage.steps if stage.state == "running" and stage.steps else 0.0
-
-
-def _share(record: JobRecord) -> float:
-    """How many stages are done, counting steps of the running one."""
-    if record.state == "done":
-        return len(record.stages)
-    stage = record.stages[record.at] if record.at < len(record.stages) else None
-    return record.at + (stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0)
 
 
 def _interrupted(handles: Sequence[AnyJob]) -> Outcome:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.jobs import clock
 from farm.cli.outcome import Outcome, Table, group, settings_here
 from farm.errors import Unavailable
+from farm.records import instant
 
 if TYPE_CHECKING:
     from farm.webhooks import Endpoint, Health, Webhooks
@@ -135,7 +135,7 @@ def _told(endpoint: Endpoint) -> dict[str, Any]:
         "url": endpoint.url,
         "owner": endpoint.owner,
         "events": list(endpoint.events),
-        "created": clock(endpoint.created_ms),
+        "created": instant(endpoint.created_ms),
     }
 
 
@@ -145,7 +145,7 @@ def _fares(health: Health) -> dict[str, Any]:
     return {
         "state": state,
         "said": health.why or health.said,
-        "since": clock(health.disabled_ms or health.failing_since_ms),
-        "last": clock(health.last_ms),
+        "since": instant(health.disabled_ms or health.failing_since_ms),
+        "last": instant(health.last_ms),
         "given_up": health.given_up,
     }

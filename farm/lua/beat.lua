@@ -7,7 +7,7 @@ for i = 1, tonumber(arg()) do
     redis.call('ZADD', P .. 'leases', NOW + LEASE, exec)
     redis.call('HSET', xk(exec), 'phase', phase, 'step', step, 'steps', steps)
     local wanted = redis.call('SCARD', wk(exec)) + redis.call('SCARD', pk(exec))
-    found[i] = wanted > 0 and 'ok' or 'cancelled'
+    found[i] = wanted == 0 and 'cancelled' or is_watched(exec) and 'watched' or 'ok'
   else
     found[i] = 'stale'
   end

@@ -1,16 +1,16 @@
 -- Gives a worker the best ready work of one of its queues.
 local worker, boot, limit = arg(), arg(), tonumber(arg())
-local randoms, queues, schemas, kept = {}, {}, {}, {}
+local randoms, queues, schemas, spooled = {}, {}, {}, {}
 for i = 1, limit do randoms[i] = arg() end
 for i = 1, tonumber(arg()) do queues[i] = arg() end
 for i = 1, tonumber(arg()) do schemas[i] = arg() end
-for _ = 1, tonumber(arg()) do kept[arg()] = true end
+for _ = 1, tonumber(arg()) do spooled[arg()] = true end
 
 -- A worker claims when it runs nothing: what it still holds is a reply that was lost, or belonged to a life before;
 -- or a finished output that waits for its upload, which it keeps.
 for _, exec in ipairs(redis.call('SMEMBERS', P .. 'held:' .. worker)) do
   local token, from = get(xk(exec), 'token', 'boot')
-  if not kept[token] then
+  if not spooled[token] then
     if from == boot then release(exec) else lapse(exec) end
   end
 end
@@ -98,8 +98,10 @@ for i, exec in ipairs(execs) do
       defer(job, 'run', '', '')
     end
   end
-  local epoch, payload, input, publish, stage, oom = get(key, 'epoch', 'payload', 'input', 'publish', 'stage', 'oom')
-  claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage, oom or 0}
+  local epoch, payload, input, publish, stage, oom, crash, lapses =
+    get(key, 'epoch', 'payload', 'input', 'publish', 'stage', 'oom', 'crash', 'lapses')
+  claims[i] = {exec, token, epoch, chosen, payload, input, waiters, finishing, publish, attempt, stage, oom or 0,
+    (crash or 0) + (lapses or 0)}
 end
 
 -- A claim that took nothing asks for no ring on its own queues: what is left there is for others, and the bell would come

@@ -37,12 +37,8 @@ for _, exec in ipairs(due('due', NOW)) do
   make_ready(exec)
 end
 for _, job in ipairs(due('deadlines', NOW)) do
-  settle(job)
-  if redis.call('ZSCORE', P .. 'deadlines', job) then
-    local subject = about(current(job))
-    detach(job)
-    finish(job, 'expired', 'deadline', '', subject)
-  end
+  -- Refused where it has ended, or is no more: then nothing is due.
+  if stop(job, 'expired', 'deadline') then redis.call('ZREM', P .. 'deadlines', job) end
 end
 for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do forget_job(job) end
 redis.call('ZREMRANGEBYSCORE', P .. 'quarantine', '-inf', NOW - RETENTION * 1000)

@@ -1,7 +1,7 @@
 -- Writes jobs, all or none, and attaches each to its first stage.
 local STAGE = {'x', 'q', 'p'}
 local max_farm, max_owner, beyond, booking = tonumber(arg()), tonumber(arg()), tonumber(arg()), tonumber(arg())
-local jobs, kept, ids, owned, fresh = {}, {}, {}, {}, 0
+local jobs, keyed, ids, owned, fresh = {}, {}, {}, {}, 0
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
     span = arg(), run = arg(), owner = arg(), schema = arg(), stages = {}}
@@ -9,11 +9,11 @@ for i = 1, tonumber(arg()) do
   if one.idem ~= '' then
     local earlier, body = get(P .. 'idem:' .. one.idem, 'job', 'body')
     if earlier and redis.call('EXISTS', jk(earlier)) == 0 then earlier = false end
-    if kept[one.idem] then earlier, body = kept[one.idem].job, kept[one.idem].body end
+    if keyed[one.idem] then earlier, body = keyed[one.idem].job, keyed[one.idem].body end
     if earlier and body ~= one.body then
       return refuse('idempotency_conflict', 'this idempotency key belongs to job ' .. earlier)
     end
-    if not earlier then kept[one.idem] = one end
+    if not earlier then keyed[one.idem] = one end
     one.earlier = earlier
   end
   if not one.earlier then
@@ -50,7 +50,11 @@ if fresh > 0 and max_owner > 0 and owner ~= '' then
   local rows = redis.call('HGETALL', booked)
   for i = 1, #rows, 2 do
     local count, ends = string.match(rows[i + 1], '^(%d+) (%d+)$')
-    if rows[i] ~= call and tonumber(ends) > NOW then others = others + count end
+    if tonumber(ends) <= NOW then
+      redis.call('HDEL', booked, rows[i])
+    elseif rows[i] ~= call then
+      others = others + count
+    end
   end
   local open = count_open(owner) + others
   if open + fresh + beyond > max_owner then

@@ -17,7 +17,8 @@ from farm.chain import MAX_DEPTH, override, read_chain_file
 from farm.errors import FieldError, InvalidJob
 from farm.protocol import ChainSource, ImageSource
 from farm.remote.wire import Call, Steps, asked, get
-from farm.stage import STORED, kinds
+from farm.stage import STORED, Stage, kinds
+from farm.sweep import count_of
 
 OWN = ("negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself beside the prompt; every other name is a stage's parameter."""
@@ -40,6 +41,8 @@ def job_ask(
     """The body of a submit; `given` are the chain's own fields and stage parameters, `more` its other fields."""
     own = {name: value for name, value in given.items() if name in OWN}
     written, parameters = yield from chain_ask(chain, {name: value for name, value in given.items() if name not in OWN})
+    if more.get("sweep"):
+        more["sweep"] = yield from _sweep_ask(more["sweep"], written)
     ask: dict[str, Any] = {"chain": written, "prompt": prompt, "parameters": parameters, **own, **more}
     if image is not None:
         ask["image"] = yield from upload(image)
@@ -57,7 +60,7 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
         written, folder = read_chain_file(Path(chain)), Path(chain).parent
     elif os.path.exists(chain) and chain not in (yield from _presets()):
         raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
-    if any(isinstance(value, str) and _file(value, Path()) for value in parameters.values()):
+    if any(map(_is_file, parameters.values())):
         # A path of a file may be an image's: which parameters are is only known of a stage.
         if isinstance(written, str):
             written = {"stages": (yield from _presets()).get(written, [])} if written else written
@@ -69,15 +72,51 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
     return (yield from _stored(written, folder)), (yield from _stored(dict(parameters), Path()))
 
 
+def _sweep_ask(sweep: Any, chain: Any) -> Steps[Any]:
+    """A sweep with the images in it uploaded. A file's path is one where a stage of the chain takes an image there."""
+    count_of(sweep)  # refuses what is none
+    sweep = yield from _stored(sweep, Path())
+    files = {text for axis in sweep for values in axis.values() for text in values if _is_file(text)}
+    if not files:
+        return sweep
+    stages = chain["stages"] if isinstance(chain, Mapping) else (yield from _presets()).get(chain, [])
+    found = []
+    for axis in sweep:
+        placed = {}
+        for name, values in axis.items():
+            names: dict[str, str] = {}
+            for text in files.intersection(one for one in values if isinstance(one, str)):
+                if name not in ("prompt", *OWN) and _takes(override(stages, {name: text}), text):
+                    names[text] = yield from upload(Path(text).expanduser())
+            placed[name] = _renamed(values, names)
+        found.append(placed)
+    return found
+
+
+def _takes(stages: Sequence[Any], image: str) -> bool:
+    """Whether one of the stages takes an image that is named so."""
+    read = filter(None, map(_read, stages))
+    return image in {value for stage in read for value, _ in stage.uploads().values()}
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and _file(value, Path()) is not None
+
+
+def _read(stage: Any) -> Stage | None:
+    """A stage as in a chain file; None where it is none, which the API says."""
+    cls = kinds().get(str(stage.get("kind"))) if isinstance(stage, Mapping) else None
+    try:
+        return cls.model_validate(dict(stage)) if cls is not None else None
+    except ValidationError:
+        return None
+
+
 def stages_ask(stages: Sequence[Any], folder: Path) -> Steps[list[Any]]:
     """Stages as in a chain file, with the files that they name uploaded. What is wrong in them the API says."""
     found: list[Any] = []
     for stage in (yield from _stored(list(stages), folder)):
-        cls = kinds().get(str(stage.get("kind"))) if isinstance(stage, Mapping) else None
-        try:
-            read = cls.model_validate(dict(stage)) if cls is not None else None
-        except ValidationError:
-            read = None
+        read = _read(stage)
         named = {}
         for loc, (value, _) in (read.uploads() if read is not None else {}).items():
             if not value.startswith(STORED):

@@ -6,12 +6,10 @@ from typing import Any
 
 import httpx2
 
-from farm.api.views import BASE, Snapshot
 from farm.errors import Unavailable
+from farm.handle import AWAY_S
 from farm.remote.wire import QUIET_S, TIMEOUT_S, Answer, check, part
-
-PATIENCE_S = 60.0
-"""How long the API may be away while a job is watched, seconds."""
+from farm.snapshot import BASE, Snapshot
 
 
 class Stream:
@@ -61,5 +59,5 @@ class Stream:
             Unavailable: the API has been away for too long.
         """
         self._away_since = now if self._away_since is None else self._away_since
-        if now - self._away_since > PATIENCE_S:
+        if now - self._away_since > AWAY_S:
             raise Unavailable("the farm's API does not answer") from error

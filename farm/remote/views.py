@@ -11,7 +11,7 @@ from typing import Any
 from farm.api.views import JobView
 from farm.handle import Intermediate, Result
 from farm.job import canonical
-from farm.records import Attempt, Event, JobRecord, Quarantined, QueueState, StageRecord, WorkerRecord
+from farm.records import Attempt, Event, JobRecord, Quarantined, QueueState, RunRecord, StageRecord, WorkerRecord
 from farm.stage import Size
 
 
@@ -60,6 +60,14 @@ def queue_of(found: dict[str, Any]) -> QueueState:
     return QueueState(
         found["queue"], found["ready"], found["running"], found["workers"], found["mean_s"], found["wall_s"]
     )
+
+
+def run_of(found: dict[str, Any]) -> RunRecord:
+    """One run."""
+    return RunRecord(
+        run=found["id"], owner=found["owner"], created_ms=_ms(found["created"]), count=found["count"],
+        states=found["states"], ended_ms=round(_ms(found["ended"])),
+    )  # fmt: skip
 
 
 def worker_of(found: dict[str, Any]) -> WorkerRecord:

@@ -11,15 +11,15 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
 from farm import errors
-from farm.api.views import BASE
 from farm.errors import FarmError, FieldError, InvalidJob, RateLimited, Unavailable
 from farm.settings import Settings
+from farm.snapshot import BASE
 
 T = TypeVar("T")
 TRIES = 3
@@ -32,6 +32,10 @@ MOST_S = 30.0
 """Longest pause that an answer may ask for, seconds."""
 TIMEOUT_S = 30.0
 """How long one call may take, seconds; the API itself answers trouble within 3."""
+LONG_S = 90.0
+"""How long a call may take that concerns many jobs: a submit, or steering a run, which the API gives 60, seconds."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+"""This machine: what the environment says of proxies is not meant for it, and no proxy elsewhere could reach it."""
 QUIET_S = 60.0
 """An event stream that says nothing for so long is gone, seconds: it shows every 15 that it lives."""
 _CLASSES = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, FarmError)]
@@ -42,7 +46,11 @@ _OF_STATUS = {cls.http: cls for cls in reversed(_CLASSES)}
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the API. `again`: sent twice it does no more than once. Without `known` no token goes with it."""
+    """One call of the API. `again`: sent twice it does no more than once. Without `known` no token goes with it.
+
+    `path` is below the API's address, or the farm's where it begins with /. `lost` is the code of the error where no
+    answer comes; `timeout_s`: how long one is waited for, seconds.
+    """
 
     method: str
     path: str
@@ -53,13 +61,15 @@ class Call:
     again: bool = False
     lost: str = "unavailable"
     known: bool = True
+    timeout_s: float = TIMEOUT_S
 
     def request(self, base: str, token: Mapping[str, str]) -> dict[str, Any]:
         """The call in the words of the client's `build_request`; `base` is the farm's address."""
-        url = f"{base}{BASE}/{self.path}" if self.known else self.path
+        below = self.path if self.path.startswith("/") else f"{BASE}/{self.path}"
+        url = base + below if self.known else self.path
         headers = {**token, **self.headers} if self.known else self.headers
         found: dict[str, Any] = {"method": self.method, "url": url, "params": self.params or None, "headers": headers}
-        return {**found, "json": self.json, "content": self.content}
+        return {**found, "json": self.json, "content": self.content, "timeout": self.timeout_s}
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,21 @@ class Pause:
 
 Steps = Generator["Call | Pause", "Answer | None", T]
 """A word of the farm; `T` is what it gives."""
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """What a word has given."""
+
+    found: T
+
+
+def go_on(steps: Steps[T], told: Answer | Unavailable | None) -> Call | Pause | Done[T]:
+    """The next step of a word that was told what came of the last one, or what the word gives."""
+    try:
+        return steps.throw(told) if isinstance(told, Unavailable) else steps.send(told)
+    except StopIteration as end:
+        return Done(end.value)
 
 
 def ask(call: Call, *expected: int) -> Steps[Answer]:

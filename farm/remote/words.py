@@ -6,28 +6,32 @@ Each is a generator of calls (see `wire`). `RemoteFarm` and `AsyncFarm` say the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from farm.again import named_images, no_input, read_again, refitted
-from farm.api.views import BASE, JobView
+from farm.api.views import JobView
 from farm.errors import BadBlob, InvalidJob, NotFound, StageFailed, Unavailable
 from farm.fork import StagesSource, read_stages
-from farm.handle import Intermediate, Result
+from farm.handle import AWAY_S, Intermediate, Result
 from farm.image import read_input
 from farm.job import Forecast, new_id, recipe_key
 from farm.program import program
 from farm.protocol import ChainSource, ImageSource
-from farm.records import ENDED, Attempt, Event, JobRecord, Quarantined
+from farm.records import ENDED, Attempt, Event, JobRecord, Quarantined, RunRecord
 from farm.remote.asks import chain_ask, job_ask, stages_ask, upload
-from farm.remote.views import attempt_of, event_of, intermediate_of, quarantined_of, record_of, result_of
-from farm.remote.wire import Call, Pause, Steps, ask, asked, get, part
+from farm.remote.views import attempt_of, event_of, intermediate_of, quarantined_of, record_of, result_of, run_of
+from farm.remote.wire import LONG_S, Call, Pause, Steps, ask, asked, get, part
 from farm.settings import Settings
+from farm.snapshot import BASE
 from farm.stage import STORED, Size, kinds
+from farm.sweep import Sweep
 
 PAGE = 200
-"""Jobs that one call lists."""
+"""Jobs or runs that one call lists."""
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 ROUND_S = 0.5
@@ -41,7 +45,7 @@ def run(
     chain: ChainSource = "hires",
     image: ImageSource | None = None,
     count: int = 1,
-    sweep: Sequence[Mapping[str, Sequence[Any]]] = (),
+    sweep: Sweep = (),
     idempotency_key: str | None = None,
     lane: str = "interactive",
     priority: int = 50,
@@ -50,8 +54,8 @@ def run(
 ) -> Steps[list[str]]:
     """The ids of `count` submitted jobs of each variant of one chain, image i with seed + i.
 
-    `given` are the chain's own fields and stage parameters, as in `Farm.chain`; `sweep` is a list of axes, as the API
-    takes it. Images are uploaded: the input image, and those that stages name as bytes or by a path.
+    `given` are the chain's own fields and stage parameters, as in `Farm.chain`; `sweep` is a list of axes (see
+    `farm.sweep`). Images are uploaded: the input image, and those that stages name as bytes or by a path.
 
     Raises:
         InvalidJob: something does not fit; nothing was submitted.
@@ -69,7 +73,7 @@ def submit(path: str, body: Mapping[str, Any], idempotency_key: str | None) -> S
     headers = {"Idempotency-Key": key}
     try:
         found = yield from asked(
-            Call("POST", path, json=dict(body), headers=headers, again=True, lost="outcome_unknown")
+            Call("POST", path, json=dict(body), headers=headers, again=True, lost="outcome_unknown", timeout_s=LONG_S)
         )
     except Unavailable as error:
         if error.code != "outcome_unknown":
@@ -106,7 +110,7 @@ def dry_run(
     chain: ChainSource = "hires",
     image: ImageSource | None = None,
     count: int = 1,
-    sweep: Sequence[Mapping[str, Sequence[Any]]] = (),
+    sweep: Sweep = (),
     lane: str = "interactive",
     priority: int = 50,
     deadline_s: float | None = None,
@@ -115,7 +119,7 @@ def dry_run(
     """What `run` would submit, every rule checked; only images are stored. Raises InvalidJob."""
     more = {"count": count, "sweep": list(sweep), "lane": lane, "priority": priority, "deadline_s": deadline_s}
     body = yield from job_ask(prompt, chain, image, given, **more)
-    found = yield from asked(Call("POST", "jobs/dry-run", json=body, again=True))
+    found = yield from asked(Call("POST", "jobs/dry-run", json=body, again=True, timeout_s=LONG_S))
     return Forecast(found["count"], found["seed"], found["stages"], found["cost_s"], found["eta_s"])
 
 
@@ -179,40 +183,65 @@ def view(job: str) -> Steps[JobView]:
 
 def jobs(state: str | None, run: str | None, limit: int) -> Steps[list[JobRecord]]:
     """The newest jobs first, without their stages."""
-    found: list[JobRecord] = []
+    found = yield from _listed("jobs", limit, state=state, run=run)
+    return [record_of(JobView.model_validate(job)) for job in found]
+
+
+def _listed(what: str, limit: int, **filters: str | None) -> Steps[list[dict[str, Any]]]:
+    """What pages of a list hold, the newest first, at most `limit`."""
+    found: list[dict[str, Any]] = []
     cursor: str | None = None
     while len(found) < limit:
-        page = yield from get("jobs", state=state, run=run, limit=min(limit - len(found), PAGE), cursor=cursor)
-        found += [record_of(JobView.model_validate(job)) for job in page["jobs"]]
+        page = yield from get(what, limit=min(limit - len(found), PAGE), cursor=cursor, **filters)
+        found += page[what]
         cursor = page["next"]
         if cursor is None:
             break
     return found
 
 
-def run_states(run: str) -> Steps[dict[str, int]]:
-    """How many jobs of a run are in each state. Raises NotFound."""
-    return dict((yield from get(f"runs/{part(run)}"))["states"])
+def runs(limit: int) -> Steps[list[RunRecord]]:
+    """The newest runs first."""
+    return [run_of(one) for one in (yield from _listed("runs", limit))]
 
 
-def cancel_run(run: str) -> Steps[dict[str, int]]:
-    """Ends all unended jobs of a run; how many are in each state then. Raises NotFound."""
-    return dict((yield from asked(Call("POST", f"runs/{part(run)}/cancel", again=True)))["states"])
+def run_record(run: str) -> Steps[RunRecord]:
+    """A run: how many of its jobs are in each state. Raises NotFound."""
+    return run_of((yield from get(f"runs/{part(run)}")))
 
 
-def wait(job: str, left_s: Any) -> Steps[JobView]:
-    """The job once it has ended; `left_s()` is how long it may still take, seconds, None for as long as it takes.
+def steer_run(run: str, how: str) -> Steps[RunRecord]:
+    """A run after `how`: cancel, pause, resume or retry. Raises NotFound."""
+    call = Call("POST", f"runs/{part(run)}/{how}", again=how != "retry", timeout_s=LONG_S)
+    return run_of((yield from asked(call)))
+
+
+def wait(job: str, timeout_s: float | None) -> Steps[JobView]:
+    """The job once it has ended.
 
     Raises:
         StageFailed: it ended otherwise than done; `code` and `message` say why.
-        TimeoutError: it has not ended in time; it goes on.
+        TimeoutError: it has not ended within `timeout_s`; it goes on.
+        Unavailable: the API was away for longer than `AWAY_S`; it goes on.
     """
-    pause_s = ROUND_S
-    while (found := (yield from view(job))).state not in ENDED:
-        left = left_s()
-        if left is not None and left <= 0:
-            raise TimeoutError(f"the job {job} is still {found.state} after the time that was given")
-        yield Pause(pause_s if left is None else min(pause_s, left))
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    pause_s, away_since = ROUND_S, math.inf
+    while True:
+        try:
+            found = yield from view(job)
+        except Unavailable:
+            away_since = min(away_since, time.monotonic())
+            if time.monotonic() - away_since > AWAY_S:
+                raise
+            told = "not known to have ended"
+        else:
+            if found.state in ENDED:
+                break
+            away_since, told = math.inf, f"still {found.state}"
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"the job {job} is {told} after {timeout_s} s")
+        yield Pause(min(pause_s, left_s))
         pause_s = min(pause_s * 1.2, LONGEST_S)
     if found.state != "done":
         why = f": {found.message}" if found.message else ""
@@ -328,20 +357,7 @@ def weights() -> Steps[list[dict[str, Any]]]:
     found = yield from get("catalog")
     rows = [{**one, "type": "checkpoint"} for one in found["checkpoints"]]
     rows += [{"kinds": [], "space": None, "native": None, "recommended": {}, **one} for one in found["adapters"]]
-    names = (
-        "name",
-        "type",
-        "family",
-        "kinds",
-        "space",
-        "native",
-        "recommended",
-        "source",
-        "licence",
-        "pulled",
-        "size_bytes",
-    )
-    return [{name: one[name] for name in names} for one in rows]
+    return [{name: value for name, value in one.items() if name != "default_for"} for one in rows]
 
 
 def _read(path: Path) -> bytes:

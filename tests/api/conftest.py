@@ -24,7 +24,7 @@ from farm.settings import Settings
 from farm.tokens import Tokens
 from tests.conftest import Valkey, free_port
 from tests.e2e.rig import until
-from tests.test_cli import record_tiny
+from tests.test_cli import Hand, record_tiny
 
 Json = dict[str, Any]
 PNG = {"Content-Type": "image/png"}
@@ -48,6 +48,12 @@ class Site:
         text = self.token(owner or f"o{secrets.token_hex(4)}", *scopes)
         return self.anonymous(Authorization=f"Bearer {text}")
 
+    def empty(self) -> None:
+        """Cancels whatever waits."""
+        for state in ("queued", "running", "paused"):
+            for record in self.farm.jobs(state=state, limit=1000):
+                self.farm.ledger.cancel(record.job)
+
     def anonymous(self, **headers: str) -> httpx2.Client:
         """A caller without a token."""
         return httpx2.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False)
@@ -55,10 +61,10 @@ class Site:
 
 @contextmanager
 def serving(settings: Settings, **how: Any) -> Iterator[str]:
-    """The URL of the API while it runs, in a thread of this process."""
+    """The URL of the API while it runs, in a thread of this process. It has to end by itself, whoever listens."""
     port = free_port()
     app = make_app(settings, **how)
-    config = listening(app, "127.0.0.1", port, log_level="error", timeout_graceful_shutdown=1)
+    config = listening(app, "127.0.0.1", port, log_level="error", timeout_graceful_shutdown=60)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -106,6 +112,14 @@ def ada(site: Site) -> Iterator[httpx2.Client]:
     """A caller who may read and submit."""
     with site.client() as client:
         yield client
+
+
+@pytest.fixture
+def hand(site: Site) -> Iterator[Hand]:
+    """A worker by hand, on a farm where nothing else waits, also afterwards."""
+    site.empty()
+    yield Hand(site.settings, site.farm.store)
+    site.empty()
 
 
 def txt(**given: Any) -> Json:

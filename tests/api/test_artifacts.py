@@ -5,28 +5,26 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import threading
 from io import BytesIO
+from typing import Any
 
 import httpx2
 import pytest
 from PIL import Image
 
+from farm.api import uploads
+from farm.api.desk import DECODERS
 from farm.image import to_png
 from farm.job import canonical
-from farm.records import Commit
+from farm.records import Beat, Commit
 from farm.store import Store
-from tests.api.conftest import Json, Site, made, picture, problem, txt
+from tests.api.conftest import PNG, Json, Site, made, picture, problem, txt
 from tests.api.listener import Listener
 from tests.e2e.rig import until
 from tests.test_cli import Hand
 
 JOBS = "/api/v1/jobs"
-
-
-@pytest.fixture
-def hand(site: Site) -> Hand:
-    """A worker by hand."""
-    return Hand(site.settings, site.farm.store)
 
 
 def submit(client: httpx2.Client, **given: object) -> str:
@@ -48,6 +46,8 @@ def test_a_running_stage_is_seen(site: Site, hand: Hand, ada: httpx2.Client) -> 
     job = url.rpartition("/")[2]
     with Listener(ada, f"{url}/events") as ear:
         claim = hand.claim("text2img.tiny")
+        # Then whoever runs it learns that somebody looks
+        until(lambda: site.farm.ledger.beat([claim], "step", 1, 9) == [Beat.WATCHED], 30, "the listener to be known")
         told = []
         for colour in ("red", "blue"):
             # When the stage shows a picture, though it makes no step
@@ -185,6 +185,33 @@ def test_a_picture_that_is_gone_has_no_thumbnail(site: Site, ada: httpx2.Client)
     store = site.farm.store
     store.client.delete_object(Bucket=store.bucket, Key=store.blob_key(found["sha256"]))
     # When, Then
-    answer = ada.get(found["thumbnail"])
-    assert answer.json()["code"] == "bad_blob"
-    assert answer.status_code < 600
+    problem(ada.get(found["thumbnail"]), 500, "bad_blob")
+
+
+def test_a_page_of_thumbnails_and_submits_do_not_wait_for_each_other(
+    site: Site, hand: Hand, ada: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given as many uploads that are being decoded as there may be
+    _, found = done(site, hand, ada)
+    busy, go_on = threading.Semaphore(0), threading.Event()
+    read = uploads.read_input
+
+    def slowly(*given: Any) -> Any:
+        busy.release()
+        go_on.wait(60)
+        return read(*given)
+
+    monkeypatch.setattr(uploads, "read_input", slowly)
+    senders = [
+        threading.Thread(target=ada.post, args=("/api/v1/uploads",), kwargs={"content": picture(), "headers": PNG})
+        for _ in range(DECODERS)
+    ]
+    for sender in senders:
+        sender.start()
+        assert busy.acquire(timeout=30)
+    # When, Then
+    assert ada.get(found["thumbnail"]).status_code == 200
+    problem(ada.post("/api/v1/uploads", content=picture(), headers=PNG), 503, "unavailable")
+    go_on.set()
+    for sender in senders:
+        sender.join()

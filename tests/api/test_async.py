@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +13,13 @@ import pytest
 
 from farm import Farm
 from farm.errors import InvalidJob, NotFound, StageFailed, Unavailable
-from farm.handle import JobHandle
-from farm.remote import AsyncFarm, AsyncJob, RemoteFarm, RemoteJob, connect
+from farm.remote import AsyncFarm, RemoteFarm, connect
 from tests.api.conftest import Site, picture
 from tests.conftest import free_port
 from tests.e2e.proxy import Proxy
 from tests.test_cli import Hand
 
 QUEUE = "text2img.tiny"
-LOCAL = {"chain", "jobs_of", "submit", "fitted", "prepare", "input_size", "edges_of", "fork_of"}
-"""Words of `Farm` that are steps of others, done by the API elsewhere."""
-PARTS = {"settings", "catalog", "ledger", "store", "inbox", "broker", "farm", "id", "record", "watch", "round_s"}
-"""What is no word, or waits by looking at the ledger itself."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,18 +33,6 @@ def _tidy(site: Site) -> Iterator[None]:
 @pytest.fixture
 def hand(site: Site) -> Hand:
     return Hand(site.settings, site.farm.store)
-
-
-def words(cls: type) -> set[str]:
-    """What can be asked of a class, by name."""
-    return {name for name, _ in inspect.getmembers(cls) if not name.startswith("_")} - PARTS
-
-
-def test_all_farms_have_the_same_words() -> None:
-    assert words(Farm) - LOCAL <= words(RemoteFarm)
-    assert words(RemoteFarm) == words(AsyncFarm) | ({"round_s"} & words(RemoteFarm))
-    assert words(JobHandle) <= words(RemoteJob)
-    assert words(RemoteJob) - {"view"} == words(AsyncJob) - {"view"}
 
 
 def test_connect_gives_the_farm_that_is_meant(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +159,13 @@ def test_a_cut_stream_is_healed_and_a_run_is_watched(site: Site, hand: Hand) -> 
             more = await farm.run("a pear", chain="txt", seed=6000, count=3)
             run = (await more[0].record()).run
             await more[0].pause()
-            assert await farm.run_states(run) == site.farm.run_states(run) == {"paused": 1, "queued": 2}
-            assert await farm.cancel_run(run) == {"cancelled": 3}
-            assert site.farm.cancel_run(run) == {"cancelled": 3}
+            assert (await farm.run_record(run)).states == {"paused": 1, "queued": 2}
+            assert (await farm.cancel_run(run)).states == {"cancelled": 3}
+            assert site.farm.cancel_run(run).states == {"cancelled": 3}
             with pytest.raises(NotFound):
                 await farm.cancel_run("nothing")
             with pytest.raises(NotFound):
-                site.farm.run_states("")
+                site.farm.run_record("")
         async with AsyncFarm(f"http://127.0.0.1:{proxy.port}", site.token("ada")) as farm:
             jobs = await farm.run("a pear", chain="txt", seed=5000, count=2)
             run = (await jobs[0].record()).run

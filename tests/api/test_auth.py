@@ -14,6 +14,8 @@ import pytest
 import redis
 
 from farm.errors import InvalidJob, NotFound, Unauthorized
+from farm.ledger import FAN
+from farm.scripts import Server
 from farm.servers import environment
 from farm.settings import Settings
 from farm.tokens import Tokens
@@ -188,7 +190,7 @@ def served(settings: Settings, *words: str) -> Iterator[tuple[subprocess.Popen[s
         assert process.stderr
         for line in process.stderr:
             said.append(line.rstrip())
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            if found := re.search(r"http://[\d.]+:\d+", line):
                 with httpx2.Client(base_url=found[0], trust_env=False) as client:
                     until(lambda: _answers(client), 60, "an answer")
                 yield process, found[0], said
@@ -239,6 +241,25 @@ def test_other_addresses_need_tokens(
         # Then it is refused
         assert (found.status, found.code) == (2, "usage")
     assert run("--json", "serve", "--host", "no.such.host.invalid").code == "usage"
+
+
+def test_with_a_token_other_machines_may_call(settings: Settings, s3_settings: Settings) -> None:
+    # Given a farm that somebody has a token for
+    from farm.store import Store
+
+    Store(s3_settings).ensure_bucket()
+    keys = ("bucket", "s3_endpoint", "s3_access_key", "s3_secret_key")
+    settings = settings.model_copy(update={name: getattr(s3_settings, name) for name in keys})
+    server = Server(settings, FAN)
+    text = Tokens(server).create("ada", ["read"])[1]
+    server.close()
+    # When it is served on every address of this machine
+    with served(settings, "--host", "0.0.0.0") as (_, url, said):  # noqa: S104
+        # Then no token is made, and the one that there is lets in, by whatever name the farm is called
+        assert not [line for line in said if line.startswith("farm_")]
+        with httpx2.Client(base_url=url, headers={"Host": "farm.example"}, trust_env=False) as client:
+            problem(client.get(JOBS), 401, "unauthorized")
+            assert client.get(JOBS, headers={"Authorization": f"Bearer {text}"}).status_code == 200
 
 
 def test_tokens_share_no_key_with_the_ledger(site: Site) -> None:

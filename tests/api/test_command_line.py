@@ -8,11 +8,12 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from farm import __version__, doctor
 from farm.records import JobRecord
 from tests.api.conftest import Site, picture
 from tests.conftest import free_port
@@ -26,19 +27,39 @@ PASSING = re.compile(r"s3://\S+|http://\S+|\b\d+s$")
 
 @pytest.fixture
 def hand(site: Site) -> Hand:
+    """A worker, in queues where nothing waits."""
+    for state in ("queued", "running", "paused"):
+        for record in site.farm.jobs(state=state, limit=1000):
+            site.farm.ledger.cancel(record.job)
     return Hand(site.settings, site.farm.store)
 
 
+@pytest.fixture(scope="module")
+def names(site: Site, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Jobs that are done, open and poison, a run, a chain file that names a mask beside it, and a picture."""
+    folder = tmp_path_factory.mktemp("names")
+    hand = Hand(site.settings, site.farm.store)
+    names = {"DONE": done(site, hand).job, "POISON": poison(site, hand).job}
+    stages = [{"kind": "text2img"}, {"kind": "inpaint", "mask": "mask.png"}]
+    for name, data in (
+        ("chain.json", json.dumps({"prompt": "a pear", "stages": stages}).encode()),
+        ("mask.png", picture("white")),
+        ("in.png", picture("navy")),
+    ):
+        (folder / name).write_bytes(data)
+    names |= {"CHAIN": str(folder / "chain.json"), "IMAGE": str(folder / "in.png")}
+    names["RUN"] = site.farm.run("a pear", chain="txt", count=2)[0].record.run
+    names["OPEN"] = site.farm.render("an open pear", chain="txt").id
+    return names
+
+
 @pytest.fixture
-def there(site: Site, run: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:  # noqa: F811
+def there(site: Site, run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:  # noqa: F811
     """A command line that reaches the farm by its API alone, as an admin."""
     monkeypatch.setenv("FARM_URL", site.url)
     monkeypatch.setenv("FARM_TOKEN", site.token("root", "read", "submit", "admin"))
     monkeypatch.setenv("FARM_REDIS_URL", f"redis://127.0.0.1:{free_port()}/0")
-    yield run
-    for state in ("queued", "running", "paused"):
-        for record in site.farm.jobs(state=state, limit=1000):
-            site.farm.ledger.cancel(record.job)
+    return run
 
 
 @pytest.fixture
@@ -80,7 +101,6 @@ def poison(site: Site, hand: Hand) -> JobRecord:
     return job.record
 
 
-@pytest.mark.parametrize("form", [[], ["--json"]])
 @pytest.mark.parametrize(
     "words",
     [
@@ -94,7 +114,18 @@ def poison(site: Site, hand: Hand) -> JobRecord:
         ["jobs", "wait", "POISON"],
         ["jobs", "download", "OPEN"],
         ["jobs", "retry", "DONE"],
-        ["jobs", "cancel", "--run", "nothing"],
+        ["jobs", "reprioritise", "DONE", "--priority", "70"],
+        ["jobs", "reprioritise", "OPEN", "--priority", "70", "--lane", "interactive"],
+        ["jobs", "reprioritise", "OPEN", "--priority", "101"],
+        ["runs", "ls", "--limit", "1"],
+        ["runs", "show", "RUN"],
+        ["runs", "show", "nothing"],
+        ["runs", "pause", "RUN"],
+        ["runs", "resume", "RUN"],
+        ["runs", "retry", "RUN"],
+        ["runs", "cancel", "nothing"],
+        ["workers", "drain", "nobody"],
+        ["workers", "resume", "nobody"],
         ["queue", "status"],
         ["quarantine", "ls"],
         ["quarantine", "show", "POISON"],
@@ -112,6 +143,24 @@ def poison(site: Site, hand: Hand) -> JobRecord:
         ["render", "a pear", "--chain", "txt", "--count", "3", "--seed", "4", "--dry-run"],
         ["render", "a pear", "--image", "IMAGE", "--dry-run", "--seed", "4"],
         ["render", "--chain", "CHAIN", "--dry-run", "--seed", "4"],
+        [
+            "render",
+            "a pear",
+            "--chain",
+            "txt",
+            "--seed",
+            "4",
+            "--dry-run",
+            "--sweep",
+            "0.steps=2,3",
+            "--sweep",
+            "fit=cover",
+        ],
+        ["render", "--chain", "txt", "--dry-run", "--sweep", '{"prompt": ["a, b", "c"], "seed": [1, 2]}'],
+        ["render", "a pear", "--chain", "txt", "--dry-run", "--sweep", "0.steps=[2, 3]", "--count", "2", "--seed", "1"],
+        ["render", "a pear", "--chain", "txt", "--dry-run", "--sweep", '{"seed": [1, 2], "0.steps": [1]}'],
+        ["render", "a pear", "--chain", "txt", "--dry-run", "--sweep", "0.steps=2,many"],
+        ["render", "a pear", "--chain", "txt", "--dry-run", "--sweep", "steps"],
         ["render", "a pear", "--strength", "2"],
         ["render", "a pear", "--set", "9.strength=1"],
         ["render", "a pear", "--chain", "hirez"],
@@ -121,42 +170,29 @@ def poison(site: Site, hand: Hand) -> JobRecord:
     ],
     ids=" ".join,
 )
-def test_the_same_is_said_here_and_there(
-    site: Site, hand: Hand, here: Run, there: Run, tmp_path: Path, words: list[str], form: list[str]
-) -> None:
-    # Given jobs that are done, open and poison, a chain file that names a mask beside it, and a picture
-    names = {"DONE": done(site, hand).job, "POISON": poison(site, hand).job}
-    names["OPEN"] = site.farm.render("an open pear", chain="txt").id
-    stages = [{"kind": "text2img"}, {"kind": "inpaint", "mask": "mask.png"}]
-    for name, data in (
-        ("chain.json", json.dumps({"prompt": "a pear", "stages": stages}).encode()),
-        ("mask.png", picture("white")),
-        ("in.png", picture("navy")),
-    ):
-        (tmp_path / name).write_bytes(data)
-    names |= {"CHAIN": str(tmp_path / "chain.json"), "IMAGE": str(tmp_path / "in.png")}
-    asked = [names.get(word, word) for word in words] + form
-    # When the same is asked here and there
+def test_the_same_is_said_here_and_there(names: dict[str, str], here: Run, there: Run, words: list[str]) -> None:
+    # When the same is asked here and there, in both forms
+    asked = [names.get(word, word) for word in words]
     ours, theirs = here(*asked), there(*asked)
+    our_data, their_data = here(*asked, "--json").envelope, there(*asked, "--json").envelope
     # Then the answer is the same
     assert theirs.status == ours.status
-    if form:
-        assert theirs.envelope["command"] == ours.envelope["command"]
-        if ours.envelope["error"]:
-            assert theirs.envelope["error"]["code"] == ours.envelope["error"]["code"]
-            told = [[one["loc"] for one in each.envelope["error"]["errors"]] for each in (ours, theirs)]
-            assert told[0] == told[1]
-        if isinstance(ours.envelope["data"], dict):
-            assert theirs.envelope["data"].keys() == ours.envelope["data"].keys()
-        if words[:2] in (["chain", "show"], ["stages", "inpaint"], ["jobs", "ls"]):
-            assert theirs.envelope["data"] == ours.envelope["data"]
-    elif words[0] not in ("models", "rerun") and words[:2] != ["jobs", "show"]:
-        assert [PASSING.sub("…", line) for line in theirs.out.splitlines()] == [
-            PASSING.sub("…", line) for line in ours.out.splitlines()
-        ]
-    elif words[:2] == ["jobs", "show"]:  # of workers only their own machine is told
+    assert their_data["command"] == our_data["command"]
+    if our_data["error"]:
+        assert their_data["error"]["code"] == our_data["error"]["code"]
+        told = [[one["loc"] for one in each["error"]["errors"]] for each in (our_data, their_data)]
+        assert told[0] == told[1]
+    if isinstance(our_data["data"], dict):
+        assert their_data["data"].keys() == our_data["data"].keys()
+    if words[0] == "runs" or words[:2] in (["chain", "show"], ["stages", "inpaint"], ["jobs", "ls"]):
+        assert their_data["data"] == our_data["data"]
+    if words[:2] == ["jobs", "show"]:  # of workers only their own machine is told
         assert [line.split()[:3] for line in theirs.out.splitlines() if "://" not in line] == [
             line.split()[:3] for line in ours.out.splitlines() if "://" not in line
+        ]
+    elif words[0] not in ("models", "rerun"):
+        assert [PASSING.sub("…", line) for line in theirs.out.splitlines()] == [
+            PASSING.sub("…", line) for line in ours.out.splitlines()
         ]
 
 
@@ -194,8 +230,26 @@ def test_a_picture_is_rendered_waited_for_steered_and_made_again(
     ids = there("render", "a plum", "--chain", "txt", "--count", 2).out.split()
     for command, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
         assert there("jobs", command, *ids).out.split() == [ids[0], state, ids[1], state]
+    assert there("jobs", "reprioritise", *ids, "--priority", 90, "--lane", "bulk").status == 0
+    assert {(one.priority, one.lane) for one in map(site.farm.ledger.job, ids)} == {(90, "bulk")}
     run_of = site.farm.job(ids[0]).record.run
-    assert there("jobs", "cancel", "--run", run_of).out == f"{run_of}  now 2 cancelled\n"
+    for command, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
+        assert there("runs", command, run_of).out == f"{run_of}  2 {state}\n"
+
+
+def test_a_sweep_is_submitted_and_a_worker_drained(site: Site, hand: Hand, there: Run) -> None:
+    axes = ("--sweep", "guidance_scale=3,7", "--sweep", '{"prompt": ["a pear", "a plum"], "seed": [1, 2]}')
+    ids = there("render", "--chain", "txt", *axes).out.split()
+    chains = [json.loads(site.farm.job(job).record.spec)["chain"] for job in ids]
+    found = [(one["prompt"], one["seed"], one["stages"][0]["guidance_scale"]) for one in chains]
+    assert found == [("a pear", 1, 3), ("a plum", 2, 3), ("a pear", 1, 7), ("a plum", 2, 7)]
+    several = there("render", "a pear", "--sweep", "seed=1,2", "-o", "one.png")
+    assert (several.status, several.out) == (2, "")
+    hand.ledger.register("w1", "b1", ["upscale.tiny-x4"], "idle", {"host": "h", "pid": "1"})
+    for verb, told in (("drain", "draining"), ("resume", "resumed")):
+        assert there("workers", verb, "w1").out == f"w1  {told}\n"
+        (worker,) = (one for one in site.farm.workers() if one.worker == "w1")
+        assert worker.draining is (verb == "drain")
 
 
 def test_a_fork_and_a_quarantine_by_command(site: Site, hand: Hand, there: Run, tmp_path: Path) -> None:
@@ -237,7 +291,7 @@ def test_an_input_image_is_found_again_by_its_picture(site: Site, hand: Hand, th
 @pytest.mark.parametrize(
     "words",
     [
-        ["up"], ["demo"], ["worker", "--stage", "text2img"], ["serve"], ["doctor"],
+        ["up"], ["demo"], ["worker", "--stage", "text2img"], ["serve"],
         ["token", "ls"], ["token", "create", "--owner", "x"], ["token", "rm", "x"],
         ["models", "pull", "tiny"], ["models", "verify"], ["models", "rm", "tiny"], ["models", "convert", "a", "b"],
     ],
@@ -249,6 +303,24 @@ def test_what_needs_the_machine_itself_says_so(there: Run, words: list[str]) -> 
     (error, hint) = found.err.splitlines()
     assert re.fullmatch(r"error: `farm [a-z ]+` works on the farm's own machine, and FARM_URL names .*", error)
     assert hint == "hint: unset FARM_URL to use this machine"
+
+
+def test_doctor_looks_at_the_farm_elsewhere(site: Site, there: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = there("doctor", "--json")
+    assert (found.status, {one["name"]: one["state"] for one in found.envelope["data"]}) == (
+        0, {"python": "ok", "api": "ok", "version": "ok", "token": "ok"},
+    )  # fmt: skip
+    assert found.envelope["data"][-1]["found"] == "root: read, submit, admin"
+    monkeypatch.setattr(doctor, "__version__", "0.0.1")
+    monkeypatch.setenv("FARM_TOKEN", "secret-word")
+    wrong = there("doctor")
+    assert wrong.status == 1
+    assert "secret-word" not in wrong.out + wrong.err
+    assert f"version: pip install 'latent-farm[client]=={__version__}'" in wrong.out
+    assert "token: put into FARM_TOKEN what `farm token create` prints on its machine" in wrong.out
+    monkeypatch.setenv("FARM_URL", f"http://127.0.0.1:{free_port()}")
+    away = there("doctor")
+    assert (away.status, "api: is `farm serve` running there? FARM_URL says where" in away.out) == (1, True)
 
 
 def test_a_token_that_does_not_hold_and_a_farm_that_is_away(there: Run, monkeypatch: pytest.MonkeyPatch) -> None:

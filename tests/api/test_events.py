@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import httpx2
 import pytest
 
+from farm.api import hub
 from farm.api.feed import Feed, Told
-from tests.api.conftest import Site, made, problem, txt
+from tests.api.conftest import Site, made, problem, serving, txt
 from tests.api.listener import Listener
 from tests.e2e.rig import until
 from tests.test_cli import Hand
 
 JOBS = "/api/v1/jobs"
 QUEUE = "text2img.tiny"
-
-
-@pytest.fixture
-def hand(site: Site) -> Iterator[Hand]:
-    """A worker by hand, on an empty farm."""
-    yield Hand(site.settings, site.farm.store)
-    for state in ("queued", "running", "paused"):
-        for record in site.farm.jobs(state=state, limit=1000):
-            site.farm.ledger.cancel(record.job)
 
 
 def submit(client: httpx2.Client, **given: object) -> str:
@@ -180,6 +173,83 @@ def test_a_quiet_stream_shows_that_it_lives_and_ends_with_its_token(site: Site, 
             # Then
             assert ear.over.wait(30)
         problem(cid.get(f"{JOBS}/{job}"), 401, "unauthorized")
+
+
+def test_who_waits_sees_the_line_move(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a job that is the third in the line, and listeners of it, of its run and of everything
+    site.farm.ledger.register("w-line", "boot", [QUEUE], "idle", {})
+    found = made(ada.post(JOBS, json=txt(count=3)))
+    first, second, third = (job["id"] for job in found["jobs"])
+    paths = (f"{JOBS}/{third}/events", f"/api/v1/runs/{found['run']}/events", "/api/v1/events")
+
+    def told(ear: Listener) -> list[tuple[Any, Any]]:
+        """What an ear has heard of the third job: its place, and what it waits for."""
+        seen = [(one.data["position"], one.data["waits_for"]) for one in ear.heard if one.data["id"] == third]
+        return list(dict.fromkeys(seen))
+
+    with ExitStack() as listening:
+        ears = [listening.enter_context(Listener(ada, path)) for path in paths]
+        expected: list[tuple[int, str]] = [(2, f"2 ahead in {QUEUE}")]
+        # When nothing happens to it, but to those before it
+        for gone, place in ((None, None), (first, (1, f"1 ahead in {QUEUE}")), (second, (0, f"next in {QUEUE}"))):
+            if gone and place:
+                site.farm.ledger.cancel(gone)
+                expected.append(place)
+            # Then all of them hear that it is further on
+            for ear in ears:
+                until(lambda ear=ear: told(ear) == expected, 30, f"{expected}; heard {told(ear)}")
+    site.farm.ledger.unregister("w-line", "boot")
+
+
+def test_a_long_beginning_comes_in_parts(hand: Hand, ada: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a run that is more than is read in one go
+    monkeypatch.setattr(hub, "CHUNK", 3)
+    found = made(ada.post(JOBS, json=txt(count=10)))
+    ids = [job["id"] for job in found["jobs"]]
+    # When somebody comes
+    with Listener(ada, f"/api/v1/runs/{found['run']}/events") as ear:
+        until(lambda: len(ear.heard) >= 10, 30, "the whole run")
+        # Then each job is told, and the last one has an id: who breaks off before has not caught up
+        assert [one.data["id"] for one in ear.heard[:10]] == ids
+        assert [bool(one.id) for one in ear.heard[:10]] == [False] * 9 + [True]
+        # And what happens is told as ever, and once
+        ada.post(f"{JOBS}/{ids[0]}/cancel")
+        ear.hears(ids[0], "cancelled")
+        assert ear.states(ids[0]) == ["queued", "cancelled"]
+
+
+def test_one_owner_has_so_many_streams_and_all_together(
+    site: Site, hand: Hand, ada: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(ada)
+    with site.client() as bob:
+        # Given an owner with as many as one may have
+        monkeypatch.setattr(hub, "MAX_FEEDS_EACH", 1)
+        with Listener(ada, f"{JOBS}/{job}/events"):
+            # When, Then
+            answer = ada.get("/api/v1/events")
+            assert int(answer.headers["retry-after"]) == problem(answer, 429, "too_many_streams")["retry_after"]
+            with Listener(bob, "/api/v1/events") as ear:
+                assert ear.status == 200
+            # And when all together have as many as there may be
+            monkeypatch.setattr(hub, "MAX_FEEDS", 1)
+            until(lambda: bob.get("/api/v1/events").status_code == 503, 30, "the end of the other stream")
+            problem(bob.get("/api/v1/events"), 503, "unavailable")
+        monkeypatch.setattr(hub, "MAX_FEEDS", 1000)
+        # Then there is room again once one has ended
+        site.farm.ledger.cancel(job)
+        until(lambda: ada.get(f"{JOBS}/{job}/events").status_code == 200, 30, "room")
+
+
+def test_streams_end_with_the_api(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a stream that would never end, of an API of its own, which waits for open calls
+    job = submit(ada)
+    with serving(site.settings) as url:
+        ear = Listener(ada, f"{url}{JOBS}/{job}/events")
+        ear.__enter__()
+        ear.hears(job, "queued")
+        # When it is stopped, Then it ends (see `serving`), and the stream with it
+    assert ear.over.wait(30)
 
 
 def test_a_feed_holds_the_newest_of_each_job_and_no_more(site: Site, ada: httpx2.Client, hand: Hand) -> None:

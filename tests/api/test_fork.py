@@ -24,11 +24,6 @@ QUEUES = ("text2img.tiny", "inpaint.tiny", "upscale.tiny-x4")
 
 
 @pytest.fixture
-def hand(site: Site) -> Hand:
-    return Hand(site.settings, site.farm.store)
-
-
-@pytest.fixture
 def mask(ada: httpx2.Client) -> str:
     """An uploaded mask of hers."""
     return str(ada.post("/api/v1/uploads", content=picture("white"), headers=PNG).json()["image"])
@@ -38,9 +33,7 @@ def mask(ada: httpx2.Client) -> str:
 def job(site: Site, ada: httpx2.Client, mask: str) -> Iterator[str]:
     """A job of three stages that pass images, of which none has run."""
     yield submit(ada, mask)
-    for state in ("queued", "running", "paused"):
-        for record in site.farm.jobs(state=state, limit=1000):
-            site.farm.ledger.cancel(record.job)
+    site.empty()
 
 
 def submit(ada: httpx2.Client, mask: str, **more: Any) -> str:

@@ -50,6 +50,10 @@ def test_every_answer_has_the_strict_headers(site: Site, path: str) -> None:
     assert headers["cache-control"] == "private, no-store"
     assert len(headers["x-request-id"]) == 16
     assert "server" not in headers
+    # And over TLS that browsers stay there
+    assert "strict-transport-security" not in headers
+    with site.anonymous(**{"X-Forwarded-Proto": "https"}) as client:
+        assert client.get(path).headers["strict-transport-security"].startswith("max-age=")
 
 
 def test_unknown_addresses_and_methods_are_problems(site: Site, ada: httpx2.Client) -> None:

@@ -26,9 +26,7 @@ def proxy(site: Site) -> Iterator[Proxy]:
     found = Proxy(int(site.url.rpartition(":")[2]))
     yield found
     found.stop()
-    for state in ("queued", "running", "paused"):
-        for record in site.farm.jobs(state=state, limit=1000):
-            site.farm.ledger.cancel(record.job)
+    site.empty()
 
 
 @pytest.fixture

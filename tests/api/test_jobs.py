@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from farm.errors import Failure
 from tests.api.conftest import Json, Site, locs, made, problem, txt
@@ -15,29 +16,16 @@ from tests.test_cli import Hand
 JOBS = "/api/v1/jobs"
 
 
-@pytest.fixture
-def hand(site: Site) -> Hand:
-    """A worker by hand."""
-    return Hand(site.settings, site.farm.store)
-
-
 def work_off(site: Site, hand: Hand, *ids: str) -> None:
     """Serves the one-stage jobs until they are done."""
     while any(site.farm.job(job).state != "done" for job in ids):
         hand.serve(hand.claim("text2img.tiny"))
 
 
-def empty(site: Site) -> None:
-    """Cancels whatever waits."""
-    for state in ("queued", "running", "paused"):
-        for record in site.farm.jobs(state=state, limit=1000):
-            site.farm.ledger.cancel(record.job)
-
-
 @pytest.fixture(autouse=True)
 def _emptied(site: Site) -> Any:
     yield
-    empty(site)
+    site.empty()
 
 
 # ------------------------------------------------------------------------------------------- submit
@@ -157,6 +145,23 @@ def test_a_key_of_a_refused_request_may_be_used_again(ada: httpx2.Client) -> Non
     key = {"Idempotency-Key": "again"}
     problem(ada.post(JOBS, json=txt(seed=-1), headers=key), 422, "invalid_field")
     made(ada.post(JOBS, json=txt(), headers=key))
+
+
+def test_only_a_key_that_was_given_is_kept_beside_its_jobs(site: Site, ada: httpx2.Client) -> None:
+    raw = redis.Redis.from_url(site.settings.redis_url.get_secret_value())
+
+    def kept() -> int:
+        return len(raw.keys("{" + site.settings.namespace + "}:request:*"))
+
+    # Given
+    before = kept()
+    # When nobody gave one, Then none is kept, though the one that was drawn finds the jobs
+    ask = txt()
+    first = made(ada.post(JOBS, json=ask))
+    assert kept() == before
+    again = ada.post(JOBS, json=ask, headers={"Idempotency-Key": first["idempotency_key"]})
+    assert (again.status_code, again.json()) == (200, first)
+    assert kept() == before + 1
 
 
 @pytest.mark.parametrize("key", ["", "a" * 201, "a\u00e9"])

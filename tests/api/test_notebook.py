@@ -71,17 +71,10 @@ def shown(job: Any) -> Shown:
 
 
 @pytest.fixture
-def hand(site: Site) -> Hand:
-    return Hand(site.settings, site.farm.store)
-
-
-@pytest.fixture
 def remote(site: Site) -> Iterator[RemoteFarm]:
     with RemoteFarm(site.url, site.token("root", "admin", "read", "submit")) as farm:
         yield farm
-    for state in ("queued", "running", "paused"):
-        for record in site.farm.jobs(state=state, limit=1000):
-            site.farm.ledger.cancel(record.job)
+    site.empty()
 
 
 def test_a_job_shows_its_state_its_stages_and_in_the_end_its_picture(

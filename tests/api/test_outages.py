@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import httpx2
 import pytest
+import redis
 from pydantic import SecretStr
 
+from farm.api import guard, hub, readings
 from farm.settings import Settings
 from tests.api.conftest import PNG, Site, made, open_site, picture, problem, txt
 from tests.api.listener import Listener
@@ -20,8 +22,8 @@ from tests.e2e.rig import until
 from tests.test_outages import opened
 
 JOBS = "/api/v1/jobs"
-CAP_S = 3.0
-"""Source: design, trouble is told within 3 s."""
+CAP_S = 6.0
+"""Twice the 3 s in which trouble is told by design, for a busy machine; what nothing bounds waits for 20 s and more."""
 
 
 @dataclass
@@ -110,6 +112,54 @@ def test_a_store_that_is_away_is_told_in_time_and_text_jobs_go_on(
     assert len(troubled.site.farm.jobs(limit=1000)) == before
     # And a job that needs no image is taken
     made(eve.post(JOBS, json=txt()))
+
+
+def test_all_that_a_call_asks_has_one_deadline(
+    troubled: Troubled, eve: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a ledger that answers each question in time, but not all that a call has
+    url = made(eve.post(JOBS, json=txt()))["jobs"][0]["url"]
+    monkeypatch.setattr(guard, "ANSWER_S", 0.3)
+    troubled.ledger.delay_s = 0.1  # there, and back
+    # When, Then: who asks, and the job, are two
+    problem(eve.get(url), 503, "unavailable")
+    # And the same is answered where there is time
+    monkeypatch.setattr(guard, "ANSWER_S", 30.0)
+    until(lambda: eve.get(url).status_code == 200, 30, "an answer")
+
+
+def test_no_end_is_lost_where_the_stream_keeps_less(
+    troubled: Troubled, eve: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run, of more jobs than are remembered or looked at again, and listeners of the run and of everything
+    monkeypatch.setattr(readings, "MAX_KNOWN", 3)
+    monkeypatch.setattr(hub, "MAX_IN_LINE", 0)
+    found = made(eve.post(JOBS, json=txt(count=12)))
+    ids = [job["id"] for job in found["jobs"]]
+    site, paths = troubled.site, (f"/api/v1/runs/{found['run']}/events", "/api/v1/events")
+    with Listener(eve, paths[0]) as of_run, Listener(eve, paths[1]) as of_all:
+        for ear in (of_run, of_all):
+            ear.hears(ids[-1], "queued")
+        last = next(one.id for one in reversed(of_all.heard) if one.id)
+        # When all end while the API does not reach the ledger, and so much happens that the stream knows no more of it
+        troubled.ledger.cut()
+        for job in ids:
+            site.farm.ledger.cancel(job)
+        (other,) = site.farm.run("a plum", chain="txt")
+        for number in range(1000):
+            site.farm.ledger.reprioritise(other.id, number % 100)
+        key = f"{{{site.settings.namespace}}}:events"
+        redis.Redis.from_url(troubled.valkey.url).xtrim(key, maxlen=1000, approximate=False)
+        troubled.ledger.mend()
+        # Then both hear of every end
+        for job in ids:
+            of_run.hears(job, "cancelled")
+            of_all.hears(job, "cancelled")
+    # And so does who was away meanwhile
+    with Listener(eve, paths[1], last) as again:
+        for job in ids:
+            again.hears(job, "cancelled")
+    site.farm.ledger.cancel(other.id)
 
 
 def test_a_submit_during_an_outage_leaves_one_job_in_the_end(troubled: Troubled, eve: httpx2.Client) -> None:

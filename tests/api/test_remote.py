@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import secrets
+import socketserver
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 
+from farm.api.runs import STEER_S
+from farm.client import PATIENCE_S
 from farm.errors import Conflict, InvalidJob, NotFound, StageFailed, Unauthorized, Unavailable
-from farm.remote import RemoteFarm
+from farm.remote import AsyncFarm, RemoteFarm, RemoteJob, words
+from farm.remote.wire import TRIES
 from tests.api.conftest import Site, picture
 from tests.conftest import free_port
+from tests.e2e.proxy import Proxy
+from tests.e2e.rig import until
 from tests.test_cli import Hand
 
 QUEUE = "text2img.tiny"
@@ -117,3 +127,101 @@ def test_errors_are_the_farms_own(site: Site, remote: RemoteFarm) -> None:
     with RemoteFarm(f"http://127.0.0.1:{free_port()}", "x") as nowhere, pytest.raises(Unavailable) as away:
         nowhere.jobs()
     assert "127.0.0.1" not in str(away.value)
+
+
+@pytest.mark.parametrize("awaited", [False, True], ids=["one at a time", "awaited"])
+def test_waiting_outlasts_an_api_that_is_away(site: Site, hand: Hand, awaited: bool) -> None:
+    # Given a job that is waited for through a network that breaks
+    proxy = Proxy(int(site.url.rpartition(":")[2]))
+    url, token = f"http://127.0.0.1:{proxy.port}", site.token("ada")
+    job = RemoteFarm(site.url, token).render("a pear", chain="txt", seed=secrets.randbits(40))
+    calls: list[httpx2.Request] = []
+
+    def wait() -> str:
+        with RemoteFarm(url, token) as farm:
+            farm._http.event_hooks = {"request": [calls.append]}
+            return farm.job(job.id).wait(60).state
+
+    async def wait_awaited() -> str:
+        async def note(request: httpx2.Request) -> None:
+            calls.append(request)
+
+        async with AsyncFarm(url, token) as farm:
+            farm._http.event_hooks = {"request": [note]}
+            return await (await (await farm.job(job.id)).wait(60)).state()
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(asyncio.run, wait_awaited()) if awaited else pool.submit(wait)
+            until(lambda: len(calls) >= 2, 30, "that it waits")
+            proxy.cut()
+            # When the API is away for longer than one call is tried again
+            gone = len(calls)
+            until(lambda: len(calls) > gone + 2 * TRIES or ended.done(), 60, "that it goes on waiting")
+            proxy.mend()
+            hand.serve(hand.claim(QUEUE))
+            # Then the wait has not noticed
+            assert ended.result(60) == "done"
+    finally:
+        proxy.stop()
+
+
+def test_waiting_has_an_end(site: Site, remote: RemoteFarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = remote.render("a pear", chain="txt")
+    nowhere = RemoteFarm(f"http://127.0.0.1:{free_port()}", "x")
+    with nowhere, pytest.raises(TimeoutError, match="not known to have ended"):
+        RemoteJob(nowhere, job.id).wait(0)
+    monkeypatch.setattr(words, "AWAY_S", 0)
+    nowhere = RemoteFarm(f"http://127.0.0.1:{free_port()}", "x")
+    with nowhere, pytest.raises(Unavailable):
+        RemoteJob(nowhere, job.id).wait(60)
+
+
+def test_what_concerns_many_jobs_may_take_as_long_as_the_api_gives_it(remote: RemoteFarm) -> None:
+    patience: dict[str, float] = {}
+
+    def note(request: httpx2.Request) -> None:
+        patience[request.url.path.rpartition("/")[2]] = request.extensions["timeout"]["read"]
+
+    remote._http.event_hooks = {"request": [note]}
+    run = remote.run("a pear", chain="txt", count=2)[0].record.run
+    for steer in (remote.pause_run, remote.resume_run, remote.cancel_run, remote.retry_run):
+        steer(run)
+    remote.dry_run("a pear", chain="txt")
+    slow = {"pause", "resume", "cancel", "retry", "jobs", "dry-run"}
+    assert min(patience[name] for name in slow) > STEER_S + 2 * PATIENCE_S
+    remote.queues()
+    assert patience["queues"] < min(patience[name] for name in slow)
+
+
+def test_a_proxy_of_the_environment_is_not_for_this_machine(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a proxy that is named for everything
+    asked: list[bytes] = []
+
+    class Listening(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.readline())
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Listening) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_address[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        # When farms are called
+        token = site.token("ada")
+
+        async def look(url: str) -> None:
+            async with AsyncFarm(url, token) as farm:
+                await farm.jobs()
+
+        for url in (site.url, site.url.replace("127.0.0.1", "localhost")):
+            with RemoteFarm(url, token) as farm:
+                farm.jobs()
+            asyncio.run(look(url))
+        # Then only one elsewhere is called through it
+        assert asked == []
+        with RemoteFarm("http://farm.example.org", token) as farm, pytest.raises(Unavailable):
+            farm.jobs()
+        assert asked[0].startswith(b"GET http://farm.example.org/api/v1/jobs")
+        server.shutdown()

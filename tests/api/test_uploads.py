@@ -70,6 +70,23 @@ def test_a_stage_takes_an_upload(site: Site, ada: httpx2.Client) -> None:
     assert len(site.farm.job(found["jobs"][0]["id"]).input_images()) == 2
 
 
+def test_an_axis_may_be_of_uploads(site: Site, ada: httpx2.Client) -> None:
+    # Given two masks, and one of somebody else's
+    image, *masks = (stored(ada, picture(colour))["image"] for colour in ("navy", "white", "silver"))
+    ask: dict[str, Any] = {"chain": {"stages": [{"kind": "inpaint", "mask": masks[0]}]}, "image": image, "seed": 7}
+    # When
+    found = made(ada.post(JOBS, json={**ask, "sweep": [{"mask": masks}, {"strength": [0.3, 0.6]}]}))
+    # Then each variant has its own
+    given = [site.farm.job(job["id"]).input_images() for job in found["jobs"]]
+    assert [len(one) for one in given] == [2] * 4
+    assert given[0] == given[1] != given[2] == given[3]
+    # And what is not one's own is refused, with its variant
+    with site.client() as bob:
+        theirs = stored(bob, picture("gold"))["image"]
+    told = problem(ada.post(JOBS, json={**ask, "sweep": [{"mask": [masks[0], theirs]}]}), 422, "bad_image")
+    assert "(variant 1)" in told["detail"]
+
+
 def test_somebody_elses_upload_is_none(site: Site, ada: httpx2.Client) -> None:
     # Given
     image = stored(ada, picture("pink"))["image"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -141,10 +142,8 @@ def test_a_steady_upload_may_take_its_time(site: Site) -> None:
     data = picture() + bytes(1 << 20)
 
     def parts() -> Iterator[bytes]:
-        import time
-
         for place in range(0, len(data), 1 << 17):
-            time.sleep(0.2)
+            time.sleep(0.2)  # the line is what is slow: there is nothing to wait for
             yield data[place : place + (1 << 17)]
 
     # When, Then
@@ -172,7 +171,7 @@ BAD_HEADS = {
     "space in a name": b"X Evil: 1\r\n",
     "folded": b"X-Evil: a\r\n\tb\r\n",
     "two lengths": b"Content-Length: 5\r\nContent-Length: 6\r\n",
-    "length and chunks": b"Content-Length: -5\r\n",
+    "length below nothing": b"Content-Length: -5\r\n",
     "no length": b"Content-Length: evil\r\n",
     "unknown coding": b"Transfer-Encoding: evil\r\n",
     "two hosts": b"Host: evil\r\n",
@@ -203,6 +202,27 @@ def test_chunks_that_are_none_end_the_call(site: Site, body: bytes) -> None:
         lines = ("Content-Type: application/json", "Transfer-Encoding: chunked")
         raw.send(head(site, "POST", JOBS, *lines) + b"\r\n" + body)
         refused(raw.rest(), 400)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked", "Content-Length: 5"),
+        ("Content-Length: 0", "Transfer-Encoding: chunked"),
+    ],
+)
+@pytest.mark.parametrize("path", [JOBS, "/api/v1/session", "/healthz"])
+def test_no_call_is_hidden_in_the_body_of_another(site: Site, path: str, lines: tuple[str, ...]) -> None:
+    # Given a body that ends in two ways, and behind its one end what would be a call of its own
+    hidden = head(site, "GET", JOBS) + b"\r\n"
+    with Raw(site) as raw:
+        # When
+        raw.send(head(site, "POST", path, "Content-Type: application/json", *lines) + b"\r\n0\r\n\r\n" + hidden)
+        answer = raw.rest()
+    # Then it is refused, and nothing behind it is answered
+    assert answer.count(b"HTTP/1.1 ") == 1
+    refused(answer, 400)
 
 
 def test_a_length_that_lies_ends_the_call(site: Site) -> None:

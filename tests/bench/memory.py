@@ -17,7 +17,7 @@ from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.settings import Settings
 from farm.stage import Batch, Medium, Size
-from workers import pipelines
+from workers import calling, pipelines
 
 
 class Silent:
@@ -59,7 +59,7 @@ def main() -> None:
         space = catalog.space(entry)
         shape = (space.channels, entry.native // space.factor, entry.native // space.factor)
         image = torch.zeros(shape, dtype=getattr(torch, entry.dtype))
-    batch = Batch(Medium.IMAGE, size, ["a red apple"], [""], [image], [pipelines.generator(1)], [own])
+    batch = Batch(Medium.IMAGE, size, ["a red apple"], [""], [image], [calling.generator(1)], [own])
     stage.run(pipe, batch, Silent())
     ended = time.perf_counter()
     if device.startswith("cuda"):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from farm.chain import parse_chain
 from farm.stage import Batch, Medium, Size
 from tests.stages.conftest import Recorder
-from workers import pipelines
+from workers import calling, pipelines
 from workers.demo import family
 
 PARTS = {
@@ -85,7 +85,7 @@ def test_every_stage_runs_on_its_member(
         "upscale": Image.new("RGB", (64, 64)),
     }[made.kind]
     pipe = made.load(pipelines.Files(name, built / name, False, None, None, "float32", "demo"), "cpu")
-    batch = Batch(emits, size, ["a red apple"], [""], [given], [pipelines.generator(1)])
+    batch = Batch(emits, size, ["a red apple"], [""], [given], [calling.generator(1)])
     (output,) = made.run(pipe, batch, Recorder())
     assert tuple(output.shape if emits is Medium.LATENTS else output.size) == tuple(shape)
 

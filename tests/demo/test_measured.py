@@ -25,7 +25,7 @@ from farm.stage import Batch, Medium, Size
 from tests.demo import scorer
 from tests.demo.scorer import Scorer, as_tensor
 from tests.stages.conftest import Recorder
-from workers import pipelines
+from workers import calling, pipelines
 from workers.demo import family
 from workers.demo.scenes import COLOURS, SHAPES, Scene, Thing, draw, held_out
 from workers.demo.sprites import OBJECTS, Sprites
@@ -100,7 +100,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
             texts = list(prompts[start : start + 64])
             inputs = list(given[start : start + 64]) if given else [None] * len(texts)
             side = 64 * {"upscale_latent": 2, "upscale": 8}.get(kind, 1)
-            generators = [pipelines.generator(seed + start + row) for row in range(len(texts))]
+            generators = [calling.generator(seed + start + row) for row in range(len(texts))]
             batch = Batch(emits, Size(side, side), texts, [negative] * len(texts), inputs, generators)
             made += stage.run(pipes[checkpoint, kind], batch, Recorder())
         return made
@@ -259,7 +259,7 @@ def test_a_masked_half_is_drawn_anew_and_the_other_stays(tmp_path: Path, judge: 
     # When the right one is to be another
     prompts = [Scene((Thing(left), Thing(right)), ("white",)).caption() for left, right in wanted]
     made = pipe(prompts, image=before, mask_image=[mask] * 24, strength=1.0, num_inference_steps=20,
-                generator=[pipelines.generator(seed) for seed in range(24)]).images  # fmt: skip
+                generator=[calling.generator(seed) for seed in range(24)]).images  # fmt: skip
     # Then
     left, right = zip(*seen(judge, made, wanted), strict=True)
     assert share(left, "the half that stays") >= 0.8

@@ -212,7 +212,7 @@ def test_a_job_that_nobody_serves_says_so_and_waits(rig: Rig) -> None:
     # Given
     job = rig.farm.render(PROMPT, chain={"stages": [{"kind": "text2img", "checkpoint": "tiny-style"}]}, steps=3)
     # Then
-    assert "no worker serves text2img.tiny-style" in rig.farm.ledger.waiting_for(job.id)
+    assert "no worker serves text2img.tiny-style" in rig.farm.ledger.job(job.id).waits_for
     # When a worker for it comes
     late = rig.supervise(["text2img.tiny-style"], "late")
     # Then it runs

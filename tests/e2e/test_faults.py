@@ -271,7 +271,8 @@ def test_sigterm_gives_a_long_stage_back_uncharged(supervised: Rig, golden_slow:
 
 def test_ctrl_c_on_farm_up_loses_nothing(models_dir: Path, tmp_path: Path, golden: dict[int, str]) -> None:
     # Given a one-machine farm with running jobs
-    command = [str(Path(sys.executable).with_name("farm")), "up"]
+    slots = ("--slots", "text2img,img2img", "--slots", "upscale_latent,upscale")
+    command = [str(Path(sys.executable).with_name("farm")), "up", *slots]
     env = {**os.environ, "FARM_DATA": str(tmp_path), "FARM_MODELS": str(models_dir), "OMP_NUM_THREADS": "1"}
 
     def up() -> tuple[subprocess.Popen[bytes], Farm]:

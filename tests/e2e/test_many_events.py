@@ -13,7 +13,6 @@ import pytest
 
 from farm import models
 from farm.catalog import Catalog
-from farm.ledger import FAN
 from farm.records import ENDED
 from farm.scripts import Server
 from farm.settings import Settings
@@ -44,7 +43,7 @@ def caller(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     models.pull(Catalog.load(settings), "none")
     env = {**added, "FARM_MODELS": str(tmp_path / "models")}
     rig.supervise(["noop_source.none,noop.none"] * 2, "many", **env)
-    server = Server(settings, FAN)
+    server = Server(settings)
     text = Tokens(server).create("ada", ["read", "submit"])[1]
     with (
         serving(settings, heartbeat_s=0.5) as url,

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from farm.client import Farm
-from farm.ledger import FAN
 from farm.scripts import Server
 from farm.tokens import Tokens
 from tests.api.conftest import picture, serving
@@ -44,7 +43,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(rig: Rig) -> Iterator[Served]:
     """The farm of the module with four workers of the tiny family, a done job and one in quarantine."""
-    server = Server(rig.farm.settings, FAN)
+    server = Server(rig.farm.settings)
     token = Tokens(server).create("ada", ("read", "submit", "admin"))[1]
     poison = rig.farm.render("a poison pear", chain="txt")
     hand = Hand(rig.farm.settings, rig.farm.store)
@@ -90,7 +89,7 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
     # Given what the line names
     words = shlex.split(line)[1:]
     job = served.done
-    if words[:2] == ["jobs", "cancel"]:
+    if words[:2] in (["jobs", "cancel"], ["jobs", "reprioritise"]):
         held = served.farm.render("a held pear", chain="txt")
         held.pause()
         job = held.id
@@ -104,7 +103,7 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
     # When it is called with FARM_URL set
     found = there(*(job if word == "ID" else word for word in words))
     # Then it does what it says, or that it is for the farm's own machine
-    if words[0] in ("up", "serve", "worker", "doctor", "token") or words[:2] == ["models", "pull"]:
+    if words[0] in ("up", "serve", "worker", "token", "webhook") or words[:2] == ["models", "pull"]:
         assert (found.status, "works on the farm's own machine" in found.err) == (2, True)
     else:
         assert found.status == 0, found.err

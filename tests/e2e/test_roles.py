@@ -26,7 +26,7 @@ from farm.client import Farm
 from farm.errors import Unavailable
 from farm.estimate import estimate
 from farm.ledger import Ledger
-from farm.records import StageEntry, Submission
+from farm.records import OPEN, Beat, StageEntry, Submission
 from farm.servers import environment
 from farm.settings import Settings
 from farm.stage import kinds
@@ -108,7 +108,7 @@ def steer(rig: Rig) -> None:
     held.cancel()
     held.retry()
     held.cancel()
-    assert farm.ledger.open_jobs("ada") == 0
+    assert [farm.ledger.jobs(state=state, owner="ada") for state in OPEN] == [[], [], []]
     run = jobs[0].record.run
     assert farm.ledger.run(run).states == {"done": 5}
     assert [farm.ledger.steer_run(run, verb)[0] for verb in ("pause", "resume", "retry", "cancel")] == [0] * 4
@@ -122,7 +122,7 @@ def steer(rig: Rig) -> None:
     assert farm.jobs(limit=100)
     assert farm.ledger.workers()
     assert farm.ledger.stats()
-    assert farm.ledger.waiting_for(held.id) == ""
+    assert farm.ledger.job(held.id).waits_for == ""
     # The bells were heard: no child had to start again to find its work.
     assert "deaf" not in rig.logs()
 
@@ -179,7 +179,9 @@ def test_a_worker_shows_pictures_and_a_producer_sees_them(valkey: Valkey, tmp_pa
     producer.submit([Submission("j", (StageEntry("x", "q", "{}"),), "{}", "", "h")])
     (claim,), _ = worker.claim(["q"], "w", "boot")
     # When
-    assert worker.show([(claim, base64.b64encode(b"picture").decode())]) == [True]
+    assert producer.preview("x") is None
+    assert worker.beat([claim], "step", 1, 2) == [Beat.WATCHED]
+    worker.show([(claim, base64.b64encode(b"picture").decode())])
     # Then
     assert producer.job("j").stages[0].preview > 0
     assert producer.preview("x") == b"picture"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,8 @@ import psutil
 import pytest
 
 from farm.errors import Unavailable
-from farm.local import API_PORTS, up
+from farm.local import API_PORTS, Keeper, up
+from farm.servers import Servers
 from farm.settings import Settings
 from tests.api.conftest import made, txt
 from tests.api.listener import Listener
@@ -115,6 +117,29 @@ def test_the_api_ends_with_a_killed_farm(models_dir: Path, tmp_path: Path) -> No
         api = farm.api()
         farm.process.kill()
         assert not psutil.wait_procs([api], 30)[1]
+
+
+def test_a_server_that_cannot_come_back_keeps_the_api_from_nothing(tmp_path: Path) -> None:
+    # Given the API beside its servers
+    with Servers(Settings(data=tmp_path)) as servers, socket.create_server(("127.0.0.1", 0)) as listener:
+        keeper = Keeper(servers, [], listener)
+        keeper.start()
+        part = keeper._parts["api"]
+        try:
+            # When the store has gone and cannot be started again, and the API dies
+            servers._running["s3"].kill()
+            servers._running["s3"].wait()
+            shutil.rmtree(tmp_path / "s3")
+            (tmp_path / "s3").write_text("no folder")
+            first = part.process
+            assert first
+            first.kill()
+            # Then it is there again
+            until(lambda: part.process is not first)
+            with httpx2.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+                assert client.get("/healthz").status_code == 200
+        finally:
+            keeper.stop()
 
 
 def test_without_any_free_port_nothing_is_started(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     changes = {
         "farm/records.py": [("SCHEMA = 1\n", "SCHEMA = 2\n"), ("KNOWN_SCHEMAS = (1,)", "KNOWN_SCHEMAS = (1, 2)")],
         "farm/job.py": [(payload, payload.replace("recipes", "steps").replace('"v":1', '"v":2'))],
-        "workers/worker.py": [(read, reads)],
+        "workers/making.py": [(read, reads)],
         "workers/result.py": [(read, reads)],
     }
     for path, pairs in changes.items():

@@ -1,4 +1,4 @@
-"""Which mutants do the tests notice? `python -m tests.mutants [lua|rules|NAME…]` ends with 0 where all are killed."""
+"""Which mutants do the tests notice? `python -m tests.mutants [lua|rules|api|NAME…]` ends with 0 where all are."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ LEASES = [
     ),
     Mutant(
         "2_a_lapse_costs_a_crash",
-        "farm/lua/common.lua",
+        "farm/lua/shared/executions.lua",
         "'lapses', 1) >= CAP.lapses",
         "'crash', 1) >= CAP.crash",
         (LEDGER + "a_lapsed_lease_is_ready_again_without_a_crash",),
@@ -166,7 +166,7 @@ TOKENS = [
     ),
     Mutant(
         "3_the_counter_alone_is_compared",
-        "farm/lua/common.lua",
+        "farm/lua/shared/executions.lua",
         "return state == 'running' and holds == token",
         "return state == 'running' and string.match(holds, '^%d+') == string.match(token, '^%d+')",
         (LEDGER + "a_server_that_comes_back_with_older_counters_gives_no_token_twice",),
@@ -176,7 +176,7 @@ TOKENS = [
 ATTEMPTS = [
     Mutant(
         "4_a_crash_is_free",
-        "farm/lua/common.lua",
+        "farm/lua/shared/executions.lua",
         "redis.call('HINCRBY', xk(exec), 'crash', 1) >= CAP.crash",
         "false",
         (LEDGER + "the_last_of_three_crashes_quarantines_with_all_waiters",),
@@ -190,7 +190,7 @@ ATTEMPTS = [
     ),
     Mutant(
         "4_out_of_memory_spares_nothing",
-        "workers/worker.py",
+        "workers/making.py",
         "frugal=any(work.claim.oom for work in works)",
         "frugal=False",
         (POISON + "out_of_memory_is_tried_once_more_sparing_memory",),
@@ -225,14 +225,14 @@ ATTEMPTS = [
     ),
     Mutant(
         "4_a_worker_fails_a_stage_again",
-        "farm/lua/common.lua",
+        "farm/lua/shared/executions.lua",
         "(failed_on or '\\n') .. worker .. '\\n'",
         "'\\n'",
         (LEDGER + "a_worker_that_failed_a_stage_leaves_it_to_another_that_lives",),
     ),
     Mutant(
         "4_a_dead_worker_is_waited_for",
-        "farm/lua/common.lua",
+        "farm/lua/shared/workers.lua",
         "'serves:' .. queue, NOW, NOW + REGISTERED)) do",
         "'serves:' .. queue, '-inf', NOW + REGISTERED)) do",
         (LEDGER + "a_worker_that_failed_a_stage_takes_it_again_where_no_other_can",),
@@ -242,28 +242,28 @@ ATTEMPTS = [
 EXECUTIONS = [
     Mutant(
         "5_equal_recipes_in_flight_run_twice",
-        "farm/lua/common.lua",
+        "farm/lua/shared/jobs.lua",
         "if state == 'ready' or state == 'running' or state == 'backoff' then",
         "if state == 'ready' or state == 'backoff' then",
         (LEDGER + "a_later_joiner_of_a_last_stage_gets_a_publish_execution",),
     ),
     Mutant(
         "5_attempts_belong_to_the_job",
-        "farm/lua/common.lua",
+        "farm/lua/shared/executions.lua",
         "if state == 'idle' and epoch == '1' and not (crash or oom or lapses) then",
         "if state == 'idle' and epoch == '1' then",
         (LEDGER + "charges_outlive_a_cancel",),
     ),
     Mutant(
         "5_cancel_takes_all_waiters",
-        "farm/lua/common.lua",
+        "farm/lua/shared/jobs.lua",
         "  if redis.call('SREM', wk(exec), job) == 0 then return end",
         "  if redis.call('DEL', wk(exec)) == 0 then return end",
         (LEDGER + "cancel_detaches_one_waiter_and_stops_the_stage_with_the_last",),
     ),
     Mutant(
         "5_quarantine_ends_one_waiter",
-        "farm/lua/common.lua",
+        "farm/lua/shared/base.lua",
         "if i <= FAN then finish(job, state, code, message, subject) else",
         "if i <= 1 then finish(job, state, code, message, subject) elseif i > FAN then",
         (LEDGER + "the_last_of_three_crashes_quarantines_with_all_waiters",),
@@ -294,14 +294,14 @@ EXECUTIONS = [
 EVENTS = [
     Mutant(
         "7_an_end_is_not_told",
-        "farm/lua/common.lua",
+        "farm/lua/shared/base.lua",
         "  event(job, state, subject, code)\n",
         "",
         (LEDGER + "the_last_commit_ends_the_job_as_done",),
     ),
     Mutant(
         "7_events_are_not_capped",
-        "farm/lua/common.lua",
+        "farm/lua/shared/base.lua",
         "redis.call('XADD', to[1], 'MAXLEN', '~', to[2], '*',",
         "redis.call('XADD', to[1], '*',",
         (LEDGER + "a_jobs_stream_is_capped",),
@@ -316,7 +316,7 @@ EVENTS = [
     Mutant(
         "7_one_cancel_stops_a_batch",
         "workers/lease.py",
-        "if Beat.OK not in answers:",
+        "if not {Beat.OK, Beat.WATCHED}.intersection(answers):",
         "if Beat.CANCELLED in answers:",
         (LEASE + "a_call_goes_on_while_one_of_its_jobs_lives",),
     ),
@@ -332,7 +332,7 @@ RECORDS = [
     ),
     Mutant(
         "8_schemas_share_a_line",
-        "farm/lua/common.lua",
+        "farm/lua/shared/base.lua",
         "'ready:v' .. schema .. ':'",
         "'ready:v1:'",
         (QUARANTINE + "newer_records_are_left_to_newer_workers",),

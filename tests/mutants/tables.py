@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.mutants import Mutant, lua, rules
+from tests.mutants import Mutant, api, lua, rules
 
-TABLES = {"lua": lua.MUTANTS, "rules": rules.MUTANTS}
+TABLES = {"lua": lua.MUTANTS, "rules": rules.MUTANTS, "api": api.MUTANTS}
 MUTANTS = [mutant for table in TABLES.values() for mutant in table]
 
 

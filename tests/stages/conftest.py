@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from farm.catalog import Catalog
 from farm.program import adapter_source
 from farm.stage import Batch, Medium, Size, Source, Stage
-from workers import pipelines
+from workers import calling, pipelines
 from workers.adapters import files_of
 from workers.diffusion import Lora
 from workers.guidance import Control, IPAdapter
@@ -106,7 +106,7 @@ def call(
         prompts=list(prompts) * (len(seeds) // len(prompts)),
         negative_prompts=list(negatives) * (len(seeds) // len(negatives)),
         given=list(given) * (len(seeds) // len(given)),
-        generators=[pipelines.generator(seed) for seed in seeds],
+        generators=[calling.generator(seed) for seed in seeds],
         adapters=files
         or {name: files_of(CATALOG[0], CATALOG[0].adapters[name]) for name, _ in stage.adapters().values()},
         uploads=uploads or [own_images(stage, side_of(given[0]) or size or Size(64, 64))] * len(seeds),
@@ -143,12 +143,12 @@ def same(first: Any, second: Any) -> bool:
 
 def some_latents(side: int = 8, seed: int = 5) -> torch.Tensor:
     """Latents as a stage would hand them on."""
-    return torch.randn(4, side, side, generator=pipelines.generator(seed))
+    return torch.randn(4, side, side, generator=calling.generator(seed))
 
 
 def some_image(side: int = 64, seed: int = 5) -> Image.Image:
     """A picture of coloured blocks."""
-    pixels = torch.randint(0, 256, (8, 8, 3), generator=pipelines.generator(seed), dtype=torch.uint8).numpy()
+    pixels = torch.randint(0, 256, (8, 8, 3), generator=calling.generator(seed), dtype=torch.uint8).numpy()
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
 
 

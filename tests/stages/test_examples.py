@@ -10,7 +10,7 @@ from PIL import Image
 
 from farm.catalog import Catalog
 from farm.client import Farm
-from farm.job import plan
+from farm.plan import plan
 from farm.settings import Settings
 from farm.stage import Medium, Size
 from tests.stages.conftest import call, some_image

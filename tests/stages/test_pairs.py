@@ -14,7 +14,7 @@ import pytest
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.errors import InvalidJob
-from farm.job import plan
+from farm.plan import plan
 from farm.settings import Settings
 from farm.stage import Medium, Size
 from tests.conftest import TINY

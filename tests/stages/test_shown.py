@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from farm.stage import Batch, Medium, Stage
-from tests.stages.conftest import SMALL, Recorder, call, same, some_image
+from tests.stages.conftest import CATALOG, SMALL, Recorder, call, same, some_image
+from workers.adapters import files_of
 from workers.preview import colours
 from workers.stages.text2img import Text2Img
 from workers.stages.upscale import Upscale
@@ -97,3 +98,21 @@ def test_a_kept_picture_is_what_the_stage_would_give_as_an_image(pipe: Pipe, che
     assert torch.equal(latents, before)
     # And the next call gives what it gave
     assert same(call(stage, pipe(stage), emits=Medium.IMAGE)[0], image)
+
+
+@pytest.mark.parametrize("vae", [None, "tiny-vae"])
+def test_a_kept_picture_spares_memory_as_the_stage_does(pipe: Pipe, vae: str | None) -> None:
+    # Given a stage that decodes in tiles and ran out of memory before, with the checkpoint's VAE or another
+    stage = Text2Img(vae=vae, vae_tiling=True)
+    adapters = {vae: files_of(CATALOG[0], CATALOG[0].adapters[vae])} if vae else {}
+    batch = Batch(Medium.LATENTS, SMALL, [""], [""], [None], [None], adapters=adapters, frugal=True)
+    decoder, spared = stage.decoder(pipe(stage), batch), list[tuple[bool, bool]]()
+    hook = decoder.decoder.register_forward_pre_hook(
+        lambda *_: spared.append((decoder.use_slicing, decoder.use_tiling))
+    )
+    # When
+    stage.decoded(pipe(stage), torch.zeros(4, SMALL.height // 8, SMALL.width // 8), batch)
+    hook.remove()
+    # Then that one is spared, and only for this
+    assert set(spared) == {(True, True)}
+    assert (decoder.use_slicing, decoder.use_tiling) == (False, False)

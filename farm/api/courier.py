@@ -1,6 +1,6 @@
 """How does what waits for one endpoint get there, and when again where the receiver does not take it?
 
-Each endpoint has a lane of its own, so that a slow one holds up nobody else.
+Each endpoint has a courier of its own, so that a slow one holds up nobody else.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Patience:
     disable_s: float = 3 * 86400
 
 
-class Lane:
+class Courier:
     """Delivers to one endpoint, until its `scope` is cancelled."""
 
     def __init__(
@@ -48,22 +48,31 @@ class Lane:
         self._awake = anyio.Event()
 
     def wake(self) -> None:
-        """Lets the lane look for what is due."""
+        """Lets the courier look for what is due."""
         self._awake.set()
 
     async def turn(self, client: httpx2.AsyncClient) -> None:
-        """Sends what is due, or waits for it."""
-        self._awake = anyio.Event()
-        found = await in_thread(self._outbox.due, self.endpoint.id, AT_ONCE)
-        if found.waiting > MAX_WAITING:
-            await self._disable(f"more than {MAX_WAITING} messages waited")
-        elif found.deliveries:
-            async with anyio.create_task_group() as tasks:
-                for message, delivery in found.deliveries.items():
-                    tasks.start_soon(self._deliver, client, message, delivery)
-        else:
-            with anyio.move_on_after(LOOK_S if found.next_s is None else min(LOOK_S, found.next_s)):
-                await self._awake.wait()
+        """Sends what is due, several at once, until something goes wrong; a slow message holds up no other."""
+        under_way = set[str]()
+
+        async def deliver(message: str, delivery: Delivery) -> None:
+            await self._deliver(client, message, delivery)
+            under_way.discard(message)
+            self.wake()
+
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self._awake = anyio.Event()
+                found = await in_thread(self._outbox.due, self.endpoint.id, AT_ONCE + len(under_way))
+                if found.waiting > MAX_WAITING:
+                    await self._disable(f"more than {MAX_WAITING} messages waited")
+                fresh = [message for message in found.deliveries if message not in under_way]
+                for message in fresh[: AT_ONCE - len(under_way)]:
+                    under_way.add(message)
+                    tasks.start_soon(deliver, message, found.deliveries[message])
+                # What is due already is under way, or is when this courier is woken.
+                with anyio.move_on_after(min(LOOK_S, found.next_s or LOOK_S)):
+                    await self._awake.wait()
 
     async def _deliver(self, client: httpx2.AsyncClient, message: str, delivery: Delivery) -> None:
         name, pauses = self.endpoint.id, self._patience.pauses_s

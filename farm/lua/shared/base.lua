@@ -1,0 +1,169 @@
+-- What is every call given, what are the keys called, and where is a job listed and told of?
+-- One call is one script, so a move is whole or never was. Opaque strings (spec, payload, output) pass through untouched.
+
+local P = KEYS[1]
+local clock = redis.call('TIME')
+local NOW = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local LEASE, RETENTION = tonumber(ARGV[1]), tonumber(ARGV[2])
+local CAP = {crash = tonumber(ARGV[3]), oom = tonumber(ARGV[4]), lapses = tonumber(ARGV[5]), rewinds = tonumber(ARGV[6])}
+local FAN = tonumber(ARGV[7])
+local ISOLATE = {failures = tonumber(ARGV[8]), pause = tonumber(ARGV[9])}
+ISOLATE.longest = 60 * ISOLATE.pause
+local DAY = 86400
+local REGISTERED = 2 * LEASE
+local LANES = {'interactive', 'bulk'}
+local ENDED = {done = true, failed = true, quarantined = true, cancelled = true, expired = true}
+local OPEN = {queued = true, running = true, paused = true}
+local NAMED = {}
+
+local taken = 9
+local function arg()
+  taken = taken + 1
+  return ARGV[taken]
+end
+
+local function xk(exec) return P .. 'x:' .. exec end
+local function wk(exec) return P .. 'x:' .. exec .. ':waiters' end
+local function pk(exec) return P .. 'x:' .. exec .. ':paused' end
+local function jk(job) return P .. 'job:' .. job end
+local function ck(exec) return P .. 'x:' .. exec .. ':causes' end
+local function ek(exec) return P .. 'x:' .. exec .. ':ended' end
+local function ready_key(queue, lane, schema) return P .. 'ready:v' .. schema .. ':' .. queue .. ':' .. lane end
+
+local function get(key, ...) return unpack(redis.call('HMGET', key, ...)) end
+local function stat(name) redis.call('HINCRBY', P .. 'stats', name, 1) end
+local function refuse(code, message) return {'!', code, message} end
+
+-- The queues that this call made work ready on, for the caller to ring.
+local function named()
+  local found = {}
+  for queue in pairs(NAMED) do found[#found + 1] = queue end
+  return found
+end
+
+local function about(exec)
+  local worker, token, epoch = get(xk(exec), 'worker', 'token', 'epoch')
+  return {exec = exec, worker = worker or '', token = token or '', epoch = epoch or ''}
+end
+
+-- What stands behind `code` is said in both streams beside the rest.
+local function event(job, kind, subject, code, ...)
+  local state, at = get(jk(job), 'state', 'at')
+  subject = subject or {exec = '', worker = '', token = '', epoch = ''}
+  for _, to in ipairs({{P .. 'events', 10000}, {P .. 'events:' .. job, 500}}) do
+    redis.call('XADD', to[1], 'MAXLEN', '~', to[2], '*', 'type', kind, 'job', job, 'stage', at, 'state', state,
+      'worker', subject.worker, 'code', code or '', 'exec', subject.exec, 'token', subject.token,
+      'epoch', subject.epoch, 't', NOW, ...)
+  end
+end
+
+-- One event to each job that waits on the execution; where very many do, to FAN of them.
+local function tell(exec, kind, code)
+  local subject = about(exec)
+  for i, job in ipairs(redis.call('SMEMBERS', wk(exec))) do
+    if i <= FAN then event(job, kind, subject, code) end
+  end
+end
+
+-- The lists of jobs in a state: all of them, those of the owner, those of the run. An owner's name has no colon; a run's may.
+local function lists(state, owner, run)
+  local found = {P .. 'jobs:' .. state}
+  if (owner or '') ~= '' then found[#found + 1] = P .. 'owner:' .. owner .. ':' .. state end
+  if (run or '') ~= '' then found[#found + 1] = P .. 'in:' .. state .. ':' .. run end
+  return found
+end
+
+local function turn(job, state)
+  local old, created, owner, run = get(jk(job), 'state', 'created_ms', 'owner', 'run')
+  if old then
+    for _, list in ipairs(lists(old, owner, run)) do redis.call('ZREM', list, job) end
+  end
+  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZADD', list, created, job) end
+  redis.call('HSET', jk(job), 'state', state)
+end
+
+-- How many jobs have not ended, of an owner or, for '', of all.
+local function count_open(owner)
+  local found = 0
+  for state in pairs(OPEN) do
+    local all = lists(state, owner)
+    found = found + redis.call('ZCARD', all[#all])
+  end
+  return found
+end
+
+local function current(job)
+  local at, publishing = get(jk(job), 'at', 'publishing')
+  if publishing == '1' then return 'p:' .. job end
+  return redis.call('HGET', jk(job), 'x' .. at)
+end
+
+-- Thousands of jobs may wait on one execution, and a script must not hold the server for long: what follows for those
+-- beyond FAN is noted in their records here, and done by `settle` at the next reaping or with the next call that names them.
+local function defer(job, move, code, message)
+  redis.call('HSET', jk(job), 'move', move, 'code', code, 'message', message)
+  redis.call('SADD', P .. 'moving', job)
+end
+
+local function finish(job, state, code, message, subject)
+  local key = jk(job)
+  turn(job, state)
+  redis.call('SREM', P .. 'moving', job)
+  redis.call('HSET', key, 'ended_ms', NOW, 'code', code, 'message', message)
+  redis.call('ZREM', P .. 'deadlines', job)
+  redis.call('ZADD', P .. 'ended', NOW, job)
+  local run = redis.call('HGET', key, 'run')
+  if run ~= '' then redis.call('ZADD', P .. 'run_ends', NOW, run) end
+  event(job, state, subject, code)
+  if state == 'done' then
+    for i = 0, redis.call('HGET', key, 'n') - 1 do redis.call('HDEL', key, 'p' .. i) end
+  end
+end
+
+-- Takes an ended job out of every list, with all that is its own. Nothing of it runs out by itself: the record says where
+-- it is listed. Executions belong to their recipes and stay.
+local function forget_job(job)
+  local key, own = jk(job), 'p:' .. job
+  local state, owner, run, idem, n = get(key, 'state', 'owner', 'run', 'idem', 'n')
+  redis.call('ZREM', P .. 'ended', job)
+  redis.call('ZREM', P .. 'jobs', job)
+  if not state then
+    -- Its record is gone, and with it what it would say of its lists.
+    for _, known in ipairs({OPEN, ENDED}) do
+      for old in pairs(known) do redis.call('ZREM', P .. 'jobs:' .. old, job) end
+    end
+    return
+  end
+  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZREM', list, job) end
+  if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
+  if run ~= '' then
+    redis.call('ZREM', P .. 'run:' .. run, job)
+    if redis.call('EXISTS', P .. 'run:' .. run) == 0 then
+      redis.call('ZREM', P .. 'runs', run)
+      redis.call('ZREM', P .. 'run_ends', run)
+      if (owner or '') ~= '' then redis.call('ZREM', P .. 'runs:' .. owner, run) end
+    end
+  end
+  if idem ~= '' and redis.call('HGET', P .. 'idem:' .. idem, 'job') == job then redis.call('DEL', P .. 'idem:' .. idem) end
+  for i = 0, n - 1 do redis.call('SREM', ek(redis.call('HGET', key, 'x' .. i)), job) end
+  if redis.call('HGET', xk(own), 'state') ~= 'running' then
+    redis.call('ZREM', P .. 'quarantine', own)
+    redis.call('DEL', xk(own), ck(own), ek(own))
+  end
+  redis.call('DEL', key, P .. 'events:' .. job)
+end
+
+local function finish_all(exec, state, code, message)
+  local subject = about(exec)
+  for i, job in ipairs(redis.call('SMEMBERS', wk(exec))) do
+    if i <= FAN then finish(job, state, code, message, subject) else defer(job, state, code, message) end
+  end
+  redis.call('DEL', wk(exec))
+end
+
+-- A deadline of its own span from now.
+local function set_deadline(job)
+  local deadline = NOW + tonumber(redis.call('HGET', jk(job), 'span_ms'))
+  redis.call('HSET', jk(job), 'deadline_ms', deadline)
+  redis.call('ZADD', P .. 'deadlines', deadline, job)
+end

@@ -1,0 +1,155 @@
+"""How is one job on another machine watched, steered and collected?"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farm.api.views import JobView
+from farm.handle import Intermediate, Result, write_pictures
+from farm.records import Event, JobRecord, Lane
+from farm.remote import words
+from farm.remote.stream import Stream
+from farm.remote.views import record_of
+from farm.remote.wire import Call, asked, part
+from farm.shown import html_of
+from farm.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from farm.remote.sync import RemoteFarm
+
+
+class RemoteJob:
+    """One submitted job. Every property asks the API anew."""
+
+    def __init__(self, farm: RemoteFarm, job_id: str) -> None:
+        self.farm, self.id = farm, job_id
+
+    def __repr__(self) -> str:
+        return f"<job {self.id}>"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    @property
+    def view(self) -> JobView:
+        """The job as the API tells it. Raises NotFound, Unavailable."""
+        return self.farm.play(words.view(self.id))
+
+    @property
+    def record(self) -> JobRecord:
+        """The job's record with its stages, as far as the API tells it. Raises NotFound, Unavailable."""
+        return record_of(self.view)
+
+    @property
+    def state(self) -> str:
+        """queued, running, paused, done, failed, quarantined, cancelled or expired."""
+        return self.view.state
+
+    @property
+    def seed(self) -> int:
+        """The job's seed, drawn at submit where none was given."""
+        return self.view.seed
+
+    def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
+        """The job's events after the id `after`; where there are none yet, those of up to `block_ms` later."""
+        return self.farm.play(words.history(self.id, after, block_ms))
+
+    def events(self) -> Iterator[Snapshot]:
+        """Where the job is, whenever that changes, until it has ended; a connection that breaks is made again.
+
+        Raises:
+            Unavailable: the API was away for too long.
+        """
+        return self.farm.follow(Stream.of_job(self.id))
+
+    def wait(self, timeout_s: float | None = None) -> RemoteJob:
+        """Returns when the job is done.
+
+        Raises:
+            StageFailed: it ended otherwise; `code` and `message` say why.
+            TimeoutError: it has not ended within `timeout_s`; it goes on.
+            Unavailable: the API was away for longer than `farm.handle.AWAY_S`; it goes on.
+        """
+        self.farm.play(words.wait(self.id, timeout_s))
+        return self
+
+    @property
+    def results(self) -> list[Result]:
+        """The final images; empty until the job is done."""
+        return self.farm.play(words.results(self.id, self.farm.url))
+
+    def read(self, result: Result) -> bytes:
+        """The bytes of a final image, or of an intermediate. Raises BadBlob, Unavailable."""
+        return self.farm.play(words.read(result))
+
+    def pngs(self) -> list[bytes]:
+        """The bytes of all final images. Raises BadBlob, Unavailable."""
+        return self.farm.play(words.read_all(self.id, self.farm.url))
+
+    @property
+    def images(self) -> list[Image]:
+        """The final images, decoded. Raises BadBlob, Unavailable."""
+        from PIL import Image
+
+        return [Image.open(io.BytesIO(png)) for png in self.pngs()]
+
+    @property
+    def preview(self) -> Image | None:
+        """The running stage's picture as it is now, small and rough; None where there is none."""
+        from PIL import Image
+
+        data = self.farm.play(words.preview(self.id))
+        return Image.open(io.BytesIO(data)) if data else None
+
+    @property
+    def intermediates(self) -> list[Intermediate]:
+        """What was kept of the stages before the last, as far as they are done."""
+        return self.farm.play(words.intermediates(self.id, self.farm.url))
+
+    def download(self, target: str | Path, *, intermediates: bool = False) -> list[Path]:
+        """Writes the final images: into `target` as `<job>.png`, or to `target` itself if it ends in .png.
+
+        With `intermediates` also what was kept of other stages, beside them, as `<job>-<stage>.png` or `.webp`.
+
+        Raises:
+            InvalidJob: (`bad_file`) a file cannot be written.
+        """
+        kept = self.farm.play(words.read_kept(self.id, self.farm.url)) if intermediates else []
+        return write_pictures(self.id, self.pngs(), kept, Path(target))
+
+    def cancel(self) -> str:
+        """Ends the job as cancelled; the new state. Raises Conflict when it has ended otherwise."""
+        return self.farm.play(words.steer(self.id, "cancel"))
+
+    def pause(self) -> None:
+        """Holds the job after the stage that runs now."""
+        self.farm.play(words.steer(self.id, "pause"))
+
+    def resume(self) -> None:
+        """Lets a paused job go on."""
+        self.farm.play(words.steer(self.id, "resume"))
+
+    def retry(self) -> None:
+        """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
+        self.farm.play(words.steer(self.id, "retry"))
+
+    def delete(self) -> None:
+        """Forgets the ended job, with its readable results. Raises Conflict where it has not ended."""
+        self.farm.play(asked(Call("DELETE", f"jobs/{part(self.id)}")))
+
+    def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
+        """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
+        self.farm.play(words.reprioritise(self.id, priority, lane))
+
+    def input_images(self) -> dict[str, bytes]:
+        """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""
+        return self.farm.play(words.input_images(self.id))
+
+    def script(self) -> str:
+        """A plain diffusers program that makes the same pixels, with the checkpoints of this machine."""
+        return self.farm.play(words.script(self.id, self.farm.settings, self.farm.url))
