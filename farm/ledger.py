@@ -351,7 +351,7 @@ class Ledger(Readers, Runs):
     # -------------------------------------------------------------------------------------------------- the registry
 
     def register(self, worker: str, boot: str, queues: Iterable[str], state: str, info: dict[str, str]) -> None:
-        """Enters the worker for two leases. `state` is idle, busy or draining; `info` may hold host and pid."""
+        """Enters the worker for two leases. `state` is idle, busy or draining; `info`: see `WorkerRecord`."""
         asked = list(dict.fromkeys(queues))
         host, pid = info.get("host", ""), info.get("pid", "")
         lists: list[str | int] = [len(asked), *asked, len(KNOWN_SCHEMAS), *KNOWN_SCHEMAS]

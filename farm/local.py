@@ -40,6 +40,8 @@ API_PORTS = range(8400, 8500)
 """The API listens on the first of these that is free."""
 READY_S = 300.0
 """Longest wait for all workers to have loaded their checkpoints, seconds."""
+PAGE_S = 12 * 3600
+"""How long the printed link to the dashboard lets one in, seconds. Source: a working day, as a session's."""
 Say = Callable[[str], None]
 
 
@@ -62,7 +64,9 @@ def up(settings: Settings, slots: Sequence[str] | None = None, say: Say = print)
         with running(settings, slots, say, stop, listener) as farm:
             if not stop.is_set():
                 say(f"The farm is up; its data is in {farm.settings.data}. Ctrl+C stops it.")
-                say(f"The API is at {_url(listener)}/api/v1/openapi.json; `farm token create` makes tokens for it.")
+                say(f"The dashboard is at {page_link(farm.settings, _url(listener))}")
+                say("The link lets whoever has it in for twelve hours; `farm token create` makes other tokens.")
+                say(f"The API is at {_url(listener)}/api/v1/openapi.json.")
                 say('In another terminal: farm render "a cat on a green background" --wait -o out/')
             stop.wait()
             say("Stopping: running stages finish or are given back.")
@@ -151,6 +155,15 @@ def _listen() -> socket.socket:
 
 def _url(listener: socket.socket) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def page_link(settings: Settings, url: str) -> str:
+    """The dashboard's address, with a token for twelve hours in the part that a browser sends to nobody."""
+    server = Server(settings)
+    try:
+        return f"{url}/#token={Tokens(server).create('admin', ['admin'], PAGE_S)[1]}"
+    finally:
+        server.close()
 
 
 def _first_token(settings: Settings) -> str:
@@ -249,13 +262,20 @@ def _told() -> Iterator[None]:
 
 
 def demo(
-    settings: Settings, out: Path, seed: int | None, show: Callable[[list[JobHandle]], None], say: Say = print
+    settings: Settings,
+    out: Path,
+    seed: int | None,
+    show: Callable[[list[JobHandle]], None],
+    say: Say = print,
+    *,
+    stay: bool = False,
 ) -> list[JobHandle]:
     """Renders one four-stage chain and one chain that begins with an image; both results lie in `out` afterwards.
 
-    Uses the farm that runs in the data folder, or starts one and stops it again. `show` displays jobs until they end.
+    Uses the farm that runs in the data folder, or starts one and stops it again: at once, or where it shall `stay`, so
+    that its dashboard can be tried, at Ctrl+C. `show` displays jobs until they end.
     """
-    with _reachable(settings, say) as farm:
+    with _reachable(settings, say, stay) as (farm, page):
         out.mkdir(parents=True, exist_ok=True)
         _draw(out / "input.png")
         jobs = [
@@ -274,20 +294,30 @@ def demo(
         for job in jobs:
             for result, path in zip(job.results, job.download(out), strict=True):
                 say(f"{result.uri}  {result.size}  {path}")
+        if page:
+            say(f"The dashboard is at {page}")
+            say("The farm goes on so that you can try it. Ctrl+C stops it.")
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+            say("Stopping: running stages finish or are given back.")
         return jobs
 
 
 @contextmanager
-def _reachable(settings: Settings, say: Say) -> Iterator[Farm]:
+def _reachable(settings: Settings, say: Say, stay: bool) -> Iterator[tuple[Farm, str]]:
+    """The running farm, or one that is started; with the link to its dashboard where that is to stay."""
+    catalog = Catalog.load(settings)
     if _answers(settings):
         with Farm(settings) as farm:
-            yield farm
+            yield farm, ""
+    elif stay:
+        with _listen() as listener, running(settings, default_slots(catalog), say, None, listener) as farm:
+            yield farm, page_link(farm.settings, _url(listener))
     else:
-        catalog = Catalog.load(settings)
         shown = {stage["kind"] for stage in catalog.preset("hires").stages}
         slots = [slot for slot in default_slots(catalog) if slot.partition(".")[0] in shown]
         with running(settings, slots, say) as farm:
-            yield farm
+            yield farm, ""
 
 
 def _answers(settings: Settings) -> bool:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from farm.errors import NotFound
-from farm.records import Attempt, Event, JobRecord, Quarantined, QueueState, WorkerRecord, place_of
-from farm.rows import read_attempt, read_event, read_job, read_quarantined, read_queue, read_worker
+from farm.records import Attempt, Event, JobRecord, Minute, Quarantined, QueueState, WorkerRecord, place_of
+from farm.rows import read_attempt, read_event, read_job, read_minute, read_quarantined, read_queue, read_worker
 from farm.scripts import Server
 
 READ = 200
@@ -111,6 +111,10 @@ class Readers:
     def workers(self) -> list[WorkerRecord]:
         """The live workers, by name."""
         return sorted((read_worker(row) for row in self._server.call("workers")), key=lambda one: one.worker)
+
+    def minutes(self, count: int) -> list[Minute]:
+        """How many stages were committed in each of the last `count` minutes, at most a day's, the oldest first."""
+        return [read_minute(row) for row in self._server.call("minutes", count)]
 
     def isolated(self, worker: str) -> float:
         """For how many seconds the worker is given nothing, because it failed all it tried; 0 for a sound one."""

@@ -206,7 +206,9 @@ class RunRecord:
 class WorkerRecord:
     """One live worker. `draining` is the operator's flag; `state` is the worker's own word (idle, busy, draining, …).
 
-    `isolated_s`: for how long it is given nothing, because it failed everything it tried.
+    `isolated_s`: for how long it is given nothing, because it failed everything it tried. `info`: what it says of
+    itself: host, pid, `device`, `memory_bytes` of `memory_total_bytes`, and `checkpoints`, separated by commas. `jobs`:
+    some of those that wait for what it runs.
     """
 
     worker: str
@@ -220,6 +222,16 @@ class WorkerRecord:
     seen_ms: int
     isolated_s: float = 0.0
     info: dict[str, str] = field(default_factory=dict)
+    jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Minute:
+    """How many stages were committed in one minute, by queue and by worker. `t`: its begin, ms since 1970."""
+
+    t: int
+    queues: dict[str, int]
+    workers: dict[str, int]
 
 
 @dataclass(frozen=True)

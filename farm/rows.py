@@ -16,6 +16,7 @@ from farm.records import (
     Claim,
     Event,
     JobRecord,
+    Minute,
     Quarantined,
     QueueState,
     RunRecord,
@@ -117,12 +118,21 @@ def read_queue(row: list[Any]) -> QueueState:
 
 def read_worker(row: list[Any]) -> WorkerRecord:
     """The worker in a row of `workers.lua`."""
-    worker, (boot, state, host, pid, info, seen, queues), drained, held, isolated_ms = row
+    worker, (boot, state, host, pid, info, seen, queues), drained, held, isolated_ms, jobs = row
     return WorkerRecord(
         worker=worker, boot=boot, queues=tuple(queues.split("\n")) if queues else (), state=state, host=host,
         pid=int(pid) if pid.isdigit() else 0, draining=drained == 1, held=tuple(sorted(held)), seen_ms=int(seen),
-        isolated_s=isolated_ms / 1000, info=json.loads(info),
+        isolated_s=isolated_ms / 1000, info=json.loads(info), jobs=tuple(sorted(set(jobs))),
     )  # fmt: skip
+
+
+def read_minute(row: list[Any]) -> Minute:
+    """The minute in a row of `minutes.lua`."""
+    told: dict[str, dict[str, int]] = {"queue": {}, "worker": {}}
+    for name, many in zip(row[1][::2], row[1][1::2], strict=True):
+        what, _, of = name.partition(" ")
+        told[what][of] = int(many)
+    return Minute(int(row[0]), told["queue"], told["worker"])
 
 
 def read_attempt(row: dict[str, str]) -> Attempt:

@@ -29,6 +29,7 @@ class Loaded:
     def __init__(self, settings: Settings, name: str, catalog: Catalog, mark: Mark) -> None:
         self._settings, self._name, self._catalog, self._mark = settings, name, catalog, mark
         self.device, self.pipes = "cpu", dict[str, Any]()
+        self._device_name = self.device
         self.leave = False
         """Whether only a new process can go on: it has other files to load, or the device's context is lost."""
         self._weights: dict[str, dict[str, Any]] = {}
@@ -46,11 +47,20 @@ class Loaded:
             stage = kinds()[kind].model_validate({"kind": kind})
             if stage.needs_torch:
                 self.device = pipelines.pick_device(self._settings.device)
+                self._device_name = pipelines.device_name(self.device)
             started = time.monotonic()
             self.pipes[queue] = stage.load(pipelines.files_of(self._catalog, checkpoint), self.device)
             self._weights[queue] = weights_of(self._catalog, checkpoint)
             self._mark("load", limit_s)
             _log.info("loaded", queue=queue, device=self.device, seconds=round(time.monotonic() - started, 2))
+
+    def told(self) -> dict[str, str]:
+        """What a registered worker says of its device and of what it holds."""
+        used, total = pipelines.memory(self.device)
+        return {
+            "device": self._device_name, "memory_bytes": str(used), "memory_total_bytes": str(total),
+            "checkpoints": ",".join(sorted({queue.partition(".")[2] for queue in self.pipes})),
+        }  # fmt: skip
 
     def check(self, queue: str, wanted: dict[str, Any]) -> None:
         """Refuses work for other weights than those that are loaded, though they have the same name.

@@ -9,6 +9,8 @@ torch and diffusers are imported inside the functions: who only wants to know a 
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +128,27 @@ def pick_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What a device is called: `cuda:0, NVIDIA H200`."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return f"{device}, {torch.cuda.get_device_name(device)}"
+
+
+def memory(device: str) -> tuple[int, int]:
+    """Bytes in use on a device, by whomever, and all that it has; on a CPU those of this process, and the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free, total
+    page = os.sysconf("SC_PAGE_SIZE")
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) if sys.platform == "linux" else 0
+    return resident * page, os.sysconf("SC_PHYS_PAGES") * page
 
 
 def load(class_name: str, files: Files, device: str) -> Any:

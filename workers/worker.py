@@ -213,7 +213,7 @@ class Worker:
                 stop.wait(period)
 
     def _register(self, state: str) -> None:
-        info = {"host": platform.node(), "pid": str(os.getpid()), "device": self.loaded.device}
+        info = {"host": platform.node(), "pid": str(os.getpid()), **self.loaded.told()}
         self.ledger.register(self.name, self.boot, self.queues, state, info)
 
     def _listens(self, sender: Any, **_: Any) -> None:

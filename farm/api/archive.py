@@ -1,4 +1,4 @@
-"""How are many pictures taken home at once: as one zip, or the stages of one as a film?"""
+"""What can be made of pictures: a zip of several, a film of one job's stages, or what another job begins with?"""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from fastapi import APIRouter, Query, Request, Response
 from PIL import Image
 from starlette.responses import StreamingResponse
 
-from farm.api.artifacts import artifacts_of
+from farm.api.artifacts import artifact_of, artifacts_of
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
-from farm.api.door import Door, Reader
+from farm.api.door import Door, Reader, Submitter
 from farm.api.jobs import record_of
+from farm.api.uploads import Uploaded, store_image
 from farm.errors import BadBlob, FarmError, NotFound
 from farm.records import JobRecord
 
@@ -135,3 +136,13 @@ def _frames(desk: Desk, found: list[tuple[str, int | None]]) -> Iterator[Image.I
             picture.thumbnail((FILM_SIDE, FILM_SIDE), Image.Resampling.LANCZOS)
             size = picture.size
         yield picture.resize(size, Image.Resampling.LANCZOS) if picture.size != size else picture
+
+
+@router.post("/jobs/{job}/artifacts/{index}/use", status_code=201)
+async def use(request: Request, job: str, index: int, caller: Submitter) -> Uploaded:
+    """Has one picture of a job be an image that other jobs may begin with, as if it had been uploaded."""
+    desk = desk_of(request)
+    record = caller.check(await desk.ask(record_of, desk, job))
+    found = artifact_of(record, desk.farm.inbox, index)
+    limit = found.size_bytes or desk.settings.max_upload_bytes
+    return await desk.decode(lambda: store_image(desk, caller, desk.farm.inbox.get_blob(found.sha256, limit)))

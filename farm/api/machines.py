@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, TypeAdapter
 
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Admin, Door, Reader, needs
-from farm.api.views import View
+from farm.api.views import View, instant
 from farm.errors import NotFound
 from farm.manual import about
 from farm.records import QueueState, WorkerRecord
@@ -111,16 +113,32 @@ class WorkerView(View):
     isolated_s: float
     queues: list[str]
     running: int
+    device: str
+    memory_bytes: int | None = Field(description="in use on a device; of a CPU's worker by its process")
+    memory_total_bytes: int | None
+    checkpoints: list[str] = Field(description="whose pipelines it holds")
+    jobs: list[str] = Field(description="some of those that wait for what it runs; an admin is told")
+    per_minute: float | None = Field(description="stages that it committed in the last minute")
 
     @classmethod
-    def of(cls, worker: WorkerRecord, caller: Caller) -> WorkerView:
-        """The view of a record, as `caller` may see it."""
-        told = caller.is_admin
+    def of(cls, worker: WorkerRecord, caller: Caller, done: Mapping[str, float]) -> WorkerView:
+        """The view of a record, as `caller` may see it; `done`: stages in the last minute, by worker."""
+        told, info = caller.is_admin, worker.info
         return cls(
             name=worker.worker if told else None, host=worker.host if told else None, pid=worker.pid if told else None,
             state=worker.state, draining=worker.draining, isolated_s=worker.isolated_s, queues=list(worker.queues),
-            running=len(worker.held),
+            running=len(worker.held), device=info.get("device", ""), memory_bytes=_bytes(info, "memory_bytes"),
+            memory_total_bytes=_bytes(info, "memory_total_bytes"),
+            checkpoints=[name for name in info.get("checkpoints", "").split(",") if name],
+            jobs=list(worker.jobs) if told else [], per_minute=done.get(worker.worker, 0.0),
         )  # fmt: skip
+
+
+class Throughput(View):
+    """Stages that were committed in each minute, the oldest minute first; the last one is not over yet."""
+
+    minutes: list[str] = Field(description="when each begins")
+    queues: dict[str, list[int]] = Field(description="so many in each minute, by queue")
 
 
 @router.get("/catalog", dependencies=[needs("read")])
@@ -189,7 +207,20 @@ async def stats(request: Request) -> dict[str, int]:
 async def workers(request: Request, caller: Reader) -> list[WorkerView]:
     """The live workers."""
     desk = desk_of(request)
-    return [WorkerView.of(worker, caller) for worker in await desk.ask(desk.farm.ledger.workers)]
+    found, done = await desk.ask(lambda: (desk.farm.ledger.workers(), _last_minute(desk)))
+    return [WorkerView.of(worker, caller, done) for worker in found]
+
+
+@router.get("/throughput", dependencies=[needs("read")])
+async def throughput(request: Request, minutes: Annotated[int, Query(ge=1, le=1440)] = 60) -> Throughput:
+    """How many stages were done in each of the last minutes, queue by queue."""
+    desk = desk_of(request)
+    found = await desk.ask(desk.farm.ledger.minutes, minutes)
+    names = sorted({name for one in found for name in one.queues})
+    return Throughput(
+        minutes=[instant(one.t) or "" for one in found],
+        queues={name: [one.queues.get(name, 0) for one in found] for name in names},
+    )
 
 
 @router.post("/workers/{worker}/drain")
@@ -216,6 +247,19 @@ async def _drain(request: Request, worker: str, caller: Caller, *, on: bool) -> 
         desk.farm.ledger.drain(worker, on)
         if (found := find()) is None:
             raise NotFound("there is no such live worker")
-        return WorkerView.of(found, caller)
+        return WorkerView.of(found, caller, _last_minute(desk))
 
     return await desk.ask(call)
+
+
+def _last_minute(desk: Desk) -> dict[str, float]:
+    """Stages that each worker committed in the last sixty seconds, the minute before taken as even."""
+    before, now = desk.farm.ledger.minutes(2)
+    left = 1 - min((time.time() * 1000 - now.t) / 60000, 1)
+    names = {*before.workers, *now.workers}
+    return {name: round(before.workers.get(name, 0) * left + now.workers.get(name, 0), 1) for name in names}
+
+
+def _bytes(info: Mapping[str, str], name: str) -> int | None:
+    """A number of bytes that a worker says; None where it says none."""
+    return int(info[name]) if info.get(name, "").isdigit() else None

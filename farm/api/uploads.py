@@ -12,11 +12,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Request
 
-from farm.api.artifacts import artifact_of
 from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
-from farm.api.jobs import record_of
 from farm.api.views import View
 from farm.errors import BadMediaType, BodyTooLarge, InvalidJob, Unavailable
 from farm.image import FORMATS, read_input, to_png
@@ -49,7 +47,7 @@ async def upload(request: Request, caller: Submitter) -> Uploaded:
     """Stores a PNG, JPEG or WebP, sent as the body. The same pixels give the same name."""
     desk = desk_of(request)
     async with body_of(request) as data:
-        return await desk.decode(_store, desk, caller, data)
+        return await desk.decode(store_image, desk, caller, data)
 
 
 @asynccontextmanager
@@ -78,17 +76,7 @@ async def body_of(request: Request) -> AsyncIterator[bytes]:
         desk.uploading -= held
 
 
-@router.post("/jobs/{job}/artifacts/{index}/use", status_code=201)
-async def use(request: Request, job: str, index: int, caller: Submitter) -> Uploaded:
-    """Has one picture of a job be an image that other jobs may begin with, as if it had been uploaded."""
-    desk = desk_of(request)
-    record = caller.check(await desk.ask(record_of, desk, job))
-    found = artifact_of(record, desk.farm.inbox, index)
-    limit = found.size_bytes or desk.settings.max_upload_bytes
-    return await desk.decode(lambda: _store(desk, caller, desk.farm.inbox.get_blob(found.sha256, limit)))
-
-
-def _store(desk: Desk, caller: Caller, data: bytes) -> Uploaded:
+def store_image(desk: Desk, caller: Caller, data: bytes) -> Uploaded:
     try:
         picture = read_input(data, desk.settings)
     except InvalidJob as error:

@@ -57,6 +57,8 @@ def demo(
 ) -> Outcome:
     """Render two chains on this machine, on the running farm or on one that is started for it.
 
+    On a terminal the farm that was started stays, with its dashboard, until Ctrl+C; elsewhere it is stopped at once.
+
     \b
     farm demo -o demo-out --seed 7
     """
@@ -78,7 +80,7 @@ def demo(
                 {"id": handle.id, "state": record.state, "results": uris, "path": str(out / f"{handle.id}.png")}
             )
 
-    run(settings, out, seed, show, say)
+    run(settings, out, seed, show, say, stay=sys.stdin.isatty() and sys.stdout.isatty())
     return Outcome({"jobs": data}, (), failure_of(records))
 
 

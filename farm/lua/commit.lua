@@ -15,13 +15,23 @@ local function measure(exec)
   redis.call('HSET', key, 'count', count, 'mean_ms', string.format('%.3f', mean), 'wall_ms', string.format('%.3f', wall))
 end
 
+-- How many stages each queue and each worker has done in each minute, for a day.
+local DAY = 86400000
+local function count(queue, worker)
+  local key = P .. 'minute:' .. math.floor(NOW / 60000)
+  redis.call('HINCRBY', key, 'queue ' .. queue, 1)
+  if worker then redis.call('HINCRBY', key, 'worker ' .. worker, 1) end
+  redis.call('PEXPIRE', key, DAY)
+end
+
 local function take(exec, token, output, published)
   local key = xk(exec)
-  local epoch, publish, worker = get(key, 'epoch', 'publish', 'worker')
+  local epoch, publish, worker, queue = get(key, 'epoch', 'publish', 'worker', 'queue')
   leave(exec)
   if publish ~= '1' then
     clear(worker)
     measure(exec)
+    count(queue, worker)
   end
   redis.call('HSET', key, 'output', output, 'committed_token', token, 'committed_ms', NOW)
   redis.call('HDEL', key, 'code', 'message')

@@ -35,7 +35,8 @@ def drawn(dashboard: Dashboard) -> dict[str, str]:
 def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Every view by name, with its address."""
     yield from {
-        "generate": "/", "queue": "/queue", "job": f"/jobs/{drawn['job']}", "compare": f"/jobs/{drawn['job']}?compare=1",
+        "generate": "/", "queue": "/queue", "job": f"/jobs/{drawn['job']}",
+        "compare": f"/jobs/{drawn['job']}?compare=1",
         "recipe": f"/jobs/{drawn['job']}?tab=recipe", "events": f"/jobs/{drawn['cancelled']}?tab=events",
         "gallery": "/gallery", "picture": f"/gallery?open={drawn['job']}", "sweeps": "/sweeps",
         "grid": f"/sweeps?run={drawn['run']}", "workers": "/workers", "settings": "/settings", "nothing": "/jobs/none",

@@ -1,0 +1,127 @@
+"""Is what a stranger writes ever more than text in somebody else's browser?"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.api.conftest import serving
+from tests.ui.conftest import Dashboard
+
+RUN = "window.__ran = (window.__ran || 0) + 1"
+PAYLOADS = [
+    f"<script>{RUN}</script>", f"<ScRiPt>{RUN}</sCrIpT>", f"<script/x>{RUN}</script>", f"<script\n>{RUN}</script>",
+    f"</title><script>{RUN}</script>", f"</textarea><script>{RUN}</script>", f"</style><script>{RUN}</script>",
+    f"--><script>{RUN}</script>", f"]]><script>{RUN}</script>", f"'\"><script>{RUN}</script>",
+    f"<img src=x onerror='{RUN}'>", f"<img src=x onerror={RUN.replace(' ', '/**/')}>", f"<img/src=x/onerror='{RUN}'>",
+    f"<image src=x onerror='{RUN}'>", f"<svg onload='{RUN}'>", f"<svg/onload='{RUN}'>",
+    f"<svg><script>{RUN}</script></svg>", f"<svg><animate onbegin='{RUN}' attributeName=x dur=1s>",
+    f"<svg><set onbegin='{RUN}' attributename=x>", f"<svg><a xlink:href='javascript:{RUN}'><text y=20>x</text></a></svg>",
+    f"<math><mi//xlink:href='data:x,<script>{RUN}</script>'>", f"<body onload='{RUN}'>", f"<body onpageshow='{RUN}'>",
+    f"<iframe src='javascript:{RUN}'></iframe>", f"<iframe srcdoc='<script>parent.{RUN}</script>'></iframe>",
+    f"<object data='javascript:{RUN}'></object>", f"<embed src='javascript:{RUN}'>", f"<video><source onerror='{RUN}'>",
+    f"<video src=x onerror='{RUN}'></video>", f"<audio src=x onerror='{RUN}'></audio>",
+    f"<details open ontoggle='{RUN}'>x</details>", f"<input autofocus onfocus='{RUN}'>",
+    f"<select autofocus onfocus='{RUN}'></select>", f"<textarea autofocus onfocus='{RUN}'></textarea>",
+    f"<keygen autofocus onfocus='{RUN}'>", f"<marquee onstart='{RUN}'>x</marquee>",
+    f"<div style='animation-name:x' onanimationstart='{RUN}'>x</div>",
+    f"<style>@keyframes x{{}}</style><b style='animation:x' onanimationstart='{RUN}'>x</b>",
+    f"<a href='javascript:{RUN}' autofocus onfocus='{RUN}'>x</a>", f"<a href=' javascript:{RUN}'>x</a>",
+    f"javascript:{RUN}", f"data:text/html,<script>{RUN}</script>", f"<base href='javascript:{RUN}//'>",
+    f"<meta http-equiv=refresh content='0;url=javascript:{RUN}'>", f"<link rel=stylesheet href='javascript:{RUN}'>",
+    f"<form action='javascript:{RUN}'><button autofocus onfocus='{RUN}'>x</button></form>",
+    f"<button popovertarget=x onbeforetoggle='{RUN}'>x</button><div popover id=x onbeforetoggle='{RUN}'>x</div>",
+    f"<dialog open onclose='{RUN}'><form method=dialog><button>x</button></form></dialog>",
+    f"<template><script>{RUN}</script></template>", f"<noscript><p title='</noscript><img src=x onerror={RUN!r}>'>",
+    f"<xss onpointerrawupdate='{RUN}' style=display:block>x</xss>",
+    f"<x onclick='{RUN}' tabindex=1 autofocus onfocus='{RUN}'>x",
+    f"{{{{constructor.constructor('{RUN}')()}}}}", f"${{{RUN}}}", f"{{@html '<script>{RUN}</script>'}}",
+    f"\"; {RUN}; //", f"'; {RUN}; //", f"`; {RUN}; //", f"\\u003cscript\\u003e{RUN}\\u003c/script\\u003e",
+    f"%3Cscript%3E{RUN}%3C/script%3E", f"&lt;script&gt;{RUN}&lt;/script&gt;", f"&#60;script&#62;{RUN}&#60;/script&#62;",
+    f"<scr<script>ipt>{RUN}</scr</script>ipt>", f"\ufeff<script>{RUN}</script>",
+]  # fmt: skip
+"""Ways in which a text becomes a program. Source: OWASP's and PortSwigger's XSS cheat sheets."""
+WATCH = """
+addEventListener("securitypolicyviolation", (event) => {
+  (window.__violations ||= []).push(`${event.violatedDirective}: ${event.blockedURI} ${event.sample}`);
+});
+"""
+
+
+def test_there_are_many() -> None:
+    assert len(set(PAYLOADS)) >= 60
+
+
+@pytest.fixture(scope="module")
+def stored(dashboard: Dashboard) -> dict[str, str]:
+    """Jobs that have each payload in every text that a caller may store; they are paused, or ended by their chain."""
+    farm = dashboard.rig.farm
+    jobs = []
+    for index, payload in enumerate(PAYLOADS):
+        chain = {
+            "prompt": payload, "negative_prompt": payload,
+            "stages": [{"kind": "text2img", "num_inference_steps": 1, "prompt": payload, "negative_prompt": payload}],
+        }  # fmt: skip
+        jobs.append(farm.render(chain=chain, seed=index))
+    run = farm.run(chain="txt", sweep=[{"prompt": PAYLOADS[:30]}], steps=1, seed=1)
+    for job in [*jobs, *run]:
+        job.wait(300)
+    return {"job": jobs[0].id, "last": jobs[-1].id, "run": run[0].record.run or "", "count": str(len(jobs))}
+
+
+def test_no_text_becomes_a_program(dashboard: Dashboard, stored: dict[str, str]) -> None:
+    watched = dashboard.open("/")
+    page = watched.page
+    page.context.add_init_script(WATCH)
+    paths = [
+        "/", "/queue", "/queue?state=done", f"/queue?run={stored['run']}", "/gallery", f"/gallery?open={stored['job']}",
+        "/sweeps", f"/sweeps?run={stored['run']}", "/workers", "/settings",
+    ]  # fmt: skip
+    for job in dashboard.rig.farm.jobs(limit=len(PAYLOADS)):
+        paths += [f"/jobs/{job.job}", f"/jobs/{job.job}?tab=recipe", f"/jobs/{job.job}?tab=events"]
+    # What an address says is a stranger's, too
+    paths += [f"/queue?state={one}&run={one}" for one in ("%3Cscript%3E", "javascript:1")]
+    paths += [f"/gallery?text={RUN}&open=%3Cimg%20src%3Dx%3E", "/jobs/%3Cimg%20src=x%20onerror=alert(1)%3E"]
+    ran, violations = 0, list[str]()
+    for path in paths:
+        page.goto(dashboard.url + path)
+        page.locator("main h1").first.wait_for(state="attached")
+        page.wait_for_load_state("load")
+        ran += page.evaluate("() => window.__ran || 0")
+        violations += page.evaluate("() => window.__violations || []")
+    # And the form, filled with each
+    page.goto(dashboard.url)
+    field = page.get_by_label("Prompt", exact=True)
+    for payload in PAYLOADS:
+        field.fill(payload)
+        field.press("Control+ArrowUp")
+    ran += page.evaluate("() => window.__ran || 0")
+    violations += page.evaluate("() => window.__violations || []")
+    # Then
+    assert (ran, violations, watched.trouble) == (0, [], [])
+
+
+def test_the_policy_forbids_what_nobody_wrote(dashboard: Dashboard) -> None:
+    """Were there ever a hole, no script would come through it: the policy is tried, not only read."""
+    watched = dashboard.open("/")
+    page = watched.page
+    page.evaluate(WATCH)
+    page.evaluate(
+        f"() => document.body.append(Object.assign(document.createElement('script'), {{text: {json.dumps(RUN)}}}))"
+    )
+    page.evaluate("() => document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.__ran = 1\">')")
+    page.wait_for_function("() => (window.__violations || []).length >= 2")
+    assert page.evaluate("() => window.__ran || 0") == 0
+
+
+def test_the_page_is_not_framed_and_runs_nothing_of_elsewhere(dashboard: Dashboard) -> None:
+    with serving(dashboard.rig.farm.settings, auth=False) as url:
+        page = dashboard.browser.new_page()
+        told = page.request.get(url).headers
+        page.close()
+    policy = dict(part.strip().partition(" ")[::2] for part in told["content-security-policy"].split(";"))
+    assert policy["script-src"] == "'self'"
+    assert policy["style-src"] == "'self'"
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert told["x-frame-options"] == "DENY"
