@@ -6,11 +6,11 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test bench chaos mutants lint clean
-demo: $(STAMP)
+.PHONY: demo test bench chaos mutants lint ui clean
+demo: ui
 	$(BIN)/farm demo -o demo-out
 
-test: $(STAMP) $(VENV)/sprites lint
+test: $(VENV)/sprites $(VENV)/browser lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench: $(STAMP)
@@ -25,11 +25,16 @@ mutants: $(STAMP)
 	$(BIN)/mutmut run --max-children 2
 	$(BIN)/mutmut results
 
-lint: $(STAMP)
+lint: ui
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python farm/ui/build.py check
+
+# The installation builds the dashboard; this does so again where its sources have changed.
+ui: $(STAMP)
+	$(BIN)/python farm/ui/build.py
 
 # torch first and pinned: an index with a CPU build then offers it, and nothing later pulls another.
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +47,11 @@ $(STAMP): pyproject.toml constraints.txt
 # The pictures that the demo family learnt from: its tests compare with them.
 $(VENV)/sprites: $(STAMP)
 	$(BIN)/python -m workers.demo.sprites $@
+
+# Tests of the dashboard look at it in Chromium.
+$(VENV)/browser: $(STAMP)
+	$(BIN)/python -m tests.ui.browser
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo-out chaos-out mutants build dist

@@ -26,10 +26,10 @@ from farm.api import (
     page,
     papers,
     problems,
+    prompts,
     quarantine,
     runs,
     uploads,
-    words,
 )
 from farm.api.courier import Patience
 from farm.api.desk import Desk
@@ -73,7 +73,8 @@ def make_app(
     api = APIRouter(prefix=BASE)
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
     for room in (
-        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants, words
+        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants,
+        prompts,
     ):  # fmt: skip
         api.include_router(room.router)
     api.include_router(login.router)

