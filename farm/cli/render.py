@@ -13,9 +13,11 @@ from farm.cli.jobs import lasting
 from farm.cli.outcome import Outcome, load_settings, open_farm, usage
 from farm.cli.submit import Out, assignments, axes, check_out, submitted
 from farm.cli.wait import wait
+from farm.errors import FarmError
 
 if TYPE_CHECKING:
     from farm.job import Forecast
+    from farm.protocol import AnyJob
 
 
 def render(
@@ -110,32 +112,54 @@ def render(
 
 
 def rerun(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG that the farm made.", show_default=False)],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="PNGs that the farm made.", show_default=False)
+    ],
     image: Annotated[Path | None, typer.Option(help="The input image, if the store no longer holds it.")] = None,
     wait_: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait, and compare the pixels.")] = True,
     out: Out = None,
 ) -> Outcome:
-    """Make a picture again from the recipe in it, and say whether the pixels are identical.
+    """Make pictures again from the recipes in them, and say whether the pixels are identical.
 
     \b
     farm rerun out/apple.png
     farm rerun out/apple.png --image photo.jpg -o again.png
+    farm rerun out/*.png -o again/
     """
     from farm.image import pixels_sha256
 
+    if len(pictures) > 1 and out is not None and out.suffix == ".png":
+        raise usage("several pictures do not go into one .png", "give a folder with -o")
     with open_farm() as farm:
-        handle, same_recipe = farm.rerun(picture, image)
+        handles, same = list["AnyJob"](), list[bool]()
+        for picture in pictures:
+            try:
+                handle, same_recipe = farm.rerun(picture, image)
+            except FarmError as error:
+                # Those before it are under way, and go on.
+                made = [handle.id for handle in handles]
+                return Outcome({"jobs": [{"id": job} for job in made]}, made, error)
+            handles.append(handle)
+            same.append(same_recipe)
         if not wait_ and out is None:
-            return Outcome({"jobs": [{"id": handle.id}], "same_recipe": same_recipe}, [handle.id])
-        outcome = wait([handle], out, farm.round_s)
+            made = [handle.id for handle in handles]
+            return Outcome({"jobs": [{"id": job} for job in made], "same_recipe": all(same)}, made)
+        outcome = wait(handles, out, farm.round_s)
         if outcome.error is not None:
             return outcome
-        (result,) = handle.results
-        identical = pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes())
-        told = "the pixels are identical" if identical else "the pixels differ"
-        if not same_recipe:
-            told += "; the checkpoints or stages here are not those that made the picture"
-        return Outcome({**outcome.data, "identical": identical, "same_recipe": same_recipe}, [*outcome.lines, told])
+        lines, equal = list(outcome.lines), []
+        for picture, handle, same_recipe in zip(pictures, handles, same, strict=True):
+            (result,) = handle.results
+            equal.append(pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes()))
+            told = "the pixels are identical" if equal[-1] else "the pixels differ"
+            if not same_recipe:
+                told += "; the checkpoints or stages here are not those that made the picture"
+            lines.append(told if len(pictures) == 1 else f"{picture}: {told}")
+        jobs = [
+            {**job, "identical": identical, "same_recipe": same_recipe}
+            for job, identical, same_recipe in zip(outcome.data["jobs"], equal, same, strict=True)
+        ]
+        return Outcome({"jobs": jobs, "identical": all(equal), "same_recipe": all(same)}, lines)
 
 
 def script(
