@@ -100,7 +100,7 @@ def stages(
 
 def _wrapped(*cells: str) -> Iterator[tuple[str, ...]]:
     """The rows that cells take, each in its width."""
-    lines = [textwrap.wrap(cell, width) for cell, width in zip(cells, WIDTHS, strict=True)]
+    lines = [textwrap.wrap(cell, width, break_on_hyphens=False) for cell, width in zip(cells, WIDTHS, strict=True)]
     return zip_longest(*lines, fillvalue="")
 
 

@@ -66,9 +66,9 @@ def render(
     \b
     farm render "a red apple" --wait -o out/
     farm render "a green apple" --image photo.jpg --strength 0.5 -o apple.png
-    farm render "a pear" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
-    farm render "a pear" --sweep seed=1,2,3 --sweep 0.guidance_scale=3,7 -o out/
-    farm render --sweep '{"prompt": ["a pear", "a plum"], "seed": [1, 2]}'
+    farm render "a lemon" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
+    farm render "a lemon" --sweep seed=1,2,3 --sweep 0.guidance_scale=3,7 -o out/
+    farm render --sweep '{"prompt": ["a lemon", "a carrot"], "seed": [1, 2]}'
     farm render --chain my-chain.yaml --dry-run
 
     Without --wait the ids of the jobs are printed. Exit status 3: a job did not end done.

@@ -128,7 +128,7 @@ def test_a_chain_that_does_not_fit_is_refused(
     [
         (b"", "line 1, column 1: the body ends too early"),
         (b'{"prompt": "a', "line 1, column 12: unterminated string"),
-        (b'{\n "chain": {"stages": [', "line 2, column 24: the body ends too early"),
+        (b'{\n "chain": {"stages": [', "line 2, column 23: the body ends too early"),
         (b'{"seed": 1, "seed" 2}', "line 1, column 20: expecting ':' delimiter"),
         (b'{"seed": "\\q-secret"}', "line 1, column 11: invalid \\escape"),
         (b'{"seed": "a\x01"}', "line 1, column 12: invalid control character"),
