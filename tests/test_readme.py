@@ -114,7 +114,7 @@ def blocks(language: str) -> list[str]:
 def test_the_prompts_that_may_be_tried_are_in_the_words_of_the_demo_family() -> None:
     # Given every example but those for checkpoints that are to be pulled
     texts = [*blocks("sh"), *blocks("python"), *(text for text in blocks("yaml") if "sd15" not in text)]
-    asked = r"""(?:farm render|farm\.run|Farm\(\)\.(?:render|run)|farm\.render)\(?\s*"(.*?)"|"prompt": "(.*?)"|prompt: ([^}"\n]+)"""
+    asked = r'(?:farm render |(?:farm|Farm\(\))\.(?:render|run)\()"(.*?)"|"prompt": "(.*?)"|prompt: ([^}"\n]+)'
     # When
     prompts = ["".join(found) for text in texts for found in re.findall(asked, text)]
     # Then
