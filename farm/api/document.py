@@ -52,19 +52,19 @@ _SECURITY = {
     },
 }  # fmt: skip
 _EXAMPLES: dict[str, dict[str, Any]] = {
-    "one": {"summary": "One picture", "value": {"chain": "txt", "prompt": "a pear", "seed": 7}},
+    "one": {"summary": "One picture", "value": {"chain": "txt", "prompt": "a lemon", "seed": 7}},
     "run": {
         "summary": "Eight pictures: two prompts, two scales, two seeds each",
         "value": {
             "chain": "txt", "count": 2,
-            "sweep": [{"prompt": ["a pear", "a plum"]}, {"0.guidance_scale": [3, 7]}],
+            "sweep": [{"prompt": ["a lemon", "a carrot"]}, {"0.guidance_scale": [3, 7]}],
         },
     },
     "chain": {
         "summary": "A chain of its own",
         "value": {
             "chain": {
-                "prompt": "a pear",
+                "prompt": "a lemon",
                 "stages": [{"kind": "text2img", "num_inference_steps": 4}, {"kind": "img2img", "strength": 0.5}],
             },
             "lane": "bulk",

@@ -34,7 +34,12 @@ MAX_KEYS = 1000
 """Keys of one object: each that is wrong costs time, and all parameters of eight stages are half as many."""
 LARGE_BYTES = 64 << 10
 """From here on a body is read in a thread."""
+_TOKEN = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|NaN|-?(?:Infinity|(?:0|[1-9]\d*+)(?:\.\d++)?+(?:[eE][+-]?\d++)?+)', re.DOTALL
+)
+"""The texts and numbers of JSON, and what Python alone takes for numbers."""
 _TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_TOO_DEEP = f"the body has more than {MAX_DEPTH} lists and objects within each other"
 _bearer = HTTPBearer(auto_error=False, description="a token of `farm token create`")
 
 
@@ -177,33 +182,63 @@ class Door(APIRoute):
 async def _read(request: Request) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise BadMediaType("send the body as application/json")
+        raise BadMediaType("send the body as JSON, with Content-Type: application/json")
     body = await request.body()
     # A large one takes its time, and all streams would wait for it.
     return await anyio.to_thread.run_sync(read_json, body) if len(body) > LARGE_BYTES else read_json(body)
+
+
+class _NoNumber(ValueError):
+    """The `literal` is a number that JSON does not have, or one that is not read; `why`."""
+
+    def __init__(self, literal: str, why: str) -> None:
+        super().__init__(why)
+        self.literal, self.why = literal, why
 
 
 def read_json(data: bytes) -> Any:
     """The JSON value in `data`, UTF-8.
 
     Raises:
-        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is too deep or wide;
-            (`duplicate_key`) an object has a key twice.
+        BadRequest: (`invalid_json`) it is none, has numbers that are none or too long, or is too deep or wide; says
+            where, and what is wrong there; (`duplicate_key`) an object has a key twice.
         InvalidJob: (`invalid_unicode`) a text holds what no text may.
     """
     try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8")
+        raise _wrong_at(before, len(before), "the body is not UTF-8") from None
+    if text.startswith("\ufeff"):
+        raise _wrong_at(text, 0, "a byte order mark; send UTF-8 without one")
+    try:
         found = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite
+            text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite, parse_int=_whole
         )
-    except (ValueError, RecursionError):
-        raise BadRequest(code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        ends = error.pos >= len(text.rstrip())
+        # What follows a colon would be from the body.
+        said = error.msg.partition(": ")[0].removesuffix(" at").removesuffix(" starting")
+        raise _wrong_at(text, error.pos, "the body ends too early" if ends else said) from None
+    except _NoNumber as error:
+        # All before it was JSON, so that the first token that is the same is the one.
+        at = next(token.start() for token in _TOKEN.finditer(text) if token[0] == error.literal)
+        raise _wrong_at(text, at, error.why) from None
+    except RecursionError:
+        raise BadRequest(_TOO_DEEP, code="invalid_json") from None
     _check(found)
     return found
 
 
+def _wrong_at(text: str, at: int, why: str) -> BadRequest:
+    """The error of a body that is no JSON at the character `at`, of which nothing is repeated."""
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return BadRequest(f"line {line}, column {column}: {why[0].lower()}{why[1:]}", code="invalid_json")
+
+
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_KEYS:
-        raise BadRequest("an object of the body has too many keys", code="invalid_json")
+        raise BadRequest(f"an object of the body has more than {MAX_KEYS} keys", code="invalid_json")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadRequest(code="duplicate_key")
@@ -211,20 +246,27 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(text)
+    raise _NoNumber(text, f"the body has {text}, which is no JSON number")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:  # Python's own limit, beyond which it takes long
+        raise _NoNumber(text, "a number of too many digits") from None
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError("beyond what a number holds")
+        raise _NoNumber(text, "a number beyond what 64 bits hold")
     # A number without a fraction is an integer, however it is written. Source: JSON Schema 2020-12, core, 4.2.3.
     return int(value) if value.is_integer() and abs(value) <= MAX_SEED else value
 
 
 def _check(value: Any, loc: str = "", depth: int = 0) -> None:
     if depth > MAX_DEPTH:
-        raise BadRequest(code="invalid_json")
+        raise BadRequest(_TOO_DEEP, code="invalid_json")
     if isinstance(value, str):
         if _TEXT.search(value):
             msg = "no control characters but tab and newline, and no half of a surrogate pair"

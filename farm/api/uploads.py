@@ -44,7 +44,7 @@ async def upload(request: Request, caller: Submitter) -> Uploaded:
     desk = desk_of(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in TYPES:
-        raise BadMediaType(f"send an image as {', '.join(TYPES)}")
+        raise BadMediaType(f"send the raw file as the body, not a form, with Content-Type: one of {', '.join(TYPES)}")
     parts, held = list[bytes](), 0
     try:
         async for part in request.stream():

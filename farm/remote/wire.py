@@ -17,7 +17,7 @@ from urllib.parse import quote
 import httpx2
 
 from farm import errors
-from farm.errors import FarmError, FieldError, InvalidJob, RateLimited, Unavailable
+from farm.errors import FarmError, FieldError, InvalidJob, RateLimited, Unauthorized, Unavailable
 from farm.settings import Settings
 from farm.snapshot import BASE
 
@@ -178,11 +178,12 @@ def place(url: str | None, token: str | None, settings: Settings) -> tuple[str, 
     Raises:
         InvalidJob: (`invalid_field`) there is no address.
     """
-    found = (settings.url if url is None else url).rstrip("/")
+    # What people copy may be the API's address.
+    found = (settings.url if url is None else url).rstrip("/").removesuffix(BASE)
     if not found:
         raise InvalidJob("no farm is named: give its address, or set FARM_URL", code="invalid_field")
     # The token is for the farm that it is set for, not for whichever is named in a program.
-    own = found == settings.url.rstrip("/")
+    own = found == settings.url.rstrip("/").removesuffix(BASE)
     text = (settings.token.get_secret_value() if own else "") if token is None else token
     return found, {"Authorization": f"Bearer {text}"} if text else {}
 
@@ -228,6 +229,9 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
     cls = _OF_CODE.get(code, FarmError)
     if cls.http != answer.status:
         cls = _OF_STATUS.get(answer.status, FarmError)
+    if cls is Unauthorized:  # the API speaks of the header, which is not what people set here
+        hint = "set FARM_TOKEN: `farm token create` on the farm's machine makes one"
+        raise Unauthorized("the token is missing, not known, or has expired", code=code, hint=hint)
     if cls is InvalidJob:
         raise InvalidJob(detail, code=code, errors=wrong)
     error = cls(detail, code=code)
