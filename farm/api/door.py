@@ -23,6 +23,7 @@ from starlette.responses import Response
 from farm.api.callers import LOCAL, Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.sessions import second_word
+from farm.api.threads import call_for
 from farm.chain import MAX_DEPTH
 from farm.errors import BadMediaType, BadRequest, FieldError, Forbidden, InvalidJob, Unauthorized
 from farm.stage import MAX_SEED
@@ -59,7 +60,8 @@ async def identify(connection: HTTPConnection) -> Caller:
         token = await prove(connection, text.strip())
         return caller_of(desk, token)
     refuse_pages(connection)
-    token = await desk.ask(desk.sessions.find, session)
+    call_for(str(hash(session)))
+    token = await desk.recognise(desk.sessions.find, session)
     sent = connection.headers.get("x-csrf-token", "").encode("utf-8", "replace")
     if writes(connection) and not hmac.compare_digest(sent, second_word(session).encode()):
         raise Forbidden("with a session, send what GET /session says as `csrf_token` in the header X-CSRF-Token")
@@ -80,8 +82,9 @@ async def prove(connection: HTTPConnection, text: str) -> Token:
         RateLimited: many wrong ones came from the same address.
     """
     desk = desk_of(connection)
+    call_for(str(hash(text)))
     try:
-        return await desk.ask(desk.tokens.find, text)
+        return await desk.recognise(desk.tokens.find, text)
     except Unauthorized:
         # Only now: who has a token that holds is let in, whatever others on the same address do.
         await desk.ask(desk.limits.failed, connection.client.host if connection.client else "")
@@ -155,6 +158,7 @@ class Door(APIRoute):
     async def enter(self, request: Request) -> None:
         """Notes who asks, if they may."""
         request.state.caller = caller = await identify(request)
+        call_for(caller.owner)
         if caller.token and writes(request):
             desk = desk_of(request)
             await desk.ask(desk.limits.write, caller.token)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from farm.api.door import is_secure
 from farm.api.problems import answer
 from farm.api.threads import ANSWER_S, answer_within
-from farm.errors import BadMediaType, BadRequest, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
+from farm.errors import BadMediaType, BadRequest, BodyTooLarge, BodyTooSlow, Busy, FarmError, HeadTooLarge
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
@@ -107,7 +107,7 @@ class Guard:
         try:
             _check(Headers(scope=scope), limit)
             if self._calls > MAX_CALLS and scope["path"] != ALIVE:
-                raise Unavailable("the farm's API has too many calls at once")
+                raise Busy()
             await self._app(scope, counted, dressed)
         except ClientDisconnect:
             pass  # there is nobody left to answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from farm.api.asks import JobAsk, Place, body_sha256, jobs_of
 from farm.api.callers import Caller
 from farm.api.cursors import next_of, position
-from farm.api.desk import Desk, desk_of
+from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
 from farm.api.threads import patience_s
 from farm.api.views import BASE, DryRun, JobPage, JobView, Made, MadeJob
@@ -78,7 +79,8 @@ async def dry_run(request: Request, ask: JobAsk, caller: Submitter) -> DryRun:
 
 def _in_threads(desk: Desk, ask: JobAsk) -> Callable[..., Any]:
     """Where a request is worked out: one with images among few, for they take memory."""
-    return desk.decode if ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep)) else desk.work
+    has_images = ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep))
+    return partial(desk.decode, UNKNOWN) if has_images else desk.work
 
 
 @router.get("", response_model=JobPage)
