@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, cast
 
 import anyio.to_thread
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Query, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
@@ -27,7 +27,7 @@ from farm.api.threads import call_for
 from farm.chain import MAX_DEPTH
 from farm.errors import BadMediaType, BadRequest, FieldError, Forbidden, InvalidJob, Unauthorized
 from farm.stage import MAX_SEED
-from farm.tokens import SCOPES, Scope, Token
+from farm.tokens import OWNER, SCOPES, Scope, Token
 
 COOKIE = "farm_session"
 """The session's cookie."""
@@ -150,6 +150,7 @@ Known = Annotated[Caller, needs(None)]
 Reader = Annotated[Caller, needs("read")]
 Submitter = Annotated[Caller, needs("submit")]
 Admin = Annotated[Caller, needs("admin")]
+Whose = Annotated[str | None, Query(pattern=f"^{OWNER}$", description="only this owner's; of others for an admin")]
 
 
 class Door(APIRoute):
@@ -164,18 +165,32 @@ class Door(APIRoute):
             await desk.ask(desk.limits.write, caller.token)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, behind both checks."""
+        """The handler, behind all checks."""
         handle = super().get_route_handler()
         takes_json = self.body_field is not None
+        known = [one.alias for one in self.dependant.query_params]
 
         async def handler(request: Request) -> Response:
             await self.enter(request)
+            _refuse_unknown(request, known)
             if takes_json:
                 # Kept where FastAPI looks for it, so that it does not parse again.
                 request._json = request.state.given = await _read(request)
             return await handle(request)
 
         return handler
+
+
+def _refuse_unknown(request: Request, known: Sequence[str]) -> None:
+    """Refuses parameters that the call does not know: it would do something else than what was meant.
+
+    Raises:
+        InvalidJob: (`unknown_field`) there are some.
+    """
+    told = f"the call knows {', '.join(known)}" if known else "the call knows none"
+    wrong = [FieldError(f"query.{name}", told, "unknown_field") for name in request.query_params if name not in known]
+    if wrong:
+        raise InvalidJob(errors=tuple(wrong))
 
 
 async def _read(request: Request) -> Any:

@@ -71,6 +71,9 @@ class Guard:
             return
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
+        # As the server has it: it leaves out the body of what answers a HEAD.
+        is_head, call = scope["method"] == "HEAD", anyio.CancelScope()
+        scope = {**scope, "method": "GET"} if is_head else scope
         limit = {UPLOADS: self._max_upload_bytes, LOGIN: MAX_LOGIN_BYTES}.get(scope["path"], MAX_BODY_BYTES)
         begun, brought, whole, since = False, 0, False, anyio.current_time()
 
@@ -101,6 +104,9 @@ class Guard:
                     headers["Strict-Transport-Security"] = HSTS
                 headers["X-Request-ID"] = request_id
             await send(message)
+            if is_head and message["type"] == "http.response.start":
+                await send({"type": "http.response.body"})
+                call.cancel()  # a stream would go on
 
         self._calls += 1
         answer_within(ANSWER_S)
@@ -108,7 +114,8 @@ class Guard:
             _check(Headers(scope=scope), limit)
             if self._calls > MAX_CALLS and scope["path"] != ALIVE:
                 raise Busy()
-            await self._app(scope, counted, dressed)
+            with call:
+                await self._app(scope, counted, dressed)
         except ClientDisconnect:
             pass  # there is nobody left to answer
         except FarmError as error:

@@ -41,7 +41,7 @@ class Uploaded(View):
 
 @router.post("/uploads", status_code=201, openapi_extra=_BODY)
 async def upload(request: Request, caller: Submitter) -> Uploaded:
-    """Stores a PNG, JPEG or WebP, sent as the body. The same pixels give the same name."""
+    """Stores an image, sent as the body: a PNG, JPEG or WebP. The same pixels give the same name."""
     desk = desk_of(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in TYPES:
