@@ -95,6 +95,8 @@ class Guard:
 
         async def dressed(message: Message) -> None:
             nonlocal begun
+            if call.cancel_called:
+                return
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
