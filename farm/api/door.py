@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, cast
 
 import anyio.to_thread
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Query, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.requests import HTTPConnection
@@ -23,10 +23,11 @@ from starlette.responses import Response
 from farm.api.callers import LOCAL, Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.sessions import second_word
+from farm.api.threads import call_for
 from farm.chain import MAX_DEPTH
 from farm.errors import BadMediaType, BadRequest, FieldError, Forbidden, InvalidJob, Unauthorized
 from farm.stage import MAX_SEED
-from farm.tokens import SCOPES, Scope, Token
+from farm.tokens import OWNER, SCOPES, Scope, Token
 
 COOKIE = "farm_session"
 """The session's cookie."""
@@ -64,7 +65,8 @@ async def identify(connection: HTTPConnection) -> Caller:
         token = await prove(connection, text.strip())
         return caller_of(desk, token)
     refuse_pages(connection)
-    token = await desk.ask(desk.sessions.find, session)
+    call_for(str(hash(session)))
+    token = await desk.recognise(desk.sessions.find, session)
     sent = connection.headers.get("x-csrf-token", "").encode("utf-8", "replace")
     if writes(connection) and not hmac.compare_digest(sent, second_word(session).encode()):
         raise Forbidden("with a session, send what GET /session says as `csrf_token` in the header X-CSRF-Token")
@@ -85,8 +87,9 @@ async def prove(connection: HTTPConnection, text: str) -> Token:
         RateLimited: many wrong ones came from the same address.
     """
     desk = desk_of(connection)
+    call_for(str(hash(text)))
     try:
-        return await desk.ask(desk.tokens.find, text)
+        return await desk.recognise(desk.tokens.find, text)
     except Unauthorized:
         # Only now: who has a token that holds is let in, whatever others on the same address do.
         await desk.ask(desk.limits.failed, connection.client.host if connection.client else "")
@@ -152,6 +155,7 @@ Known = Annotated[Caller, needs(None)]
 Reader = Annotated[Caller, needs("read")]
 Submitter = Annotated[Caller, needs("submit")]
 Admin = Annotated[Caller, needs("admin")]
+Whose = Annotated[str | None, Query(pattern=f"^{OWNER}$", description="only this owner's; of others for an admin")]
 
 
 class Door(APIRoute):
@@ -160,23 +164,38 @@ class Door(APIRoute):
     async def enter(self, request: Request) -> None:
         """Notes who asks, if they may."""
         request.state.caller = caller = await identify(request)
+        call_for(caller.owner)
         if caller.token and writes(request):
             desk = desk_of(request)
             await desk.ask(desk.limits.write, caller.token)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, behind both checks."""
+        """The handler, behind all checks."""
         handle = super().get_route_handler()
         takes_json = self.body_field is not None
+        known = [one.alias for one in self.dependant.query_params]
 
         async def handler(request: Request) -> Response:
             await self.enter(request)
+            _refuse_unknown(request, known)
             if takes_json:
                 # Kept where FastAPI looks for it, so that it does not parse again.
                 request._json = request.state.given = await _read(request)
             return await handle(request)
 
         return handler
+
+
+def _refuse_unknown(request: Request, known: Sequence[str]) -> None:
+    """Refuses parameters that the call does not know: it would do something else than what was meant.
+
+    Raises:
+        InvalidJob: (`unknown_field`) there are some.
+    """
+    told = f"the call knows {', '.join(known)}" if known else "the call knows none"
+    wrong = [FieldError(f"query.{name}", told, "unknown_field") for name in request.query_params if name not in known]
+    if wrong:
+        raise InvalidJob(errors=tuple(wrong))
 
 
 async def _read(request: Request) -> Any:
