@@ -8,6 +8,7 @@ checks the files against it before it loads them. No hash and no revision is eve
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import tomllib
@@ -337,10 +338,10 @@ class Catalog(_Entry):
             InvalidJob: (`unknown_preset`) lists the names there are.
         """
         if name not in self.presets:
-            known = ", ".join(sorted(self.presets))
-            raise InvalidJob(
-                errors=(FieldError("chain", f"no preset {name!r}; choose one of {known}", "unknown_preset"),)
-            )
+            near = difflib.get_close_matches(name, self.presets, 1)
+            told = f"; did you mean {near[0]}?" if near else ""
+            msg = f"no preset of this name{told}; choose one of {', '.join(sorted(self.presets))}"
+            raise InvalidJob(errors=(FieldError("chain", msg, "unknown_preset"),))
         return self.presets[name]
 
     def path(self, checkpoint: Weights) -> Path:

@@ -16,6 +16,7 @@
     ├── RateLimited               rate_limited         1     429   the caller's own limit; again after `retry_after_s`
     │   └── QuotaExceeded         quota_exceeded       1     429   the same, until some of the caller's jobs have ended
     ├── Unavailable               unavailable          4     503   try again after `retry_after_s`
+    │   └── Busy                  busy                 4     503   the same; nothing was done, and no part is away
     ├── BadBlob                   bad_blob             1     500   stored bytes are gone or not what they should be
     ├── StaleToken                stale_token          1     409   a worker lost its lease
     └── StageFailed               stage_failed …       3     500   `failure` says how the ledger charges it
@@ -74,6 +75,7 @@ CODES: dict[str, str] = {
     "idempotency_conflict": "The idempotency key was used before, for another job.",
     "quota_exceeded": "So many jobs of this owner are open that it may have no more at once.",
     "unavailable": "A part of the farm cannot be reached.",
+    "busy": "The farm's API has as many calls at once as it takes: again after Retry-After.",
     "farm_full": "The farm has as many unended jobs as it takes; nothing was stored.",
     "outcome_unknown": "The reply was lost: the same key, sent again, yields exactly one job.",
     "unsupported_server": "The server is of a kind that the farm does not run on.",
@@ -231,16 +233,23 @@ class QuotaExceeded(RateLimited):
 
 
 class Unavailable(FarmError):
-    """Try again after `retry_after_s`; the ledger, broker or store does not answer."""
+    """Try again after `retry_after_s`; the ledger, broker or store does not answer. `part`: which, where it is told."""
 
     code = "unavailable"
     http = 503
+    part: str | None = None
 
     def __init__(
         self, message: str | None = None, *, code: str | None = None, hint: str = "", retry_after_s: float = 2.0
     ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.retry_after_s = retry_after_s
+
+
+class Busy(Unavailable):
+    """Try again after `retry_after_s`; nothing was done, for too much was asked of the API at once."""
+
+    code = "busy"
 
 
 class BadBlob(FarmError):

@@ -88,6 +88,16 @@ def read_input(data: bytes | Path, settings: Settings, *, opaque: bool = False) 
         return _bare(ImageOps.exif_transpose(opened))
 
 
+def size_of(data: bytes) -> Size:
+    """The size that an image file's header tells, in pixels; nothing is decoded.
+
+    Raises:
+        InvalidJob: (`bad_image`) it is no PNG, JPEG or WebP.
+    """
+    with _decoding(), Image.open(BytesIO(data), formats=FORMATS) as opened:
+        return Size(*opened.size)
+
+
 def fit(image: Image.Image, size: Size, how: Fit) -> Image.Image:
     """`image` at exactly `size`, by an explicit rule, with Lanczos resampling.
 

@@ -238,17 +238,19 @@ class Ledger(Readers, Runs):
         """
         return set(self._call("resume", job)[0])
 
-    def retry(self, job: str, max_open: int = 0) -> set[str]:
+    def retry(self, job: str, max_open: int = 0, *, lift: bool = True) -> set[str]:
         """Opens an ended, unfinished job again with cleared counters and a new deadline; the queues made ready.
 
-        `max_open`: so many unended jobs its owner may have with it; 0 for any number.
+        `max_open`: so many unended jobs its owner may have with it; 0 for any number. `lift`: if what it is to run is
+        in quarantine, that is lifted.
 
         Raises:
             Conflict: the job has not ended, or is done.
+            Forbidden: it is in quarantine, and that may not be lifted.
             NotFound: there is no such job.
             QuotaExceeded: the owner has as many already.
         """
-        return set(self._call("retry", job, secrets.token_hex(8), self._settings.max_pending, max_open)[0])
+        return set(self._call("retry", job, secrets.token_hex(8), self._settings.max_pending, max_open, int(lift))[0])
 
     def delete(self, job: str) -> None:
         """Forgets an ended job: its record, events and idempotency key. What it made stays with its recipes.

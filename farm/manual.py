@@ -29,10 +29,10 @@ def fields(cls: type[BaseModel], before: str = "") -> Iterator[tuple[str, str, s
     for name, field in cls.model_fields.items():
         if not before and name == "kind":
             continue
-        default = (
-            "" if field.is_required() or field.default is None else str(field.get_default(call_default_factory=True))
-        )
         inner = _inner(field.annotation)
+        # Of what has fields of its own, those say theirs.
+        plain = inner is None and not field.is_required() and field.default is not None
+        default = str(field.get_default(call_default_factory=True)) if plain else ""
         yield f"{before}{name}", _type(field.annotation), default, field.description or ""
         if inner is not None:
             yield from fields(inner, f"{before}{name}.")

@@ -24,7 +24,7 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         InvalidJob: (`unknown_kind`, `unknown_checkpoint`) a stage or checkpoint of the job is not known here.
     """
     lines = ["import torch", "from PIL import Image", "", "torch.set_num_threads(1)"]
-    given = ""
+    given, lacking = "", list[str]()
     if spec["image"] is not None:
         given = "given"
         lines.append(f"# the input image, as fitted at submit: {uri(spec['image']['sha256'])}")
@@ -44,13 +44,16 @@ def program(spec: Mapping[str, Any], catalog: Catalog, uri: Callable[[str], str]
         for loc, (value, _) in stage.uploads().items():
             named[loc] = f"{loc.replace('.', '_')}_{index}"
             lines += [f"# {uri(value.removeprefix(STORED))}", f"{named[loc]} = Image.open({file_of(value)!r})"]
-        extra = {
-            each: adapter_source(catalog, each, recipe["checkpoint"]["dtype"]) for each, _ in stage.adapters().values()
-        }
+        adapters = [each for each, _ in stage.adapters().values()]
+        extra = {each: adapter_source(catalog, each, recipe["checkpoint"]["dtype"]) for each in adapters}
+        weights = {name: catalog.checkpoints[name], **{each: catalog.adapters[each] for each in adapters}}
+        lacking += [each for each, found in weights.items() if not catalog.path(found).exists()]
         source = replace(source, adapters=extra, switches=recipe["checkpoint"].get("switches", {}))
         lines += stage.script(named, Medium(recipe["emits"]), Size(*recipe["size"]), recipe["seed"], source)
         given = f"given_{index + 1}"
         lines.append(f"{given} = out")
+    if lacking:
+        lines.insert(0, f"# this machine lacks what it loads: farm models pull {' '.join(dict.fromkeys(lacking))}")
     return "\n".join([*lines, "", 'out.save("out.png")', ""])
 
 

@@ -146,6 +146,11 @@ class StageRecord:
     wall_s: float | None = None
     live: int = 0
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether its steps count: it runs, or its job was paused or ended in it."""
+        return self.state not in ("waiting", "queued", "backoff")
+
 
 @dataclass(frozen=True)
 class JobRecord:
@@ -179,11 +184,11 @@ class JobRecord:
 
     @property
     def progress(self) -> float:
-        """How far it is, from 0 to 1: whole stages, and the steps of the running one. Each stage counts the same."""
+        """How far it is, from 0 to 1: whole stages, and the steps of its current one. Each stage counts the same."""
         if self.state == "done":
             return 1.0
         stage = self.stages[self.at] if self.at < len(self.stages) else None
-        share = stage.step / stage.steps if stage and stage.state == "running" and stage.steps else 0.0
+        share = stage.step / stage.steps if stage and stage.has_begun and stage.steps else 0.0
         return round((self.at + min(share, 1.0)) / self.n, 4)
 
 

@@ -59,7 +59,7 @@ def _waits_for(state: str, *rest: Any) -> str:
         return ""
     queue, ahead, live, registered = rest
     if not live and registered:
-        return f"no worker of {queue} may take it now: see `farm queue status`"
+        return f"no worker of {queue} may take it now: they are drained, pause after failures, or are of another build"
     if not live:
         return f"no worker serves {queue}"
     return f"{ahead} ahead in {queue}" if ahead else f"next in {queue}"

@@ -54,10 +54,11 @@ class Runs:
         """The ids of the run's jobs, the oldest first; none where there is no such run."""
         return list(self._server.run("ZRANGE", f"run:{run}", "0", "-1"))
 
-    def steer_run(self, run: str, verb: Verb, max_open: int = 0) -> tuple[int, set[str]]:
+    def steer_run(self, run: str, verb: Verb, max_open: int = 0, *, lift: bool = True) -> tuple[int, set[str]]:
         """How many jobs of the run were steered, each as the call for one job does, and the queues made ready.
 
-        Not all at one moment: who looks meanwhile sees some of them moved. `max_open` as for `Ledger.retry`.
+        Not all at one moment: who looks meanwhile sees some of them moved. `max_open` and `lift` as for `Ledger.retry`;
+        jobs whose quarantine may not be lifted stay as they are.
 
         Raises:
             NotFound: there is no such run.
@@ -66,7 +67,7 @@ class Runs:
         """
         self.run(run)
         moved, queues, call = 0, set[str](), secrets.token_hex(8)
-        limits = self._settings.max_pending, max_open
+        limits = self._settings.max_pending, max_open, int(lift)
         for state in STEERED[verb]:
             after = "-inf"
             while after:

@@ -29,7 +29,7 @@ from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
 
-from farm.errors import Conflict, FarmError, NotFound, QuotaExceeded, StaleToken, Unavailable
+from farm.errors import Conflict, FarmError, Forbidden, NotFound, QuotaExceeded, StaleToken, Unavailable
 from farm.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ _REFUSED: dict[str, type[FarmError]] = {
     "not_found": NotFound,
     "stale_token": StaleToken,
     "conflict": Conflict,
+    "forbidden": Forbidden,
     "idempotency_conflict": Conflict,
     "quota_exceeded": QuotaExceeded,
     "farm_full": Unavailable,

@@ -22,6 +22,7 @@ from farm.errors import FarmError, InvalidJob
 CONNECTION_FILE = "farm.json"
 SHARED = ("catalog", "models", "safety", "safety_checker")
 """Settings that those who submit must have as the workers have them."""
+_HTTP = re.compile(r"https?://[^\s/@]+(/\S*)?")
 
 
 def _default_data() -> Path:
@@ -64,9 +65,7 @@ class Settings(BaseSettings):
         default_factory=_default_data,
         description="folder of the one-machine farm: servers' data, checkpoints, logs, connection file",
     )
-    url: str = Field(
-        "", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$", description="the farm elsewhere that commands and `connect` call"
-    )
+    url: str = Field("", description="the farm elsewhere that commands and `connect` call")
     token: SecretStr = Field(SecretStr(""), description="the token for it, as `farm token create` printed it")
     redis_url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:6379/0"), description="Redis ≥ 7 or Valkey ≥ 8, AOF on; not a cluster"
@@ -159,6 +158,15 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr | None = Field(
         None, exclude=True, description="from the connection file; elsewhere AWS's own variable"
     )
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url or _HTTP.fullmatch(url):
+            return url
+        bare = "://" not in url and _HTTP.fullmatch(f"http://{url}")
+        near = f"http://{url} or https://{url}" if bare else "https://farm.example.org"
+        raise ValueError(f"an address such as {near}")
 
     @field_validator("redis_url")
     @classmethod

@@ -35,7 +35,7 @@ class Snapshot(View):
     stage: int = Field(description="index of the current stage, from 0")
     stage_count: int = Field(description="how many stages there are")
     kind: str = Field("", description="of the current stage")
-    phase: str = Field("", description="of the running stage: load, fetch, encode, step, tile, decode, upload, spool")
+    phase: str = Field("", description="of the stage: load, fetch, encode, step, tile, decode, upload, spool")
     step: int = 0
     steps: int = 0
     progress: float = Field(description="0 to 1 over the whole chain; each stage counts the same")
@@ -70,7 +70,7 @@ def told(code: str, message: str) -> str:
 def snapshot_fields(record: JobRecord) -> dict[str, Any]:
     """The fields of a `Snapshot`."""
     stage = record.stages[record.at] if record.at < len(record.stages) else None
-    running = stage is not None and stage.state == "running"
+    begun = stage is not None and stage.has_begun
     return {
         "id": record.job,
         "run": record.run or None,
@@ -78,9 +78,9 @@ def snapshot_fields(record: JobRecord) -> dict[str, Any]:
         "stage": record.at,
         "stage_count": record.n,
         "kind": stage.queue.partition(".")[0] if stage else "",
-        "phase": stage.phase if stage and running else "",
-        "step": stage.step if stage and running else 0,
-        "steps": stage.steps if stage and running else 0,
+        "phase": stage.phase if stage and begun else "",
+        "step": stage.step if stage and begun else 0,
+        "steps": stage.steps if stage and begun else 0,
         "progress": record.progress,
         "preview": f"{BASE}/jobs/{record.job}/preview?v={stage.preview}" if stage and stage.preview else None,
         "position": record.position,

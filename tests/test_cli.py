@@ -433,6 +433,8 @@ def test_stages_tells_kinds_and_parameters(run: Run) -> None:
     for word in ("padding_mask_crop", "mask", "an image, white where it is drawn anew"):
         assert word in " ".join(one.out.split())
     assert run("stages", "paint").status == 2
+    # And what is piped stays narrow enough to be read
+    assert max(len(line) for kind in listed for line in run("stages", kind).out.splitlines()) <= 140
 
 
 def test_models_verify_finds_a_changed_file(run: Run, farm: Farm) -> None:

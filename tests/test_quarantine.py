@@ -300,7 +300,10 @@ def test_newer_records_are_left_to_newer_workers(ledger: Ledger, monkeypatch: py
     assert done(ledger, take(ledger, "old")) == set()
     assert ledger.claim(["q0"], "old", "b1") == ([], set())
     assert state(ledger, "new") == "queued"
-    assert ledger.job("new").waits_for == "no worker of q0 may take it now: see `farm queue status`"
+    assert (
+        ledger.job("new").waits_for
+        == "no worker of q0 may take it now: they are drained, pause after failures, or are of another build"
+    )
     assert ledger.queues()[0].ready == 1
     # When a newer worker comes, it takes it
     monkeypatch.setattr("farm.ledger.KNOWN_SCHEMAS", (1, 2))

@@ -20,9 +20,10 @@ from farm.sampler import SAMPLERS
 from farm.settings import PhaseLimits, Settings
 from farm.snapshot import BASE
 from farm.webhooks import TOPICS
+from workers.demo.family import WORDS
 
 README = Path(__file__).parents[1] / "README.md"
-TAGS = ("jobs", "runs", "events", "artifacts", "uploads", "farm", "quarantine", "session", "health")
+TAGS = ("jobs", "runs", "events", "artifacts", "uploads", "farm", "quarantine", "session", "health", "tokens")
 """The order in which the calls are told."""
 METHODS = ("get", "post", "patch", "delete")
 
@@ -108,6 +109,17 @@ def test_every_file_the_readme_links_to_is_there() -> None:
 def blocks(language: str) -> list[str]:
     """The README's code blocks in `language`."""
     return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+
+
+def test_the_prompts_that_may_be_tried_are_in_the_words_of_the_demo_family() -> None:
+    # Given every example but those for checkpoints that are to be pulled
+    texts = [*blocks("sh"), *blocks("python"), *(text for text in blocks("yaml") if "sd15" not in text)]
+    asked = r'(?:farm render |(?:farm|Farm\(\))\.(?:render|run)\()"(.*?)"|"prompt": "(.*?)"|prompt: ([^}"\n]+)'
+    # When
+    prompts = ["".join(found) for text in texts for found in re.findall(asked, text)]
+    # Then
+    assert len(prompts) >= 12
+    assert {word for prompt in prompts for word in prompt.split()} <= set(WORDS)
 
 
 def test_every_sampler_is_named() -> None:

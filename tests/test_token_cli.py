@@ -31,6 +31,9 @@ def test_tokens_are_madelisted_and_removed_on_the_command_line(
     assert run("--json", "token", "ls").envelope["data"] == []
     assert run("--json", "token", "rm", made["id"]).code == "not_found"
     assert run("--json", "token", "create", "--owner", "A B").code == "invalid_field"
+    for days in ("-1", "0", "nan", "9999"):
+        wrong = run("token", "create", "--owner", "hal", "--days", days)
+        assert (wrong.status, wrong.err.startswith("error: --days")) == (2, True), wrong.err
     # And one may say how many open jobs its owner has with it
     few = run("--json", "token", "create", "--owner", "hal", "--max-open-jobs", "5").envelope["data"]
     assert (made["max_open_jobs"], few["max_open_jobs"]) == (None, 5)

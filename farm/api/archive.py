@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 
 from farm.api.artifacts import artifact_of, artifacts_of
 from farm.api.callers import Caller
-from farm.api.desk import Desk, desk_of
+from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
 from farm.api.jobs import record_of
 from farm.api.uploads import Uploaded, store_image
@@ -105,7 +105,7 @@ def _result(desk: Desk, record: JobRecord) -> bytes:
 async def film(request: Request, job: str, caller: Reader) -> Response:
     """What was kept of each stage, and the result, one after the other."""
     desk = desk_of(request)
-    data = await desk.decode(_film, desk, caller.check(await desk.ask(record_of, desk, job)))
+    data = await desk.decode(UNKNOWN, _film, desk, caller.check(await desk.ask(record_of, desk, job)))
     return Response(data, media_type="image/gif", headers={"Cache-Control": "private, no-cache"})
 
 
@@ -145,4 +145,5 @@ async def use(request: Request, job: str, index: int, caller: Submitter) -> Uplo
     record = caller.check(await desk.ask(record_of, desk, job))
     found = artifact_of(record, desk.farm.inbox, index)
     limit = found.size_bytes or desk.settings.max_upload_bytes
-    return await desk.decode(lambda: store_image(desk, caller, desk.farm.inbox.get_blob(found.sha256, limit)))
+    pixels = found.width * found.height
+    return await desk.decode(pixels, lambda: store_image(desk, caller, desk.farm.inbox.get_blob(found.sha256, limit)))

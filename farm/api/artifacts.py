@@ -82,7 +82,12 @@ async def thumbnail(
 
 
 @router.get("/{job}/preview", response_class=Response, responses=_WEBP)
-async def preview(request: Request, job: str, caller: Reader) -> Response:
+async def preview(
+    request: Request,
+    job: str,
+    caller: Reader,
+    v: Annotated[int, Query(ge=0, description="of a snapshot's address")] = 0,  # noqa: ARG001 — it is for browsers
+) -> Response:
     """The running stage's picture as it is now, small and rough; the newest, whatever `v` a snapshot gave."""
     desk = desk_of(request)
     data = await desk.ask(_preview, desk, caller, job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from farm.errors import NotFound
+from farm.errors import Forbidden, NotFound
 from farm.records import JobRecord, RunRecord
 from farm.tokens import Scope
 
@@ -42,6 +42,18 @@ class Caller:
     def sees(self) -> str | None:
         """Whose jobs a list shows this caller; None for everybody's."""
         return None if self.is_admin else self.owner
+
+    def looks_at(self, owner: str | None) -> str | None:
+        """Whose jobs a list of `owner`'s (None for all that may be seen) shows this caller; None for everybody's.
+
+        Raises:
+            Forbidden: they are somebody else's.
+        """
+        if owner is None:
+            return self.sees
+        if not self.is_admin and owner != self.owner:
+            raise Forbidden("only an admin lists what is somebody else's")
+        return owner
 
     def owns(self, record: JobRecord | RunRecord) -> bool:
         """Whether the job or run is this caller's to see."""

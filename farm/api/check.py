@@ -9,7 +9,7 @@ from pydantic import Field
 
 from farm.api.asks import Ask, check_images
 from farm.api.callers import Caller
-from farm.api.desk import Desk, desk_of
+from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.api.views import PlannedView, View
 from farm.chain import parse_chain
@@ -39,7 +39,9 @@ class Checked(View):
 async def check(request: Request, ask: CheckAsk, caller: Submitter) -> Checked:
     """Checks a chain as a submit would, without an input image."""
     desk = desk_of(request)
-    return await desk.decode(_check, desk, caller, ask)
+    if ask.images:
+        return await desk.decode(UNKNOWN, _check, desk, caller, ask)
+    return await desk.work(_check, desk, caller, ask)
 
 
 def _check(desk: Desk, caller: Caller, ask: CheckAsk) -> Checked:

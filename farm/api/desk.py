@@ -24,9 +24,10 @@ from farm.api.limits import Limits
 from farm.api.outbox import Outbox
 from farm.api.readings import Readings
 from farm.api.sessions import Sessions
-from farm.api.threads import patience_s, thinking
-from farm.client import PATIENCE_S, Farm
-from farm.errors import FarmError, Unavailable
+from farm.api.threads import caller_now, patience_s, queue_for, queueing, thinking
+from farm.api.turns import Turns
+from farm.client import Farm
+from farm.errors import Busy, FarmError
 from farm.ledger import FAN
 from farm.scripts import Server, within
 from farm.settings import Settings
@@ -37,13 +38,25 @@ P = ParamSpec("P")
 T = TypeVar("T")
 THREADS = 32
 """Calls of the farm at the same time. Each waits for a server most of its time."""
-QUEUE_S = 0.4
-"""How long a call waits for a thread, seconds."""
+LOOKS = 16
+"""Looks at tokens at the same time, which nobody's calls keep waiting."""
+PAGES = 4
+"""Long answers that are written at the same time: that takes the processor, which all share."""
 WORKERS = 8
 """Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile."""
-DECODERS = 2
-"""Images decoded at the same time for those who submit, and as many for thumbnails: each may take 4 bytes for every
-pixel that the settings allow."""
+SHARE = 2
+"""One owner has at most one part in so many of each of these."""
+PIXELS = 1 << 24
+"""Pixels of the pictures that are decoded at the same time for those who submit; a larger one is decoded alone. Source:
+each pixel takes some 16 bytes while a picture is turned, laid on white and written anew."""
+DECODERS = 4
+"""Pictures that are decoded at the same time, however small they are."""
+UNKNOWN = PIXELS // 2
+"""What a picture counts whose size nobody has looked at, pixels."""
+SHRINKERS = 2
+"""Thumbnails that are made at the same time."""
+DECODER_S = 20.0
+"""How long a call waits for a decoder, seconds: less than the 30 s that clients wait."""
 
 
 class Desk:
@@ -58,8 +71,9 @@ class Desk:
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
         self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
         self.hub = Hub(Readings(self.farm))
-        self._threads, self._workers = anyio.CapacityLimiter(THREADS), anyio.CapacityLimiter(WORKERS)
-        self._decoders, self._shrinkers = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(DECODERS)
+        self._threads, self._looks = Turns(THREADS, THREADS // SHARE), Turns(LOOKS, LOOKS // SHARE)
+        self._pages, self._workers = Turns(PAGES, PAGES // SHARE), Turns(WORKERS, WORKERS // SHARE)
+        self._decoders, self._shrinkers = Turns(PIXELS, PIXELS), Turns(SHRINKERS, SHRINKERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))
         self.uploading = 0
         """Bytes of uploads that are held in memory now."""
@@ -86,53 +100,64 @@ class Desk:
         """What `call` gives, from a thread; a server that does not answer is Unavailable within 3 s of the call.
 
         Raises:
-            Unavailable: all threads are busy, or what `call` asks does not answer.
+            Busy: all threads are busy.
+            Unavailable: what `call` asks does not answer.
         """
-        return await self._within(self._threads, QUEUE_S, partial(_bounded, partial(call, *args, **kwargs)))
+        return await self._within(self._threads, 1, partial(_bounded, partial(call, *args, **kwargs)))
+
+    async def recognise(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call`, which tells who asks, gives; raises as `ask` does."""
+        return await self._within(self._looks, 1, partial(_bounded, partial(call, *args, **kwargs)))
 
     async def tell(self, call: Callable[P, BaseModel], *args: P.args, **kwargs: P.kwargs) -> Response:
         """The answer that tells what `call` gives: a long one, which is written as JSON in the thread, too.
 
         Raises:
-            Unavailable: all threads are busy, or what `call` asks does not answer.
+            Busy: too many long answers are being written.
+            Unavailable: what `call` asks does not answer.
         """
-        return Response(await self.ask(lambda: call(*args, **kwargs).model_dump_json()), media_type="application/json")
+        told = partial(_bounded, lambda: call(*args, **kwargs).model_dump_json())
+        return Response(await self._within(self._pages, 1, told), media_type="application/json")
 
     async def work(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call` gives, which may think for longer than a server is waited for, and bounds its own waits.
 
         Raises:
-            Unavailable: all threads are busy, or what `call` asks does not answer.
+            Busy: all threads are busy.
+            Unavailable: what `call` asks does not answer.
         """
-        return await self._within(self._workers, QUEUE_S, partial(thinking, partial(call, *args, **kwargs)))
+        return await self._within(self._workers, 1, partial(thinking, partial(call, *args, **kwargs)))
 
-    async def decode(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `call` gives, which decodes an image: few at a time, for they take memory.
+    async def decode(self, pixels: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `call` gives, which decodes an image of so many pixels: few at a time, for they take memory.
 
         Raises:
-            Unavailable: too many images are being decoded.
+            Busy: too many images are being decoded.
         """
-        return await self._within(self._decoders, PATIENCE_S, partial(thinking, partial(call, *args, **kwargs)))
+        queue_for(DECODER_S)
+        cost = min(max(pixels, PIXELS // DECODERS), PIXELS)
+        return await self._within(self._decoders, cost, partial(thinking, partial(call, *args, **kwargs)))
 
     async def shrink(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call` gives, which makes a picture small; a page full of those keeps no submit waiting.
 
         Raises:
-            Unavailable: too many pictures are being made small.
+            Busy: too many pictures are being made small.
         """
-        return await self._within(self._shrinkers, PATIENCE_S, partial(thinking, partial(call, *args, **kwargs)))
+        queue_for(DECODER_S)
+        return await self._within(self._shrinkers, 1, partial(thinking, partial(call, *args, **kwargs)))
 
-    async def _within(self, limiter: anyio.CapacityLimiter, most_s: float, call: Callable[[], T]) -> T:
-        borrower = object()
+    async def _within(self, turns: Turns, cost: int, call: Callable[[], T]) -> T:
+        caller = caller_now()
         try:
-            with anyio.fail_after(min(most_s, patience_s())):
-                await limiter.acquire_on_behalf_of(borrower)
+            with queueing() as most_s, anyio.fail_after(most_s):
+                await turns.take(caller, cost)
         except TimeoutError:
-            raise Unavailable("the farm's API has too many calls at once") from None
+            raise Busy() from None
         try:
             return await anyio.to_thread.run_sync(call, limiter=self._unlimited)
         finally:
-            limiter.release_on_behalf_of(borrower)
+            turns.give(caller, cost)
 
 
 def _bounded(call: Callable[[], Any]) -> Any:

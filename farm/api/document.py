@@ -7,6 +7,7 @@ problems that a call may end in, who may call, how calls follow from each other,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,9 +37,10 @@ _SAID = {
     400: "The body is no JSON.", 401: "There is no token or session, or it does not hold.",
     403: "The token's scopes do not cover the call, or a page of elsewhere makes it.", 404: "There is no such object.",
     408: "The body did not come in time.", 409: "The object's state does not allow this.",
-    413: "The body is too large.", 415: "A body of this type is not taken.", 422: "A field is wrong; `errors` has it.",
+    413: "The body is too large.", 415: "A body of this type is not taken.",
+    422: "A field or parameter is wrong; `errors` has it.",
     429: "Too many calls: again after Retry-After.", 500: "An error that nobody foresaw.",
-    503: "A part of the farm does not answer: again after Retry-After.",
+    503: "A part of the farm does not answer, or the API is busy: again after Retry-After.",
 }  # fmt: skip
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "a token of `farm token create`"},
@@ -52,19 +54,19 @@ _SECURITY = {
     },
 }  # fmt: skip
 _EXAMPLES: dict[str, dict[str, Any]] = {
-    "one": {"summary": "One picture", "value": {"chain": "txt", "prompt": "a pear", "seed": 7}},
+    "one": {"summary": "One picture", "value": {"chain": "txt", "prompt": "a lemon", "seed": 7}},
     "run": {
         "summary": "Eight pictures: two prompts, two scales, two seeds each",
         "value": {
             "chain": "txt", "count": 2,
-            "sweep": [{"prompt": ["a pear", "a plum"]}, {"0.guidance_scale": [3, 7]}],
+            "sweep": [{"prompt": ["a lemon", "a carrot"]}, {"0.guidance_scale": [3, 7]}],
         },
     },
     "chain": {
         "summary": "A chain of its own",
         "value": {
             "chain": {
-                "prompt": "a pear",
+                "prompt": "a lemon",
                 "stages": [{"kind": "text2img", "num_inference_steps": 4}, {"kind": "img2img", "strength": 0.5}],
             },
             "lane": "bulk",
@@ -202,6 +204,7 @@ def _bound(schema: dict[str, Any]) -> None:
 
 def _finish(path: str, method: str, call: dict[str, Any]) -> None:
     """Completes one call."""
+    call["summary"] = re.split(r"[,;:.]", call["description"])[0]
     known = bool(call.pop("security", None))
     writes = method not in ("get", "head")
     if known:
@@ -230,17 +233,14 @@ def _statuses(path: str, call: Mapping[str, Any], *, known: bool, writes: bool) 
     """The problems in which a call may end."""
     if not path.startswith(BASE):
         return {503} if path == "/readyz" else set()
-    found = {401, 403, 429, 500, 503}
+    found = {401, 403, 422, 429, 500, 503}
     types = set(call.get("requestBody", {}).get("content", {}))
     if types:
-        found |= {408, 413, 415, 422}
+        found |= {408, 413, 415}
     if "application/json" in types:
         found.add(400)
-    given = call.get("parameters", [])
     if "{" in path or call["operationId"] == "session.end":
         found.add(404)
-    if any(one["in"] != "path" or one["schema"].get("type") != "string" for one in given):
-        found.add(422)
     changes_job = "/jobs" in path or "/runs" in path
     if known and writes and changes_job and not path.endswith("/dry-run"):
         found.add(409)

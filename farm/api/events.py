@@ -31,12 +31,13 @@ from farm.api.guard import STOP
 from farm.api.jobs import record_of
 from farm.api.readings import GONE, NOW
 from farm.api.runs import run_of
-from farm.api.threads import answer_within
+from farm.api.threads import answer_within, queue_for
 from farm.api.views import Snapshot
 from farm.errors import FarmError, Unavailable
 from farm.records import ENDED
 
-router = APIRouter(route_class=Door, tags=["events"])
+OPEN_S = 20.0
+"""How long one who opens a stream waits for each turn, seconds: a browser that is refused does not come back."""
 RETRY_MS = 1000
 """How long a browser waits before it comes back, milliseconds."""
 END = ".end"
@@ -67,6 +68,18 @@ _HELD: dict[int | str, dict[str, Any]] = {
         },
     }
 }
+
+
+class StreamDoor(Door):
+    """A route to a stream: very many are opened at once, when the API or a page comes back."""
+
+    async def enter(self, request: Request) -> None:
+        """Notes who asks, if they may."""
+        queue_for(OPEN_S)
+        await super().enter(request)
+
+
+router = APIRouter(route_class=StreamDoor, tags=["events"])
 LastId = Annotated[str, Header(alias="Last-Event-ID", max_length=64)]
 
 
@@ -88,6 +101,8 @@ class EventStream(Response):
                 pass
             tasks.cancel_scope.cancel()
 
+        # From here on each question has its own time: hundreds that begin at once wait for each other.
+        answer_within(math.inf)
         with self._desk.hub.watching(self._feed):
             # Only now: what happens while the names are looked up is offered already.
             first = await self._desk.hub.catch_up(self._feed, await self._names())
@@ -95,7 +110,6 @@ class EventStream(Response):
                 scope["state"][STOP] = tasks.cancel_scope.cancel
                 tasks.start_soon(listen)
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                answer_within(math.inf)
                 async for part in self._parts(first):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                 tasks.cancel_scope.cancel()

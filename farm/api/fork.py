@@ -10,7 +10,7 @@ from pydantic import Field
 
 from farm.api.asks import Ask, check_images
 from farm.api.callers import Caller
-from farm.api.desk import Desk, desk_of
+from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.api.jobs import Key, record_of
 from farm.api.threads import patience_s
@@ -50,7 +50,7 @@ async def fork(
     # Told with an outcome that is unknown, so that the call can be made again.
     request.state.idempotency_key = key
     record = caller.check(await desk.ask(record_of, desk, job))
-    handle, made, again = await desk.decode(_submit, desk, caller, record, ask, key, idempotency_key)
+    handle, made, again = await desk.decode(UNKNOWN, _submit, desk, caller, record, ask, key, idempotency_key)
     response.status_code = 200 if again else 201
     told = MadeJob(id=handle.id, seed=made.seed, url=f"{BASE}/jobs/{handle.id}")
     return Made(run=None, count=1, idempotency_key=key, jobs=[told])

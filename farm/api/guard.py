@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from farm.api.door import is_secure
 from farm.api.problems import answer
 from farm.api.threads import ANSWER_S, answer_within
-from farm.errors import BadMediaType, BadRequest, BodyTooLarge, BodyTooSlow, FarmError, HeadTooLarge, Unavailable
+from farm.errors import BadMediaType, BadRequest, BodyTooLarge, BodyTooSlow, Busy, FarmError, HeadTooLarge
 
 MAX_BODY_BYTES = 1 << 20
 """Largest JSON body. Eight stages with the longest prompts take about 200 KiB."""
@@ -71,9 +71,11 @@ class Guard:
             return
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        limit = {**dict.fromkeys(UPLOADS, self._max_upload_bytes), LOGIN: MAX_LOGIN_BYTES}.get(
-            scope["path"], MAX_BODY_BYTES
-        )
+        # As the server has it: it leaves out the body of what answers a HEAD.
+        is_head, call = scope["method"] == "HEAD", anyio.CancelScope()
+        scope = {**scope, "method": "GET"} if is_head else scope
+        larger = {**dict.fromkeys(UPLOADS, self._max_upload_bytes), LOGIN: MAX_LOGIN_BYTES}
+        limit = larger.get(scope["path"], MAX_BODY_BYTES)
         begun, brought, whole, since = False, 0, False, anyio.current_time()
 
         async def counted() -> Message:
@@ -94,6 +96,8 @@ class Guard:
 
         async def dressed(message: Message) -> None:
             nonlocal begun
+            if call.cancel_called:
+                return
             if message["type"] == "http.response.start":
                 begun = True
                 headers = MutableHeaders(scope=message)
@@ -103,14 +107,18 @@ class Guard:
                     headers["Strict-Transport-Security"] = HSTS
                 headers["X-Request-ID"] = request_id
             await send(message)
+            if is_head and message["type"] == "http.response.start":
+                await send({"type": "http.response.body"})
+                call.cancel()  # a stream would go on
 
         self._calls += 1
         answer_within(ANSWER_S)
         try:
             _check(Headers(scope=scope), limit)
             if self._calls > MAX_CALLS and scope["path"] != ALIVE:
-                raise Unavailable("the farm's API has too many calls at once")
-            await self._app(scope, counted, dressed)
+                raise Busy()
+            with call:
+                await self._app(scope, counted, dressed)
         except ClientDisconnect:
             pass  # there is nobody left to answer
         except FarmError as error:

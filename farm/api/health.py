@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from farm.api.desk import Desk, desk_of
 from farm.api.views import View
+from farm.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 
@@ -27,12 +28,18 @@ async def healthz() -> Alive:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Alive:
-    """The ledger and the store answer; 503 where one does not."""
+    """The ledger and the store answer; 503 where one does not, and `part` says which."""
     desk = desk_of(request)
     await desk.ask(_look, desk)
     return Alive()
 
 
 def _look(desk: Desk) -> None:
-    desk.farm.ledger.ping()
-    desk.farm.inbox.exists("0" * 64)
+    part = "ledger"
+    try:
+        desk.farm.ledger.ping()
+        part = "store"
+        desk.farm.inbox.exists("0" * 64)
+    except Unavailable as error:
+        error.part = part
+        raise

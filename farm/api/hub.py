@@ -20,7 +20,7 @@ import structlog
 from farm.api.feed import Feed, Told
 from farm.api.readings import Readings, newest_of
 from farm.api.views import Snapshot
-from farm.errors import FarmError, RateLimited, Unavailable
+from farm.errors import Busy, FarmError, RateLimited
 from farm.records import JobRecord
 
 GATHER_S = 0.05
@@ -74,12 +74,12 @@ class Hub:
 
         Raises:
             RateLimited: (`too_many_streams`) its owner has very many already.
-            Unavailable: very many watch already.
+            Busy: very many watch already.
         """
         if Counter(one.owner for one in self._feeds)[feed.owner] >= MAX_FEEDS_EACH:
             raise RateLimited(f"{MAX_FEEDS_EACH} event streams of this owner are open", code="too_many_streams")
         if len(self._feeds) >= MAX_FEEDS:
-            raise Unavailable("too many watch at once")
+            raise Busy()
         self._feeds.add(feed)
         try:
             yield

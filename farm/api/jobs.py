@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -11,8 +12,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from farm.api.asks import JobAsk, Place, body_sha256, jobs_of
 from farm.api.callers import Caller
 from farm.api.cursors import next_of, position
-from farm.api.desk import Desk, desk_of
-from farm.api.door import Door, Reader, Submitter
+from farm.api.desk import UNKNOWN, Desk, desk_of
+from farm.api.door import Door, Reader, Submitter, Whose
 from farm.api.threads import patience_s
 from farm.api.views import BASE, DryRun, JobPage, JobView, Made, MadeJob
 from farm.errors import NotFound
@@ -78,7 +79,8 @@ async def dry_run(request: Request, ask: JobAsk, caller: Submitter) -> DryRun:
 
 def _in_threads(desk: Desk, ask: JobAsk) -> Callable[..., Any]:
     """Where a request is worked out: one with images among few, for they take memory."""
-    return desk.decode if ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep)) else desk.work
+    has_images = ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep))
+    return partial(desk.decode, UNKNOWN) if has_images else desk.work
 
 
 @router.get("", response_model=JobPage)
@@ -87,14 +89,15 @@ async def ls(
     caller: Reader,
     state: State | None = None,
     run: Annotated[str | None, Query(max_length=64)] = None,
+    owner: Whose = None,
     limit: Annotated[int, Query(ge=1, le=PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """The caller's jobs, the newest first; an admin's are everybody's."""
-    desk, before = desk_of(request), position(cursor)
+    desk, before, whose = desk_of(request), position(cursor), caller.looks_at(owner)
 
     def call() -> JobPage:
-        records = desk.farm.ledger.jobs(state, run, limit, before, owner=caller.sees, whole=True)
+        records = desk.farm.ledger.jobs(state, run, limit, before, owner=whose, whole=True)
         return JobPage(jobs=[JobView.of(record) for record in records], next=next_of(records, limit))
 
     return await desk.tell(call)
@@ -138,10 +141,11 @@ async def resume(request: Request, job: str, caller: Submitter) -> JobView:
 
 @router.post("/{job}/retry")
 async def retry(request: Request, job: str, caller: Submitter) -> JobView:
-    """Queues a failed, quarantined, cancelled or expired job again from the stage it ended in."""
+    """Queues an ended job again from the stage that it did not finish; out of quarantine an admin's only."""
 
     def again(handle: JobHandle) -> None:
-        handle.farm.broker.ring(handle.farm.ledger.retry(handle.id, caller.max_open_jobs))
+        queues = handle.farm.ledger.retry(handle.id, caller.max_open_jobs, lift=caller.is_admin)
+        handle.farm.broker.ring(queues)
 
     return await _steer(request, caller, job, again)
 

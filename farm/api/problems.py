@@ -53,6 +53,7 @@ class Problem(BaseModel):
     errors: list[WrongField] = []
     request_id: str = ""
     retry_after: int | None = Field(None, description="seconds")
+    part: str | None = Field(None, description="of /readyz: what does not answer, the ledger or the store")
     idempotency_key: str | None = Field(None, description="after outcome_unknown: send the same body with it again")
 
 
@@ -83,7 +84,8 @@ def _methods(app: FastAPI, path: str) -> str:
     """The methods that the address knows; the router names those of its first route alone."""
     paths: dict[str, Any] = app.openapi()["paths"]
     fitting = (calls for form, calls in paths.items() if re.fullmatch(re.sub(r"{\w+}", "[^/]+", form), path))
-    return ", ".join(sorted(method.upper() for method in paths.get(path) or next(fitting, {"get": {}})))
+    known = {method.upper() for method in paths.get(path) or next(fitting, {"get": {}})}
+    return ", ".join(sorted(known | {"HEAD"} if "GET" in known else known))
 
 
 def answer(scope: Any, error: FarmError, status: int | None = None, headers: dict[str, str] | None = None) -> Response:
@@ -112,7 +114,8 @@ def answer(scope: Any, error: FarmError, status: int | None = None, headers: dic
         seconds = max(1, ceil(error.retry_after_s))
         headers["Retry-After"] = str(seconds)
         key = state.get("idempotency_key") if error.code == "outcome_unknown" else None
-        problem = problem.model_copy(update={"retry_after": seconds, "idempotency_key": key})
+        part = getattr(error, "part", None)
+        problem = problem.model_copy(update={"retry_after": seconds, "idempotency_key": key, "part": part})
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(problem.model_dump_json(exclude_none=True), status, headers, MEDIA_TYPE)

@@ -65,7 +65,7 @@ async def picture(request: Request, caller: Submitter) -> RecalledView:  # noqa:
         return RecalledView(source=found.source, chain=found.chain, notes=found.notes)
 
     async with body_of(request) as data:
-        return await desk.decode(call, data)
+        return await desk.work(call, data)  # of a picture only what it says is read, no pixel
 
 
 def _read(desk: Desk, ask: PromptAsk) -> PromptView:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from farm.api.callers import Caller
 from farm.api.cursors import next_of, position
 from farm.api.desk import Desk, desk_of
-from farm.api.door import Door, Reader, Submitter
+from farm.api.door import Door, Reader, Submitter, Whose
 from farm.api.threads import patience_s
 from farm.api.views import RunPage, RunView
 from farm.errors import NotFound
@@ -28,14 +28,15 @@ STEER_S = 25.0
 async def ls(
     request: Request,
     caller: Reader,
+    owner: Whose = None,
     limit: Annotated[int, Query(ge=1, le=PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """The caller's runs, the newest first; an admin's are everybody's."""
-    desk, before = desk_of(request), position(cursor)
+    desk, before, whose = desk_of(request), position(cursor), caller.looks_at(owner)
 
     def call() -> RunPage:
-        found = desk.farm.ledger.runs(limit, before, owner=caller.sees)
+        found = desk.farm.ledger.runs(limit, before, owner=whose)
         return RunPage(runs=[RunView.of(record) for record in found], next=next_of(found, limit))
 
     return await desk.tell(call)
@@ -68,7 +69,7 @@ async def resume(request: Request, run: str, caller: Submitter) -> RunView:
 
 @router.post("/{run}/retry")
 async def retry(request: Request, run: str, caller: Submitter) -> RunView:
-    """Queues the failed, quarantined, cancelled and expired jobs of a run again."""
+    """Queues the ended jobs of a run that are not done again; those in quarantine for an admin only."""
     return await _steer(request, run, caller, "retry")
 
 
@@ -80,7 +81,7 @@ async def _steer(request: Request, run: str, caller: Caller, verb: Verb) -> RunV
         with within(patience_s()):
             run_of(desk, caller, run)
         with within(STEER_S):
-            _, queues = desk.farm.ledger.steer_run(run, verb, caller.max_open_jobs)
+            _, queues = desk.farm.ledger.steer_run(run, verb, caller.max_open_jobs, lift=caller.is_admin)
         desk.farm.broker.ring(queues)
         with within(patience_s()):
             return RunView.of(run_of(desk, caller, run))

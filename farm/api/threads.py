@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import ParamSpec, TypeVar
 
@@ -21,10 +22,41 @@ P = ParamSpec("P")
 T = TypeVar("T")
 ANSWER_S = 2.6
 """How long a call waits for servers and threads, all together, seconds. Source: design, trouble is told within 3 s."""
+SERVER_S = 1.0
+"""What of it is left to the servers: a call waits for its turn no longer than that some of it is left, seconds."""
 _until: ContextVar[float] = ContextVar("until", default=math.inf)
 """When the call has to be answered, on the monotonic clock."""
 _most_s: ContextVar[float] = ContextVar("most_s", default=PATIENCE_S)
 """How long one question may take, seconds."""
+_turn_s: ContextVar[float | None] = ContextVar("turn_s", default=None)
+"""How long a call waits for each of its turns where that time does not count, seconds."""
+_caller: ContextVar[str] = ContextVar("caller", default="")
+"""For whom this call has its turns."""
+
+
+def call_for(caller: str) -> None:
+    """Lets this call have its turns among the caller's from now on."""
+    _caller.set(caller)
+
+
+def caller_now() -> str:
+    """For whom this call has its turns."""
+    return _caller.get()
+
+
+def queue_for(seconds: float) -> None:
+    """Lets this call wait so long for each of its turns from now on, and the time in which servers answer stand still
+    meanwhile."""
+    _turn_s.set(seconds)
+
+
+@contextmanager
+def queueing() -> Iterator[float]:
+    """How long the call may wait for its turn inside, seconds."""
+    patient_s, since = _turn_s.get(), time.monotonic()
+    yield max(0.0, patience_s() - SERVER_S) if patient_s is None else patient_s
+    if patient_s is not None:
+        _until.set(_until.get() + time.monotonic() - since)
 
 
 def answer_within(seconds: float) -> None:

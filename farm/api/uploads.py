@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, Request
 
 from farm.api.callers import Caller
-from farm.api.desk import Desk, desk_of
+from farm.api.desk import DECODER_S, Desk, desk_of
 from farm.api.door import Door, Submitter
+from farm.api.threads import queue_for
 from farm.api.views import View
-from farm.errors import BadMediaType, BodyTooLarge, InvalidJob, Unavailable
-from farm.image import FORMATS, read_input, to_png
+from farm.errors import BadMediaType, BodyTooLarge, Busy, InvalidJob
+from farm.image import FORMATS, read_input, size_of, to_png
 from farm.stage import STORED
 
 router = APIRouter(route_class=Door, tags=["uploads"])
@@ -44,10 +45,11 @@ class Uploaded(View):
 
 @router.post("/uploads", status_code=201, openapi_extra=BODY)
 async def upload(request: Request, caller: Submitter) -> Uploaded:
-    """Stores a PNG, JPEG or WebP, sent as the body. The same pixels give the same name."""
+    """Stores an image, sent as the body: a PNG, JPEG or WebP. The same pixels give the same name."""
     desk = desk_of(request)
     async with body_of(request) as data:
-        return await desk.decode(store_image, desk, caller, data)
+        size = await desk.ask(size_of, data)
+        return await desk.decode(size.width * size.height, store_image, desk, caller, data)
 
 
 @asynccontextmanager
@@ -56,21 +58,22 @@ async def body_of(request: Request) -> AsyncIterator[bytes]:
 
     Raises:
         BadMediaType: it is not sent as an image.
-        Unavailable: too many are being uploaded at once.
+        Busy: too many are being uploaded at once.
     """
     desk = desk_of(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in TYPES:
-        raise BadMediaType(f"send an image as {', '.join(TYPES)}")
+        raise BadMediaType(f"send the raw file as the body, not a form, with Content-Type: one of {', '.join(TYPES)}")
     parts, held = list[bytes](), 0
     try:
         async for part in request.stream():
             held, desk.uploading = held + len(part), desk.uploading + len(part)
             if desk.uploading > MAX_UPLOADING:
-                raise Unavailable("too many images are being uploaded at once")
+                raise Busy()
             parts.append(part)
         data = b"".join(parts)
         parts.clear()
+        queue_for(DECODER_S)  # here its bytes are in memory already
         yield data
     finally:
         desk.uploading -= held

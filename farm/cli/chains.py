@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,8 @@ from farm.cli.outcome import Outcome, Table, group, open_farm, open_overview, sa
 app = group("chain", "Chains of stages: presets and files.")
 WIDE = 60
 """Characters of a parameter's type that a table shows; `--json` has all."""
+WIDTHS = (42, 24, 16, 44)
+"""Characters of a line in the columns of that table: beside each other they fit where people read logs."""
 ImageSize = Annotated[
     str | None, typer.Option(metavar="WxH", help="Size of the input image, pixels. [the checkpoint's own]")
 ]
@@ -87,10 +91,17 @@ def stages(
         ]
         return Outcome(data, [Table(("KIND", "TAKES", "GIVES", "WHAT IT DOES"), rows)])
     fields = [
-        (name, told if len(told) <= WIDE else f"{told[:WIDE]}…", default, meaning)
+        row
         for name, told, default, meaning in found[kind]["fields"]
+        for row in _wrapped(name, told if len(told) <= WIDE else f"{told[:WIDE]}…", default, meaning)
     ]
     return Outcome(data[0], [data[0]["about"], Table(("PARAMETER", "TYPE", "DEFAULT", "MEANING"), fields)])
+
+
+def _wrapped(*cells: str) -> Iterator[tuple[str, ...]]:
+    """The rows that cells take, each in its width."""
+    lines = [textwrap.wrap(cell, width, break_on_hyphens=False) for cell, width in zip(cells, WIDTHS, strict=True)]
+    return zip_longest(*lines, fillvalue="")
 
 
 def edges(data: Sequence[Mapping[str, Any]]) -> Table:

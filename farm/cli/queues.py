@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 app = group("queue", "Queues and the workers that serve them.")
 workers = group("workers", "Live workers: drain, resume. `farm queue status` lists them.")
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Workers, as `farm queue status` names them.")]
+WITHHELD = {"worker": None, "host": None, "pid": None}
+"""What a farm elsewhere tells an admin alone."""
 
 
 @app.command()
@@ -27,10 +29,14 @@ def status() -> Outcome:
     with open_overview() as farm:
         queues, live, stats = farm.queues(), farm.workers(), farm.stats()
     rows = [(found.queue, found.ready, found.running, found.live) for found in queues]
-    serving = [(found.worker, _state(found), ",".join(found.queues), found.host, found.pid) for found in live]
+    serving = [
+        (found.worker or "withheld", _state(found), ",".join(found.queues), found.host or "withheld",
+         found.pid or "withheld")
+        for found in live
+    ]  # fmt: skip
     data = {
         "queues": [asdict(found) for found in queues],
-        "workers": [asdict(found) for found in live],
+        "workers": [{**asdict(found), **({} if found.worker else WITHHELD)} for found in live],
         "stats": stats,
     }
     tables = (

@@ -13,9 +13,11 @@ from farm.cli.jobs import lasting
 from farm.cli.outcome import Outcome, load_settings, open_farm, usage
 from farm.cli.submit import Out, assignments, axes, check_out, submitted
 from farm.cli.wait import wait
+from farm.errors import FarmError
 
 if TYPE_CHECKING:
     from farm.job import Forecast
+    from farm.protocol import AnyJob
 
 
 def render(
@@ -64,9 +66,9 @@ def render(
     \b
     farm render "a red apple" --wait -o out/
     farm render "a green apple" --image photo.jpg --strength 0.5 -o apple.png
-    farm render "a pear" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
-    farm render "a pear" --sweep seed=1,2,3 --sweep 0.guidance_scale=3,7 -o out/
-    farm render --sweep '{"prompt": ["a pear", "a plum"], "seed": [1, 2]}'
+    farm render "a lemon" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
+    farm render "a lemon" --sweep seed=1,2,3 --sweep 0.guidance_scale=3,7 -o out/
+    farm render --sweep '{"prompt": ["a lemon", "a carrot"], "seed": [1, 2]}'
     farm render --chain my-chain.yaml --dry-run
 
     Without --wait the ids of the jobs are printed. Exit status 3: a job did not end done.
@@ -110,32 +112,54 @@ def render(
 
 
 def rerun(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="A PNG that the farm made.", show_default=False)],
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="PNGs that the farm made.", show_default=False)
+    ],
     image: Annotated[Path | None, typer.Option(help="The input image, if the store no longer holds it.")] = None,
     wait_: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait, and compare the pixels.")] = True,
     out: Out = None,
 ) -> Outcome:
-    """Make a picture again from the recipe in it, and say whether the pixels are identical.
+    """Make pictures again from the recipes in them, and say whether the pixels are identical.
 
     \b
     farm rerun out/apple.png
     farm rerun out/apple.png --image photo.jpg -o again.png
+    farm rerun out/*.png -o again/
     """
     from farm.image import pixels_sha256
 
+    if len(pictures) > 1 and out is not None and out.suffix == ".png":
+        raise usage("several pictures do not go into one .png", "give a folder with -o")
     with open_farm() as farm:
-        handle, same_recipe = farm.rerun(picture, image)
+        handles, same = list["AnyJob"](), list[bool]()
+        for picture in pictures:
+            try:
+                handle, same_recipe = farm.rerun(picture, image)
+            except FarmError as error:
+                # Those before it are under way, and go on.
+                made = [handle.id for handle in handles]
+                return Outcome({"jobs": [{"id": job} for job in made]}, made, error)
+            handles.append(handle)
+            same.append(same_recipe)
         if not wait_ and out is None:
-            return Outcome({"jobs": [{"id": handle.id}], "same_recipe": same_recipe}, [handle.id])
-        outcome = wait([handle], out, farm.round_s)
+            made = [handle.id for handle in handles]
+            return Outcome({"jobs": [{"id": job} for job in made], "same_recipe": all(same)}, made)
+        outcome = wait(handles, out, farm.round_s)
         if outcome.error is not None:
             return outcome
-        (result,) = handle.results
-        identical = pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes())
-        told = "the pixels are identical" if identical else "the pixels differ"
-        if not same_recipe:
-            told += "; the checkpoints or stages here are not those that made the picture"
-        return Outcome({**outcome.data, "identical": identical, "same_recipe": same_recipe}, [*outcome.lines, told])
+        lines, equal = list(outcome.lines), []
+        for picture, handle, same_recipe in zip(pictures, handles, same, strict=True):
+            (result,) = handle.results
+            equal.append(pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes()))
+            told = "the pixels are identical" if equal[-1] else "the pixels differ"
+            if not same_recipe:
+                told += "; the checkpoints or stages here are not those that made the picture"
+            lines.append(told if len(pictures) == 1 else f"{picture}: {told}")
+        jobs = [
+            {**job, "identical": identical, "same_recipe": same_recipe}
+            for job, identical, same_recipe in zip(outcome.data["jobs"], equal, same, strict=True)
+        ]
+        return Outcome({"jobs": jobs, "identical": all(equal), "same_recipe": all(same)}, lines)
 
 
 def script(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.cli.outcome import Outcome, Table, group, say, settings_here
+from farm.cli.outcome import Outcome, Table, group, say, settings_here, usage
 from farm.errors import Unavailable
 from farm.records import instant
 
@@ -57,6 +57,10 @@ def create(
     farm token create --owner ada
     farm token create --owner ops --scope admin --days 30
     """
+    from farm.tokens import MAX_LIFE_S
+
+    if days is not None and not 0 < days * DAY_S <= MAX_LIFE_S:
+        raise usage(f"--days {days:g}: more than 0 and at most {MAX_LIFE_S // DAY_S}")
     with _open(settings_here("token")) as tokens:
         life_s = None if days is None else days * DAY_S
         token, text = tokens.create(owner, scope or ["read", "submit"], life_s, max_open_jobs)

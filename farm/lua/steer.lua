@@ -1,11 +1,11 @@
 -- Steers the jobs of a run that are in one state, so many from a place on, and says how far it has come.
 local verb, run, state, after, most, call = arg(), arg(), arg(), arg(), tonumber(arg()), arg()
-local max_farm, max_owner = tonumber(arg()), tonumber(arg())
+local max_farm, max_owner, lift = tonumber(arg()), tonumber(arg()), arg() == '1'
 local verbs = {
   cancel = function(job) return stop(job, 'cancelled', '') end,
   pause = pause,
   resume = resume,
-  retry = function(job) return retry(job, call, max_farm, max_owner) end,
+  retry = function(job) return retry(job, call, max_farm, max_owner, lift) end,
 }
 local moved = 0
 local rows = redis.call('ZRANGEBYSCORE', P .. 'in:' .. state .. ':' .. run, after, '+inf', 'WITHSCORES', 'LIMIT', 0, most)

@@ -22,6 +22,8 @@ from farm.sweep import count_of
 
 OWN = ("negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself beside the prompt; every other name is a stage's parameter."""
+MAX_SHOWN = 400
+"""Characters of a path that are shown, its last ones; a whole one may have 4096."""
 
 
 def upload(source: ImageSource) -> Steps[str]:
@@ -183,11 +185,12 @@ def _file(value: str, folder: Path) -> Path | None:
 
 
 def _data(source: ImageSource) -> bytes:
-    """The bytes of an image file."""
+    """The bytes of an image file. Raises InvalidJob with its path as it was given."""
     if not isinstance(source, str | Path | bytes):
         raise InvalidJob(errors=(FieldError("image", "a file's path, or its bytes", "bad_image"),))
     try:
         return source if isinstance(source, bytes) else Path(source).read_bytes()
     except (OSError, ValueError) as error:
-        told = f"the file cannot be read: {type(error).__name__}"
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        told = f"{str(source)[-MAX_SHOWN:]} cannot be read: {why}"
         raise InvalidJob(errors=(FieldError("image", told, "bad_image"),)) from None

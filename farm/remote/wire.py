@@ -8,6 +8,7 @@ words are written once.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,15 +18,16 @@ from urllib.parse import quote
 import httpx2
 
 from farm import errors
-from farm.errors import FarmError, FieldError, InvalidJob, RateLimited, Unavailable
+from farm.errors import FarmError, FieldError, InvalidJob, RateLimited, Unauthorized, Unavailable
+from farm.handle import AWAY_S
 from farm.settings import Settings
 from farm.snapshot import BASE
 
 T = TypeVar("T")
 TRIES = 3
 """How often a call that may be sent again is sent."""
-EARLY_TRIES = 5
-"""How often a call is sent that comes too early (429), each time after as long as the answer says."""
+EARLY = ("rate_limited", "busy")
+"""Codes of answers to calls that came too early and had no effect: sent again for `AWAY_S`, when the answer says."""
 BACKOFF_S = 0.3
 """First pause after a call that nobody answered; doubles, seconds."""
 MOST_S = 30.0
@@ -118,14 +120,14 @@ def go_on(steps: Steps[T], told: Answer | Unavailable | None) -> Call | Pause | 
 def ask(call: Call, *expected: int) -> Steps[Answer]:
     """The answer of a call that succeeded, or has one of the `expected` statuses.
 
-    What may be sent again is sent again, a few times, where no answer comes or the farm says that it is busy. What came
-    too early (`rate_limited`) had no effect, so that is sent again whatever it is, when the answer says.
+    What may be sent again is sent again, a few times, where no answer comes or a part of the farm is away. What came
+    too early (`EARLY`) had no effect, so that is sent again whatever it is, when the answer says, for a minute.
 
     Raises:
         FarmError: the one that the answer tells, in its own class.
         Unavailable: no answer came. With the call's own code for that where one try may have had an effect.
     """
-    unsure, pause_s, tries, early_tries = False, BACKOFF_S, TRIES, EARLY_TRIES
+    unsure, pause_s, tries, since = False, BACKOFF_S, TRIES, time.monotonic()
     while True:
         answer: Answer | None = None
         try:
@@ -136,11 +138,15 @@ def ask(call: Call, *expected: int) -> Steps[Answer]:
             return answer
         except FarmError as error:
             # A full quota is no matter of seconds: whoever asked decides.
-            early = error.code == "rate_limited"
+            early = error.code in EARLY
             away = isinstance(error, Unavailable)
             unsure = unsure or error.code == "outcome_unknown"
-            tries, early_tries = tries - away, early_tries - early
-            if not (early and early_tries) and not (away and call.again and tries):
+            tries -= away and not early
+            if early:
+                give_up = time.monotonic() - since + _wanted_s(answer) > AWAY_S
+            else:
+                give_up = not (away and call.again and tries)
+            if give_up:
                 if unsure and away and error.code != "outcome_unknown":
                     # A refusal of the last try says nothing of the tries before it.
                     raise Unavailable(code="outcome_unknown") from None
@@ -178,11 +184,12 @@ def place(url: str | None, token: str | None, settings: Settings) -> tuple[str, 
     Raises:
         InvalidJob: (`invalid_field`) there is no address.
     """
-    found = (settings.url if url is None else url).rstrip("/")
+    # What people copy may be the API's address.
+    found = (settings.url if url is None else url).rstrip("/").removesuffix(BASE)
     if not found:
         raise InvalidJob("no farm is named: give its address, or set FARM_URL", code="invalid_field")
     # The token is for the farm that it is set for, not for whichever is named in a program.
-    own = found == settings.url.rstrip("/")
+    own = found == settings.url.rstrip("/").removesuffix(BASE)
     text = (settings.token.get_secret_value() if own else "") if token is None else token
     return found, {"Authorization": f"Bearer {text}"} if text else {}
 
@@ -228,6 +235,9 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
     cls = _OF_CODE.get(code, FarmError)
     if cls.http != answer.status:
         cls = _OF_STATUS.get(answer.status, FarmError)
+    if cls is Unauthorized:  # the API speaks of the header, which is not what people set here
+        hint = "set FARM_TOKEN: `farm token create` on the farm's machine makes one"
+        raise Unauthorized("the token is missing, not known, or has expired", code=code, hint=hint)
     if cls is InvalidJob:
         raise InvalidJob(detail, code=code, errors=wrong)
     error = cls(detail, code=code)

@@ -58,7 +58,7 @@ def _goes_across(body: dict[str, Any], loc: str) -> bool:
     if not rest:  # how many there are with those that a fork keeps
         return "from_stage" in body and len(stages) > 1
     # A fork's stages follow on those that its job keeps.
-    stage = stages[int(rest.partition(".")[0]) - body.get("from_stage", 0)]
+    stage = stages[int(rest.partition(".")[0]) - int(body.get("from_stage", 0))]
     try:
         kinds()[stage["kind"]].model_validate(stage)
     except ValidationError as error:

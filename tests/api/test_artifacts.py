@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from farm.api import uploads
+from farm.api import desk, uploads
 from farm.api.desk import DECODERS
 from farm.image import to_png
 from farm.job import canonical
@@ -211,7 +211,10 @@ def test_a_page_of_thumbnails_and_submits_do_not_wait_for_each_other(
         assert busy.acquire(timeout=30)
     # When, Then
     assert ada.get(found["thumbnail"]).status_code == 200
-    problem(ada.post("/api/v1/uploads", content=picture(), headers=PNG), 503, "unavailable")
+    # And one more waits, but not for ever
+    monkeypatch.setattr(desk, "DECODER_S", 0.1)
+    answer = ada.post("/api/v1/uploads", content=picture(), headers=PNG)
+    assert int(answer.headers["retry-after"]) == problem(answer, 503, "busy")["retry_after"]
     go_on.set()
     for sender in senders:
         sender.join()

@@ -123,6 +123,41 @@ def test_a_chain_that_does_not_fit_is_refused(
     assert loc in {one for one, _ in locs(found)}
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"", "line 1, column 1: the body ends too early"),
+        (b'{"prompt": "a', "line 1, column 12: unterminated string"),
+        (b'{\n "chain": {"stages": [', "line 2, column 23: the body ends too early"),
+        (b'{"seed": 1, "seed" 2}', "line 1, column 20: expecting ':' delimiter"),
+        (b'{"seed": "\\q-secret"}', "line 1, column 11: invalid \\escape"),
+        (b'{"seed": "a\x01"}', "line 1, column 12: invalid control character"),
+        (b"{} {}", "line 1, column 4: extra data"),
+        (b'{"prompt": "\\"NaN", "a": [1,\n NaN]}', "line 2, column 2: the body has NaN, which is no JSON number"),
+        (b'{"seed": -Infinity}', "line 1, column 10: the body has -Infinity, which is no JSON number"),
+        (b'{"seed":\n 12, "x": 1e999-3}', "line 2, column 11: a number beyond what 64 bits hold"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "line 1, column 10: a number of too many digits"),
+        (b"\xef\xbb\xbf{}", "line 1, column 1: a byte order mark; send UTF-8 without one"),
+        ("{'ä".encode() + b"\xff", "line 1, column 4: the body is not UTF-8"),
+        (b"[" * 100_000, "the body has more than 32 lists and objects within each other"),
+    ],
+)
+def test_a_body_that_is_no_json_is_told_where_and_why(vera: httpx2.Client, body: bytes, told: str) -> None:
+    assert problem(post_raw(vera, JOBS, body), 400, "invalid_json")["detail"] == told
+
+
+def test_a_preset_that_is_none_is_told_the_closest(vera: httpx2.Client) -> None:
+    for name, near in (("hirez", "; did you mean hires?"), ("nope", "")):
+        found = problem(vera.post(JOBS, json={"chain": name}), 422, "unknown_preset")["detail"]
+        assert found.startswith(f"chain: no preset of this name{near}; choose one of ")
+        assert "txt" in found
+
+
+def test_a_form_is_told_to_be_the_raw_file(vera: httpx2.Client) -> None:
+    answer = vera.post(UPLOADS, files={"file": b"x"})
+    assert "the raw file as the body, not a form" in problem(answer, 415, "bad_media_type")["detail"]
+
+
 @pytest.mark.parametrize("text", ["\x00", "\x1b[31m", "\x7f", "\x85", "\r", "\ud800"])
 @pytest.mark.parametrize("field", ["prompt", "chain", "image", "lane"])
 def test_texts_that_are_none_are_refused(vera: httpx2.Client, field: str, text: str) -> None:

@@ -333,8 +333,69 @@ def test_a_token_that_does_not_hold_and_a_farm_that_is_away(there: Run, monkeypa
     assert (away.status, away.out) == (4, "")
     assert away.err.startswith("error: the farm's API cannot be reached")
     assert "secret-word" not in away.err
-    monkeypatch.setenv("FARM_URL", "farm.example.org")
-    assert there("jobs", "ls").err.startswith("error: FARM_URL: ")
+    monkeypatch.setenv("FARM_URL", "127.0.0.1:8400")
+    assert there("jobs", "ls").err.startswith("error: FARM_URL: an address such as http://127.0.0.1:8400 or ")
+    monkeypatch.setenv("FARM_URL", "ftp://farm.example.org")
+    assert there("jobs", "ls").err == "error: FARM_URL: an address such as https://farm.example.org\n"
+
+
+def test_the_address_of_the_api_is_one_of_the_farm(site: Site, there: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_URL", f"{site.url}/api/v1/")
+    assert there("chain", "ls").status == 0
+
+
+def test_without_a_token_it_is_said_where_one_comes_from(there: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARM_TOKEN", "")
+    found = there("jobs", "ls")
+    assert (found.status, found.out) == (1, "")
+    assert found.err.splitlines()[0] == "error: the token is missing, not known, or has expired"
+    assert found.err.splitlines()[1].startswith("hint: set FARM_TOKEN: `farm token create` ")
+
+
+def test_who_the_workers_are_is_withheld_from_others_than_admins(
+    site: Site, hand: Hand, there: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand.ledger.register("w9", "b1", ["upscale.tiny-x4"], "idle", {"host": "h", "pid": "1"})
+    monkeypatch.setenv("FARM_TOKEN", site.token("ada"))
+    lines = [one.split() for one in there("queue", "status").out.splitlines()]
+    assert ["withheld", "idle", "upscale.tiny-x4", "withheld", "withheld"] in lines
+    workers = there("queue", "status", "--json").envelope["data"]["workers"]
+    assert {(one["worker"], one["host"], one["pid"]) for one in workers} == {(None, None, None)}
+
+
+def test_an_image_that_is_not_there_is_named_as_it_was_typed(there: Run) -> None:
+    found = there("render", "a pear", "--image", "/nonexist", "--dry-run")
+    assert (found.status, found.err) == (2, "error: image: /nonexist cannot be read: No such file or directory\n")
+
+
+def test_a_program_names_what_is_to_be_pulled_for_it(
+    site: Site, hand: Hand, there: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = done(site, hand).job
+    monkeypatch.setenv("FARM_MODELS", str(tmp_path))
+    assert there("script", job).out.splitlines()[0].endswith("farm models pull tiny")
+    monkeypatch.setenv("FARM_MODELS", str(site.settings.models_dir))
+    assert there("script", job).out.startswith("import torch\n")
+
+
+def test_several_pictures_are_made_again(site: Site, hand: Hand, there: Run, tmp_path: Path) -> None:
+    # Given two pictures of the farm's
+    paths = [site.farm.job(done(site, hand).job).download(tmp_path)[0] for _ in range(2)]
+    worker = threading.Thread(target=lambda: [hand.serve(hand.claim(QUEUE)) for _ in paths])
+    worker.start()
+    # When both are made again
+    found = there("rerun", *paths, "-o", tmp_path / "again", "--json")
+    worker.join()
+    # Then both are, and each is told of
+    assert found.status == 0, found.err
+    data = found.envelope["data"]
+    assert (data["identical"], [one["identical"] for one in data["jobs"]]) == (True, [True, True])
+    assert len(list((tmp_path / "again").glob("*.png"))) == 2
+    assert there("rerun", *paths, "-o", tmp_path / "one.png").status == 2
+    # And where one cannot be, those before it are told
+    (tmp_path / "foreign.png").write_bytes(picture("navy"))
+    half = there("rerun", paths[0], tmp_path / "foreign.png", "--no-wait", "--json")
+    assert (half.status, half.code, len(half.envelope["data"]["jobs"])) == (2, "bad_file", 1)
 
 
 def test_httpx_is_imported_for_a_farm_elsewhere_alone() -> None:

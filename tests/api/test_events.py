@@ -234,7 +234,7 @@ def test_one_owner_has_so_many_streams_and_all_together(
             # And when all together have as many as there may be
             monkeypatch.setattr(hub, "MAX_FEEDS", 1)
             until(lambda: bob.get("/api/v1/events").status_code == 503, 30, "the end of the other stream")
-            problem(bob.get("/api/v1/events"), 503, "unavailable")
+            problem(bob.get("/api/v1/events"), 503, "busy")
         monkeypatch.setattr(hub, "MAX_FEEDS", 1000)
         # Then there is room again once one has ended
         site.farm.ledger.cancel(job)

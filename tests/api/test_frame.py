@@ -10,6 +10,7 @@ import redis
 
 from farm.api.guard import MAX_BODY_BYTES
 from farm.stage import kinds
+from tests.api.calls import DOCUMENT
 from tests.api.conftest import Site, locs, post_raw, problem, txt
 
 JOBS = "/api/v1/jobs"
@@ -38,6 +39,12 @@ def test_the_api_describes_itself(site: Site) -> None:
     assert create["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobAsk")
     assert "application/problem+json" in create["responses"]["422"]["content"]
     assert {"Problem", "JobAsk", "JobView"} <= set(found["components"]["schemas"])
+
+
+def test_every_call_is_summed_up_in_a_few_words() -> None:
+    told = [one["summary"] for known in DOCUMENT["paths"].values() for one in known.values()]
+    assert len(told) == len(set(told))
+    assert all(" " in one and len(one) < 90 for one in told), told
 
 
 @pytest.mark.parametrize("path", ["/healthz", JOBS, "/nowhere", "/api/v1/openapi.json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import redis
 
 from farm.errors import Failure
+from tests.api.calls import calls
 from tests.api.conftest import Json, Site, locs, made, problem, txt
+from tests.e2e.rig import until
 from tests.test_cli import Hand
 
 JOBS = "/api/v1/jobs"
@@ -229,6 +232,74 @@ def test_pages_go_on_where_the_last_one_ended(site: Site, ada: httpx2.Client) ->
 )
 def test_a_wrong_query_is_named(ada: httpx2.Client, query: Json, loc: str) -> None:
     assert (loc, "invalid_field") in locs(problem(ada.get(JOBS, params=query), 422, "invalid_field"))
+
+
+def test_a_parameter_that_no_call_knows_is_named(site: Site) -> None:
+    with site.client("ada", "admin") as ada:
+        for call in calls():
+            if call.known:
+                values = dict.fromkeys(call.names, "0")
+                answer = ada.request(call.method, call.at(values), params={"befor": "1"}, json=call.body)
+                found = problem(answer, 422, "unknown_field")
+                assert locs(found) == {("query.befor", "unknown_field")}, call.id
+        told = problem(ada.get(JOBS, params={"before": 1, "<b>": 2}), 422, "unknown_field")
+        assert {one["loc"] for one in told["errors"]} == {"query.before", "query.?b?"}
+        assert told["errors"][0]["msg"] == "the call knows state, run, owner, limit, cursor"
+
+
+def test_a_list_may_be_of_one_owner(site: Site) -> None:
+    # Given jobs and runs of two
+    owners = [f"o{secrets.token_hex(4)}" for _ in range(2)]
+    with site.client(owners[0]) as one, site.client(owners[1]) as two, site.client("ops", "admin") as admin:
+        made(two.post(JOBS, json=txt(count=2)))
+        ids = {job["id"] for job in made(one.post(JOBS, json=txt(count=2)))["jobs"]}
+        # When an admin asks for one's, or one for one's own, Then just those are there
+        for client in (admin, one):
+            found = client.get(JOBS, params={"owner": owners[0]}).json()["jobs"]
+            assert {job["id"] for job in found} == ids
+            assert len(client.get("/api/v1/runs", params={"owner": owners[0]}).json()["runs"]) == 1
+        # And somebody else's nobody else lists
+        for path in (JOBS, "/api/v1/runs"):
+            problem(two.get(path, params={"owner": owners[0]}), 403, "forbidden")
+            problem(two.get(path, params={"owner": "*"}), 422, "invalid_field")
+            assert admin.get(path, params={"owner": "nobody"}).json()[path.rpartition("/")[2]] == []
+
+
+def test_a_held_job_keeps_its_progress(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a job that is half done
+    url = made(ada.post(JOBS, json=txt()))["jobs"][0]["url"]
+    claim = hand.claim("text2img.tiny")
+    site.farm.ledger.beat([claim], "step", 2, 4)
+    # When it is paused, and its stage goes on, Then so does its progress
+    paused = ada.post(f"{url}/pause").json()
+    assert (paused["state"], paused["progress"], paused["step"], paused["steps"]) == ("paused", 0.5, 2, 4)
+    site.farm.ledger.beat([claim], "step", 3, 4)
+    assert ada.get(url).json()["progress"] == 0.75
+    # And what is cancelled stays where it was
+    assert ada.post(f"{url}/cancel").json()["progress"] == 0.75
+
+
+@pytest.mark.usefixtures("hand")
+def test_only_an_admin_lifts_a_quarantine(site: Site, ada: httpx2.Client) -> None:
+    # Given a run of a job that kills its workers, and of one more of the same recipe that was cancelled before
+    found = made(ada.post(JOBS, json=txt(count=2, prompt="a plum")))
+    (dead, other), run = (job["url"] for job in found["jobs"]), f"/api/v1/runs/{found['run']}"
+    twin = made(ada.post(JOBS, json=txt(prompt="a plum", seed=found["jobs"][0]["seed"])))["jobs"][0]["url"]
+    for url in (twin, other):
+        assert ada.post(f"{url}/cancel").json()["state"] == "cancelled"
+    for name in ("w1", "w2", "w3"):
+        claims = until(lambda name=name: site.farm.ledger.claim(["text2img.tiny"], name, "boot")[0], 30, "work")
+        site.farm.ledger.fail(claims, Failure.CRASH, "internal", "died")
+    assert ada.get(dead).json()["state"] == "quarantined"
+    # When its owner tries again, by whichever of them, Then it is told why not
+    for url in (dead, twin):
+        assert "an admin" in problem(ada.post(f"{url}/retry"), 403, "forbidden")["detail"]
+    # And of the run the others go on
+    assert ada.post(f"{run}/retry").json()["states"] == {"queued": 1, "quarantined": 1}
+    # And an admin lifts it
+    with site.client("ops", "admin") as admin:
+        assert admin.post(f"{dead}/retry").json()["state"] == "queued"
+    assert ada.post(f"{twin}/retry").json()["state"] == "queued"
 
 
 @pytest.mark.parametrize("state", ["queued", "cancelled"])

@@ -133,4 +133,4 @@ def test_more_calls_at_once_than_the_api_takes_are_told(
 ) -> None:
     monkeypatch.setattr(guard, "MAX_CALLS", 0)
     answer = ada.get(JOBS)
-    assert int(answer.headers["retry-after"]) == problem(answer, 503, "unavailable")["retry_after"]
+    assert int(answer.headers["retry-after"]) == problem(answer, 503, "busy")["retry_after"]

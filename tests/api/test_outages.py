@@ -89,7 +89,9 @@ def test_a_ledger_that_is_away_is_told_in_time(troubled: Troubled, eve: httpx2.C
         ("GET", "/readyz", None),
     ):
         began = time.monotonic()
-        unavailable(began, eve.request(method, path, json=body))
+        answer = eve.request(method, path, json=body)
+        unavailable(began, answer)
+        assert answer.json().get("part") == ("ledger" if path == "/readyz" else None)
     # And the process lives
     assert eve.get("/healthz").status_code == 200
 
@@ -108,7 +110,8 @@ def test_a_store_that_is_away_is_told_in_time_and_text_jobs_go_on(
     began = time.monotonic()
     unavailable(began, eve.post(JOBS, json=txt(chain="img", image=image)))
     began = time.monotonic()
-    unavailable(began, eve.get("/readyz"))
+    unavailable(began, answer := eve.get("/readyz"))
+    assert answer.json()["part"] == "store"
     assert len(troubled.site.farm.jobs(limit=1000)) == before
     # And a job that needs no image is taken
     made(eve.post(JOBS, json=txt()))

@@ -240,13 +240,33 @@ def test_a_length_that_lies_ends_the_call(site: Site) -> None:
     refused(answers[answers.rindex(b"HTTP/1.1") :], 400)
 
 
-@pytest.mark.parametrize("method", ["HEAD", "TRACE", "PUT", "OPTIONS", "PROPFIND", "EVIL", "CONNECT"])
+@pytest.mark.parametrize("method", ["TRACE", "PUT", "OPTIONS", "PROPFIND", "EVIL", "CONNECT"])
 def test_odd_methods_are_refused(site: Site, method: str) -> None:
     with site.client() as client:
         for path in (JOBS, "/healthz", "/api/v1/events", f"{JOBS}/dry-run", "/api/v1/uploads"):
             answer = client.request(method, path)
             assert answer.status_code == 405, (method, path)
             assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_head_is_a_get_without_its_body(site: Site) -> None:
+    with site.client() as client:
+        # Given every kind of answer: a list, what is not there, what needs a token, and one that would go on for ever
+        job = made(client.post(JOBS, json=txt()))["jobs"][0]["id"]
+        for path in (JOBS, "/healthz", f"{JOBS}/{job}", f"{JOBS}/0", f"{JOBS}?evil=1", "/api/v1/openapi.json"):
+            told, whole = client.head(path), client.get(path)
+            assert (told.status_code, told.content) == (whole.status_code, b""), path
+            assert told.headers["content-type"] == whole.headers["content-type"]
+        told = client.head("/api/v1/events")
+        assert (told.status_code, told.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert client.head(f"{JOBS}/dry-run").status_code == 404
+        assert client.head("/api/v1/uploads").status_code == 405
+        assert "HEAD" in client.put(JOBS).headers["allow"]
+        # And the connection goes on
+        assert client.get(JOBS).status_code == 200
+        client.post(f"{JOBS}/{job}/cancel")
+    with site.anonymous() as stranger:
+        assert stranger.head(JOBS).status_code == 401
 
 
 def test_no_header_steers_an_address_that_is_told(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -119,13 +120,36 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
         assert (record.state, claimed) == ("done", [3])
 
 
-@pytest.mark.parametrize("line", [line for line in lines() if line.startswith("curl ")])
-def test_a_call_of_the_readme(served: Served, line: str) -> None:
-    text = line.replace("http://127.0.0.1:8400", served.url).replace("jobs/ID/", f"jobs/{served.done}/")
-    env = {**os.environ, "TOKEN": served.token}
-    found = subprocess.run(["bash", "-c", f"{text} -sSf"], env=env, capture_output=True, text=True, timeout=60)
-    assert found.returncode == 0, found.stderr
-    assert '"count":4' in found.stdout or "event: end" in found.stdout
+def test_the_calls_of_the_readme_go_from_a_token_to_a_picture(served: Served, tmp_path: Path) -> None:
+    # Given what the lines name, but the job, which the first of them makes
+    (tmp_path / "in.png").write_bytes(picture("navy", (96, 64)))
+    env = {**os.environ, "API": f"{served.url}/api/v1", "AUTH": f"Authorization: Bearer {served.token}"}
+    told, job = dict[str, str](), ""
+    # When they are called one after another
+    for line in [line for line in lines() if line.startswith("curl ")]:
+        text = line.replace("http://127.0.0.1:8400", served.url).replace("NAME", "gpu-7.0").replace("/ID", f"/{job}")
+        # A worker that does nothing, so that none is drained that others need.
+        served.farm.ledger.register("gpu-7.0", "b1", ["upscale.none"], "idle", {"host": "h", "pid": "1"})
+        command = ["bash", "-c", f"{text} -sSf"]
+        found = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert found.returncode == 0, (line, found.stderr)
+        told[line] = found.stdout
+        job = job or json.loads(found.stdout)["jobs"][0]["id"]
+
+    def answer(part: str) -> str:
+        (found,) = (text for line, text in told.items() if part in line)
+        return found
+
+    # Then the job was awaited, and its picture is here
+    assert served.farm.job(job).record.priority == 90
+    assert "event: end" in answer("/events")
+    assert (tmp_path / "apple.png").read_bytes() == served.farm.job(job).pngs()[0]
+    # And each of the others did what it says
+    assert json.loads(answer("/fork"))["count"] == 1
+    assert json.loads(answer("/uploads"))["image"].startswith("sha256:")
+    assert json.loads(answer('"sweep"'))["count"] == 4
+    assert json.loads(answer("/drain"))["draining"] is True
+    assert json.loads(answer("/readyz")) == {"status": "ok"}
 
 
 @pytest.mark.parametrize(

@@ -171,21 +171,27 @@ local function full(owner, max_farm, max_owner)
   end
 end
 
--- Opens an ended, unfinished job again at the stage it stopped at.
-local function retry(job, call, max_farm, max_owner)
+-- Opens an ended, unfinished job again at the stage it stopped at, one in quarantine only where that may be lifted.
+local function retry(job, call, max_farm, max_owner, lift)
   -- A repeated call, whose first reply was lost, is answered as the first was.
   if redis.call('HGET', jk(job), 'retried_by') == call then return end
   local refused = check(job, {failed = true, quarantined = true, cancelled = true, expired = true})
     or full(redis.call('HGET', jk(job), 'owner'), max_farm, max_owner)
   if refused then return refused end
   local key = jk(job)
+  local execs = {redis.call('HGET', key, 'x' .. redis.call('HGET', key, 'at')), 'p:' .. job}
+  for _, exec in ipairs(lift and {} or execs) do
+    if redis.call('HGET', xk(exec), 'state') == 'quarantined' then
+      return refuse('forbidden', 'what the job is to run is in quarantine, which an admin may lift')
+    end
+  end
   redis.call('ZREM', P .. 'ended', job)
   redis.call('HSET', key, 'code', '', 'message', '', 'publishing', 0, 'retried_by', call)
   redis.call('HDEL', key, 'ended_ms')
   set_deadline(job)
   turn(job, 'queued')
   event(job, 'retried')
-  for _, exec in ipairs({redis.call('HGET', key, 'x' .. redis.call('HGET', key, 'at')), 'p:' .. job}) do
+  for _, exec in ipairs(execs) do
     renew(exec)
     redis.call('SREM', ek(exec), job)
   end
