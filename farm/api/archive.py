@@ -103,7 +103,7 @@ def _result(desk: Desk, record: JobRecord) -> bytes:
     responses={200: {"content": {"image/gif": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def film(request: Request, job: str, caller: Reader) -> Response:
-    """What was kept of each stage, and the result, one after the other."""
+    """What was kept of each stage, and the result, one after the other: a GIF."""
     desk = desk_of(request)
     data = await desk.decode(UNKNOWN, _film, desk, caller.check(await desk.ask(record_of, desk, job)))
     return Response(data, media_type="image/gif", headers={"Cache-Control": "private, no-cache"})
@@ -140,7 +140,7 @@ def _frames(desk: Desk, found: list[tuple[str, int | None]]) -> Iterator[Image.I
 
 @router.post("/jobs/{job}/artifacts/{index}/use", status_code=201)
 async def use(request: Request, job: str, index: int, caller: Submitter) -> Uploaded:
-    """Has one picture of a job be an image that other jobs may begin with, as if it had been uploaded."""
+    """Takes a picture of a job as an upload: other jobs may begin with it."""
     desk = desk_of(request)
     record = caller.check(await desk.ask(record_of, desk, job))
     found = artifact_of(record, desk.farm.inbox, index)

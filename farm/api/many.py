@@ -55,7 +55,7 @@ class Steered(View):
 
 @router.post("/steer")
 async def steer(request: Request, ask: SteerAsk, caller: Submitter) -> Steered:
-    """Cancels, pauses, resumes, retries or deletes many jobs."""
+    """Steers many jobs at once: cancels, pauses, resumes, retries or deletes them."""
     desk = desk_of(request)
     return await desk.work(_steer, desk, caller, ask)
 
