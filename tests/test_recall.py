@@ -1,0 +1,141 @@
+"""What is taken from what a picture says of how it was made, whoever drew it?"""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from farm.catalog import Catalog
+from farm.chain import parse_chain
+from farm.errors import InvalidJob
+from farm.image import to_png
+from farm.job import make_job
+from farm.recall import recalled
+from farm.settings import Settings
+from tests.test_job import catalog, here
+
+__all__ = ["catalog", "here"]
+
+A1111 = (
+    "a cat, (a dog:1.2)\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 123, "
+    "Size: 512x768, Model hash: abc, Model: sd15, Denoising strength: 0.5, Hires resize: 1024x1536"
+)
+COMFY = {
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 5, "steps": 20, "cfg": 8.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0,
+            "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0],
+        },
+    },
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 640, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a pear", "clip": ["4", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "bad", "clip": ["4", 1]}},
+    "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
+    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0], "filename_prefix": "x"}},
+}  # fmt: skip
+LINKS = [
+    [1, 4, 0, 3, 0, "MODEL"], [2, 4, 1, 6, 0, "CLIP"], [3, 4, 1, 7, 0, "CLIP"], [4, 6, 0, 3, 1, "CONDITIONING"],
+    [5, 7, 0, 3, 2, "CONDITIONING"], [6, 5, 0, 3, 3, "LATENT"], [7, 3, 0, 8, 0, "LATENT"], [8, 4, 2, 8, 1, "VAE"],
+    [9, 8, 0, 9, 0, "IMAGE"],
+]  # fmt: skip
+
+
+def png(**told: str) -> bytes:
+    """A small PNG that says so."""
+    info, out = PngInfo(), BytesIO()
+    for name, text in told.items():
+        info.add_text(name, text)
+    Image.new("RGB", (8, 8)).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def test_a1111_is_read() -> None:
+    found = recalled(png(parameters=A1111))
+    assert found.source == "AUTOMATIC1111"
+    assert found.chain == {
+        "prompt": "a cat, (a dog:1.2)", "negative_prompt": "blurry", "seed": 123,
+        "stages": [
+            {
+                "kind": "text2img", "num_inference_steps": 20, "guidance_scale": 7.0, "width": 512, "height": 768,
+                "scheduler": "DPM++ 2M Karras",
+            }
+        ],
+    }  # fmt: skip
+    assert found.notes == ["drawn with the checkpoint sd15", "Hires resize: 1024x1536"]
+
+
+def test_comfyui_is_read() -> None:
+    found = recalled(png(prompt=json.dumps(COMFY), workflow=json.dumps({"links": LINKS})))
+    assert found.source == "ComfyUI"
+    assert (found.chain["prompt"], found.chain["negative_prompt"], found.chain["seed"]) == ("a pear", "bad", 5)
+    (stage,) = found.chain["stages"]
+    assert stage == {
+        "kind": "text2img", "num_inference_steps": 20, "guidance_scale": 8.0, "width": 512, "height": 640,
+        "scheduler": "DPM++ 2M Karras",
+    }  # fmt: skip
+    assert found.notes == ["drawn with the checkpoint sd15.safetensors"]
+
+
+def test_what_is_not_known_here_is_told() -> None:
+    text = (
+        A1111.replace("DPM++ 2M Karras", "Restart").replace("Steps: 20", "Steps: 900").replace("512x768", "0x99999999")
+    )
+    found = recalled(png(parameters=text))
+    assert "the sampler Restart is not known here" in found.notes
+    assert set(found.chain["stages"][0]) == {"kind", "guidance_scale"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"no picture", png(), png(parameters=""), png(prompt="{", workflow="{}"), png(prompt="[]", workflow="[]"),
+        png(parameters="\x01" * 9), png(**{"latent-farm": "{}"}), png(**{"latent-farm": '{"recipes": []}'}),
+        png(**{"latent-farm": '{"recipes": [{"kind": 1}]}'}),
+        png(prompt=json.dumps({str(n): {"class_type": "KSampler", "inputs": {}} for n in range(999)}), workflow="{}"),
+        png(prompt="[" * 9999, workflow="{}"),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_what_says_nothing_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidJob) as info:
+        recalled(data)
+    assert info.value.code == "bad_file"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"negative_prompt": "red", "stages": [{"kind": "text2img", "num_inference_steps": 3}]},
+        {"stages": [{"kind": "text2img"}, {"kind": "img2img", "strength": 0.5, "prompt": "y"}]},
+        {"stages": [{"kind": "text2img", "seed": 9}, {"kind": "img2img", "seed": 4, "strength": 0.9}]},
+        {"stages": [{"kind": "text2img", "scheduler": "DDIMScheduler", "eta": 0.5, "width": 128, "height": 96}]},
+        {
+            "stages": [
+                {"kind": "text2img", "freeu": {}},
+                {"kind": "upscale_latent"},
+                {"kind": "upscale", "noise_level": 7},
+            ]
+        },
+    ],
+    ids=range(5),
+)
+def test_a_picture_of_the_farm_gives_the_same_recipes(
+    catalog: Catalog, here: Settings, written: dict[str, Any]
+) -> None:
+    # Given a result of a chain
+    job = make_job(parse_chain({"prompt": "a plum", "seed": 77, **written}), catalog, here)
+    data = to_png(Image.new("RGB", (8, 8)), {"recipes": list(job.recipes)})
+    # When it is read, Then what it says makes the same
+    found = recalled(data)
+    assert (found.source, found.notes) == ("latent-farm", [])
+    again = make_job(parse_chain(found.chain), catalog, here)
+    assert again.recipes == job.recipes
+    # And no more is said than need be
+    assert "eta" not in found.chain["stages"][0] or found.chain["stages"][0]["eta"] == 0.5

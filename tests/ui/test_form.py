@@ -1,0 +1,144 @@
+"""Does the form say what will become of what is asked for, before it is submitted?"""
+
+from __future__ import annotations
+
+import re
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tests.ui.conftest import WAIT_MS, Dashboard, Watched
+
+expect.set_options(timeout=WAIT_MS)
+
+
+def chain(page: Page, name: str) -> None:
+    """Takes a named chain."""
+    page.get_by_label("Chain", exact=True).select_option(name)
+
+
+def test_what_of_a_prompt_is_not_read_is_told(watched: Watched) -> None:
+    page = watched.page
+    field = page.get_by_label("Prompt", exact=True)
+    field.fill("a red apple")
+    expect(page.get_by_text(re.compile(r"^\d+ of 75 tokens$"))).to_be_visible()
+    expect(page.get_by_text("Not read:")).to_have_count(0)
+    field.fill("a red apple " * 60 + "and a pear")
+    expect(page.get_by_text(re.compile("Not read: .*and a pear"))).to_be_visible()
+
+
+def test_what_does_not_fit_is_said_where_it_is(watched: Watched) -> None:
+    page = watched.page
+    # Given a chain whose second stage redraws almost nothing
+    chain(page, "refine")
+    page.get_by_role("button", name="Parameters of stage 2").click()
+    card = page.get_by_label(re.compile("^Stage 2: img2img"))
+    card.get_by_label("strength", exact=True).fill("0.01")
+    card.get_by_label("strength", exact=True).press("Tab")
+    # Then the refusal stands in its card, before anything was submitted
+    expect(card.get_by_role("alert").first).to_contain_text("step")
+    # And a stage that is left out is no trouble
+    card.get_by_label("Stage 2 is on").uncheck()
+    expect(page.get_by_text("1 picture, 1 stage")).to_be_visible()
+
+
+def test_a_sweep_is_counted_drawn_and_shown_as_a_grid(watched: Watched) -> None:
+    page = watched.page
+    chain(page, "txt")
+    page.get_by_label("Prompt", exact=True).fill("a sweep")
+    page.get_by_text("Sweep", exact=True).click()
+    for at, (field, values) in enumerate([("seed", "1-3:1"), ("0.guidance_scale", "1, 7")], 1):
+        page.get_by_role("button", name="Add an axis").click()
+        page.get_by_label(f"What axis {at} changes").select_option(field)
+        page.get_by_label(f"Values of axis {at}").fill(values)
+    expect(page.get_by_text("6 pictures, 1 stage")).to_be_visible()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("6 jobs are queued.")).to_be_visible()
+    # When it is looked at as a grid
+    page.get_by_role("link", name="Sweeps").click()
+    page.get_by_role("link", name=re.compile("^6 jobs")).first.click()
+    # Then each of both values has its three pictures, and they appear as they are drawn
+    grid = page.get_by_role("region", name="Grid")
+    expect(grid.get_by_role("columnheader", name="7")).to_be_visible()
+    for seed in ("1", "2", "3"):
+        expect(grid.get_by_role("rowheader", name=seed)).to_be_visible()
+    expect(grid.locator("img[src*='/artifacts/0/thumbnail']")).to_have_count(6)
+
+
+def test_a_mask_is_painted_over_the_input(watched: Watched) -> None:
+    page = watched.page
+    # Given an input image, and a stage that draws a part of it anew
+    page.get_by_label("Kind of stage 1").select_option("inpaint")
+    for _ in range(3):
+        page.get_by_role("button", name="Remove stage 2").click()
+    out = BytesIO()
+    Image.new("RGB", (96, 64), "teal").save(out, "PNG")
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": "in.png", "mimeType": "image/png", "buffer": out.getvalue()}
+    )
+    page.get_by_role("button", name="Parameters of stage 1").click()
+    card = page.get_by_label(re.compile("^Stage 1: inpaint"))
+    expect(card.get_by_role("alert").first).to_contain_text("mask")
+    # When it is painted
+    card.get_by_role("button", name="Paint it").click()
+    box = page.get_by_label("Mask: paint with the pointer").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    with page.expect_request(lambda one: one.url.endswith("/uploads")) as sent:
+        page.get_by_role("button", name="Use this mask").click()
+    # Then what goes up is white where it was painted, black elsewhere, and as large as the input
+    data = sent.value.post_data_buffer
+    assert data
+    mask = Image.open(BytesIO(data)).convert("RGB")
+    assert mask.size == (96, 64)
+    assert mask.getpixel((48, 32)) == (255, 255, 255)
+    assert mask.getpixel((2, 2)) == mask.getpixel((94, 60)) == (0, 0, 0)
+    # And the chain can be drawn
+    expect(card.get_by_role("alert")).to_have_count(0)
+    expect(page.get_by_text("1 picture, 1 stage, 96 × 64")).to_be_visible()
+
+
+def test_pictures_go_home_and_on(dashboard: Dashboard, tmp_path: Path) -> None:
+    # Given two results
+    farm = dashboard.rig.farm
+    jobs = farm.run("a pair", chain="refine", seed=5, count=2, steps=2, keep="preview")
+    for job in jobs:
+        job.wait(120)
+    watched = dashboard.open("/gallery?text=pair")
+    page = watched.page
+    tiles = page.get_by_role("listitem").get_by_role("button")
+    expect(tiles).to_have_count(2)
+    # When both are picked, Then they come as one zip
+    tiles.first.click(modifiers=["Control"])
+    tiles.last.click(modifiers=["Shift"])
+    expect(page.get_by_text("2 picked")).to_be_visible()
+    with page.expect_download() as loaded:
+        page.get_by_role("link", name="Download as zip").click()
+    loaded.value.save_as(tmp_path / "pictures.zip")
+    assert (tmp_path / "pictures.zip").read_bytes()[:2] == b"PK"
+    # And the stages of one as a film
+    page.goto(f"{dashboard.url}/jobs/{jobs[0].id}")
+    with page.expect_download() as loaded:
+        page.get_by_role("link", name="GIF").click()
+    loaded.value.save_as(tmp_path / "stages.gif")
+    with Image.open(tmp_path / "stages.gif") as film:
+        assert film.n_frames == 2  # type: ignore[attr-defined]
+    # When one is sent to another chain, Then that begins with it
+    page.goto(f"{dashboard.url}/gallery?text=pair")
+    tiles.first.click()
+    page.get_by_role("button", name="x4 upscale").click()
+    expect(page.get_by_label(re.compile("^Stage 1: upscale"))).to_be_visible()
+    expect(page.get_by_role("img", name="What was given")).to_be_visible()
+    expect(page.get_by_text("1 picture, 1 stage, 256 × 256")).to_be_visible()
+    # And a job that is deleted is gone from every view
+    page.goto(f"{dashboard.url}/gallery?text=pair")
+    tiles.first.click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog", name=re.compile("^Delete")).get_by_role("button", name="Delete").click()
+    expect(tiles).to_have_count(1)
+    assert not watched.trouble
