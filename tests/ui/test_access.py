@@ -45,7 +45,7 @@ def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 def settled(page: Page) -> None:
     """Waits until what the view asked for is there."""
-    page.locator("main h1").first.wait_for(state="attached")
+    page.locator("main h1:visible").first.wait_for()
     page.wait_for_load_state("load")
     page.wait_for_timeout(300)
 

@@ -90,7 +90,7 @@ def test_no_text_becomes_a_program(dashboard: Dashboard, stored: dict[str, str])
         f"/jobs/{stored['job']}",
     ):  # fmt: skip
         page.goto(dashboard.url + path)
-        page.locator("main h1").first.wait_for(state="attached")
+        page.locator("main h1:visible").first.wait_for()
         page.wait_for_load_state("load")
         look()
     # And each job, with its recipe and its events
