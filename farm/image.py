@@ -39,7 +39,7 @@ Fit = Literal["cover", "contain", "stretch"]
 
 # For the whole process, as Pillow's manual advises; a filter per call would not be safe between threads.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -170,7 +170,7 @@ def read_recipe(data: bytes) -> dict[str, Any]:
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as opened:
             text = opened.info.get(RECIPE_KEY)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidJob("this is not a PNG", code="bad_file", hint=remedy) from error
     if not isinstance(text, str):
         raise InvalidJob("this PNG carries no recipe of the farm", code="bad_file", hint=remedy)
@@ -194,7 +194,7 @@ def pixels_sha256(data: bytes) -> str:
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as opened:
             pixels = opened.convert("RGB")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidJob("this is not a whole PNG", code="bad_file") from error
     return hash_pixels(pixels)
 
@@ -211,7 +211,7 @@ def _decoding() -> Iterator[None]:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _refused("the image has too many pixels: scale it down", "too_large") from None
-    except _UNREADABLE:
+    except UNREADABLE:
         raise _refused(
             "this is not a PNG, JPEG or WebP, or it is damaged: open it in an image editor and save it as PNG"
         ) from None

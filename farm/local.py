@@ -7,6 +7,7 @@ goes on after the next start.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -30,7 +31,7 @@ from farm.ledger import FAN
 from farm.plan import queue_name
 from farm.scripts import Server
 from farm.servers import Servers, environment
-from farm.settings import Settings, read_connection
+from farm.settings import CONNECTION_FILE, Settings, read_connection
 from farm.tokens import Tokens
 
 _log = structlog.get_logger(__name__)
@@ -155,6 +156,13 @@ def _listen() -> socket.socket:
 
 def _url(listener: socket.socket) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def api_url(settings: Settings) -> str:
+    """Where the API of the farm that runs in the data folder is; "" where it has none."""
+    with suppress(OSError, ValueError, AttributeError):
+        return str(json.loads((settings.data / CONNECTION_FILE).read_text()).get("api_url", ""))
+    return ""
 
 
 def page_link(settings: Settings, url: str) -> str:
@@ -308,6 +316,8 @@ def _reachable(settings: Settings, say: Say, stay: bool) -> Iterator[tuple[Farm,
     """The running farm, or one that is started; with the link to its dashboard where that is to stay."""
     catalog = Catalog.load(settings)
     if _answers(settings):
+        if url := api_url(settings):
+            say(f"A farm runs already; its dashboard is at {page_link(settings, url)}")
         with Farm(settings) as farm:
             yield farm, ""
     elif stay:

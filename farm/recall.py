@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import Any
 
 from farm.errors import InvalidJob
-from farm.image import read_recipe
+from farm.image import UNREADABLE, read_recipe
 from farm.job import stage_of, stage_seed
 from farm.sampler import SAMPLERS
 from farm.stage import MAX_SEED, kinds
@@ -87,7 +87,7 @@ def _foreign(data: bytes) -> Recalled:
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
             found = ParserManager().parse(opened)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, AttributeError, RecursionError, ParserError):
+    except (*UNREADABLE, AttributeError, RecursionError, ParserError):
         found = None
     if found is None or not found.samplers:
         raise InvalidJob("the picture does not say how it was made", code="bad_file", hint=remedy)

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from PIL import Image
 from starlette.responses import StreamingResponse
@@ -19,12 +18,13 @@ from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
 from farm.api.jobs import record_of
 from farm.api.uploads import Uploaded, store_image
-from farm.errors import BadBlob, FarmError, NotFound
+from farm.errors import BadBlob, NotFound
+from farm.image import UNREADABLE
 from farm.records import JobRecord
 
 router = APIRouter(route_class=Door, tags=["artifacts"])
-MOST = 400
-"""Pictures of one archive: their ids are what a browser's address still takes."""
+MOST = 180
+"""Pictures of one archive: so many ids stand in an address of 8 KiB. Source: nginx's large_client_header_buffers."""
 FILM_SIDE = 512
 """Longest side of a film, pixels: that of a thumbnail."""
 SHOWN_MS, LAST_MS = 700, 2000
@@ -84,8 +84,8 @@ async def _zipped(desk: Desk, records: list[JobRecord]) -> AsyncIterator[bytes]:
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as into:
         for record in records:
             try:
-                data = await anyio.to_thread.run_sync(_result, desk, record)
-            except FarmError:
+                data = await desk.work(_result, desk, record)
+            except (BadBlob, NotFound):  # gone meanwhile; whatever else goes wrong breaks the download off
                 continue
             into.writestr(zipfile.ZipInfo(f"{record.job}.png"), data)
             yield out.drain()
@@ -130,7 +130,7 @@ def _frames(desk: Desk, found: list[tuple[str, int | None]]) -> Iterator[Image.I
         try:
             with Image.open(BytesIO(data), formats=("PNG", "WEBP")) as opened:
                 picture = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        except UNREADABLE:
             raise BadBlob("a picture of the job cannot be read") from None
         if size is None:
             picture.thumbnail((FILM_SIDE, FILM_SIDE), Image.Resampling.LANCZOS)

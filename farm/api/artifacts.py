@@ -23,6 +23,7 @@ from farm.api.jobs import record_of
 from farm.api.views import BASE, Artifact
 from farm.errors import BadBlob, NotFound, Unavailable
 from farm.handle import intermediates_of, preview_of
+from farm.image import UNREADABLE
 from farm.records import JobRecord
 from farm.stage import Size
 from farm.store import Store
@@ -146,6 +147,7 @@ def _view(
 
 
 def artifact_of(record: JobRecord, store: Store, index: int) -> Artifact:
+    """The picture of a job that has this index. Raises NotFound."""
     for found in artifacts_of(record, store):
         if found.index == index:
             return found
@@ -160,7 +162,7 @@ def _make(desk: Desk, found: Artifact, side: int) -> bytes:
         with Image.open(BytesIO(store.get_blob(found.sha256, limit)), formats=("PNG", "WEBP")) as opened:
             opened.thumbnail((side, side), Image.Resampling.LANCZOS)
             small = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except UNREADABLE:
         raise BadBlob("the picture cannot be read") from None
     out = BytesIO()
     small.save(out, "WEBP", quality=QUALITY)

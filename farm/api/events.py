@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from farm.api.desk import Desk, desk_of
@@ -81,6 +81,7 @@ class StreamDoor(Door):
 
 router = APIRouter(route_class=StreamDoor, tags=["events"])
 LastId = Annotated[str, Header(alias="Last-Event-ID", max_length=64)]
+Last = Annotated[str, Query(max_length=64, description="as Last-Event-ID, for whoever cannot set a header")]
 
 
 class EventStream(Response):
@@ -181,13 +182,13 @@ async def of_job(request: Request, job: str, caller: Reader, last: LastId = "") 
 
 
 @router.get("/runs/{run}/events", response_class=Response, responses=_HELD)
-async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") -> Response:
+async def of_run(request: Request, run: str, caller: Reader, header: LastId = "", last: Last = "") -> Response:
     """Snapshots of a run's jobs, those of all of them at first."""
     desk = desk_of(request)
     await desk.ask(run_of, desk, caller, run)
 
     async def names() -> dict[str, str]:
-        missed = await _since(desk, last)
+        missed = await _since(desk, header or last)
         if missed is not None:
             return missed
         return dict.fromkeys(await desk.ask(desk.farm.ledger.run_jobs, run), "")
@@ -196,12 +197,12 @@ async def of_run(request: Request, run: str, caller: Reader, last: LastId = "") 
 
 
 @router.get("/events", response_class=Response, responses=_HELD)
-async def of_farm(request: Request, caller: Reader, last: LastId = "") -> Response:
+async def of_farm(request: Request, caller: Reader, header: LastId = "", last: Last = "") -> Response:
     """Snapshots of all the caller's jobs, those of the newest unended ones at first."""
     desk = desk_of(request)
 
     async def names() -> dict[str, str]:
-        missed = await _since(desk, last)
+        missed = await _since(desk, header or last)
         if missed is not None:
             return missed
         readings = desk.hub.readings

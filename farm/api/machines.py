@@ -118,7 +118,7 @@ class WorkerView(View):
     memory_total_bytes: int | None
     checkpoints: list[str] = Field(description="whose pipelines it holds")
     jobs: list[str] = Field(description="some of those that wait for what it runs; an admin is told")
-    per_minute: float | None = Field(description="stages that it committed in the last minute")
+    per_minute: float = Field(description="stages that it committed in the last minute")
 
     @classmethod
     def of(cls, worker: WorkerRecord, caller: Caller, done: Mapping[str, float]) -> WorkerView:
@@ -255,7 +255,7 @@ async def _drain(request: Request, worker: str, caller: Caller, *, on: bool) -> 
 def _last_minute(desk: Desk) -> dict[str, float]:
     """Stages that each worker committed in the last sixty seconds, the minute before taken as even."""
     before, now = desk.farm.ledger.minutes(2)
-    left = 1 - min((time.time() * 1000 - now.t) / 60000, 1)
+    left = 1 - max(0.0, min((time.time() * 1000 - now.t) / 60000, 1.0))
     names = {*before.workers, *now.workers}
     return {name: round(before.workers.get(name, 0) * left + now.workers.get(name, 0), 1) for name in names}
 

@@ -14,17 +14,16 @@ from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.api.jobs import record_of
+from farm.api.runs import STEER_S
 from farm.api.views import View
 from farm.client import PATIENCE_S
-from farm.errors import Conflict, NotFound
+from farm.errors import Conflict, Forbidden, NotFound
 from farm.handle import JobHandle
 from farm.records import ENDED, OPEN
 from farm.runs import STEERED, Verb
 from farm.scripts import within
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
-STEER_S = 60.0
-"""How long one call may steer, seconds. What is left then is told as `more`: the same call goes on with it."""
 PAGE = 200
 WHICH = {"open": OPEN, "ended": tuple(sorted(ENDED)), "failed": ("failed", "quarantined", "expired")}
 JobId = Annotated[str, Field(min_length=1, max_length=64)]
@@ -63,16 +62,18 @@ async def steer(request: Request, ask: SteerAsk, caller: Submitter) -> Steered:
 def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
     act, until = _acts(desk, caller)[ask.act], time.monotonic() + STEER_S
     count, queues, more = 0, set[str](), False
-    for job in ask.jobs if ask.jobs is not None else _in_state(desk, caller, WHICH[str(ask.state)]):
-        if more := time.monotonic() > until:
-            break
-        with within(PATIENCE_S):
-            try:
-                queues |= act(job)
-            except (Conflict, NotFound):
-                continue
-        count += 1
-    desk.farm.broker.ring(queues)
+    try:
+        for job in ask.jobs if ask.jobs is not None else _in_state(desk, caller, WHICH[str(ask.state)]):
+            if more := time.monotonic() > until:
+                break
+            with within(PATIENCE_S):
+                try:
+                    queues |= act(job)
+                except (Conflict, Forbidden, NotFound):
+                    continue
+            count += 1
+    finally:  # whatever hinders the rest, those that may go on do so at once
+        desk.farm.broker.ring(queues)
     return Steered(count=count, more=more)
 
 
@@ -93,7 +94,7 @@ def _acts(desk: Desk, caller: Caller) -> dict[str, Callable[[str], set[str]]]:
         return set()
 
     def retry(job: str) -> set[str]:
-        return ledger.retry(job, caller.max_open_jobs)
+        return ledger.retry(job, caller.max_open_jobs, lift=caller.is_admin)
 
     def owned(act: Callable[[str], set[str]], states: Sequence[str]) -> Callable[[str], set[str]]:
         def checked(job: str) -> set[str]:

@@ -82,19 +82,24 @@ def _read(desk: Desk, ask: PromptAsk) -> PromptView:
     return PromptView(tokens=len(found.ids), limit=limit, unread=unread)
 
 
-@lru_cache(maxsize=8)
 def _tokenizer(folder: Path) -> Any:
-    """The tokenizer whose files lie in `folder`; None where there are none that can be read."""
+    """The tokenizer whose files lie in `folder`; None where there are none."""
+    names = ("tokenizer.json", "vocab.json", "merges.txt")
+    there = tuple((name, (folder / name).stat().st_mtime_ns) for name in names if (folder / name).is_file())
+    return _loaded(folder, there) if len(there) > 1 or (there[:1] and there[0][0] == names[0]) else None
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: Path, there: tuple[tuple[str, int], ...]) -> Any:
+    """The tokenizer of the files that are `there`, each with its time."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    if (folder / "tokenizer.json").is_file():
+    if there[0][0] == "tokenizer.json":
         found = Tokenizer.from_file(str(folder / "tokenizer.json"))
         found.no_truncation()
         found.no_padding()
         return found
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    if not (vocab.is_file() and merges.is_file()):
-        return None
     # Source: Radford et al. 2021, CLIP, simple_tokenizer.py: lower case, its pattern of words, pairs within a word.
     found = Tokenizer(
         models.BPE.from_file(str(vocab), str(merges), unk_token="<|endoftext|>", end_of_word_suffix="</w>")  # noqa: S106

@@ -80,6 +80,7 @@ async def body_of(request: Request) -> AsyncIterator[bytes]:
 
 
 def store_image(desk: Desk, caller: Caller, data: bytes) -> Uploaded:
+    """An image file, stored as its pixels alone, and noted as the caller's. Raises InvalidJob, BodyTooLarge."""
     try:
         picture = read_input(data, desk.settings)
     except InvalidJob as error:

@@ -118,12 +118,15 @@ def test_the_keyboard_alone_is_enough(dashboard: Dashboard, drawn: dict[str, str
     page.keyboard.press("Alt+ArrowUp")
     expect(page.get_by_label(re.compile("^Stage 1: img2img"))).to_be_visible()
     page.keyboard.press("Alt+ArrowDown")
+    expect(page.get_by_label(re.compile("^Stage 1: text2img"))).to_be_visible()
     # Words weigh more or less
     field = page.get_by_label("Prompt", exact=True)
     field.fill("a red apple")
     field.select_text()
     page.keyboard.press("Control+ArrowUp")
     expect(field).to_have_value("(a red apple:1.1)")
+    # And the chain still fits: only stages that know weights are told of them
+    expect(page.get_by_text("1 picture, 4 stages")).to_be_visible()
     page.keyboard.press("Control+ArrowDown")
     expect(field).to_have_value("a red apple")
     # Views and help have keys

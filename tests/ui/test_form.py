@@ -131,7 +131,7 @@ def test_pictures_go_home_and_on(dashboard: Dashboard, tmp_path: Path) -> None:
     # When one is sent to another chain, Then that begins with it
     page.goto(f"{dashboard.url}/gallery?text=pair")
     tiles.first.click()
-    page.get_by_role("button", name="x4 upscale").click()
+    page.get_by_role("button", name="upscale", exact=True).click()
     expect(page.get_by_label(re.compile("^Stage 1: upscale"))).to_be_visible()
     expect(page.get_by_role("img", name="What was given")).to_be_visible()
     expect(page.get_by_text("1 picture, 1 stage, 256 × 256")).to_be_visible()

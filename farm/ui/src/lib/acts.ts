@@ -28,20 +28,8 @@ export async function prioritise(id: string, priority: number): Promise<void> {
   const found = await tried(call<JobView>("PATCH", `jobs/${part(id)}`, { priority }));
   if (found) {
     jobs.set(id, found);
-    tell(priority >= 100 ? "It is next in line." : `Its priority is ${priority}.`);
+    tell(found.position === 0 ? "It is next in line." : `Its priority is ${priority}.`);
   }
-}
-
-/** Forgets ended jobs. Gives the ids of those that are gone. */
-export async function forget(ids: string[]): Promise<string[]> {
-  const gone: string[] = [];
-  for (let at = 0; at < ids.length; at += AT_ONCE) {
-    const some = ids.slice(at, at + AT_ONCE);
-    if (!(await tried(post<Steered>("jobs/steer", { act: "delete", jobs: some })))) break;
-    for (const id of some) jobs.delete(id);
-    gone.push(...some);
-  }
-  return gone;
 }
 
 /** What of `act` makes sense for a job in this state. */
@@ -54,18 +42,29 @@ export function allows(job: Pick<Snapshot, "state">, act: Act | "delete"): boole
   return !["queued", "running", "paused"].includes(state);
 }
 
-/** Which jobs a call steers: those named, or all of the caller's in a state; `open` and `ended` are several states. */
+/** Which jobs a call steers: those named, or all that a list shows in a state; `open` and `ended` are several states. */
 export type Which = { jobs: string[] } | { state: "open" | "ended" | "failed" };
 
-/** Steers many jobs in one call, and tells of how many it was true. */
-export async function bulk(act: Act | "delete", which: Which): Promise<void> {
+/** Steers many jobs, and tells of how many it was true. Gives that number. */
+export async function bulk(act: Act | "delete", which: Which): Promise<number> {
+  const parts: Which[] =
+    "jobs" in which
+      ? Array.from({ length: Math.ceil(which.jobs.length / AT_ONCE) }, (_, at) => ({ jobs: which.jobs.slice(at * AT_ONCE, (at + 1) * AT_ONCE) }))
+      : [which];
   let count = 0;
-  for (let more = true; more; ) {
-    const found = await tried(post<Steered>("jobs/steer", { act, ...which }));
-    if (!found) return;
-    count += found.count;
-    // Of named ones those that were steered are no longer in the way: the same call goes on with the rest.
-    more = found.more;
+  for (const part of parts) {
+    for (let more = true; more; ) {
+      const found = await tried(post<Steered>("jobs/steer", { act, ...part }));
+      count += found?.count ?? 0;
+      // Those that were steered are no longer in the way: the same call goes on with the rest.
+      more = !!found?.more && found.count > 0;
+    }
   }
   tell(`${count} ${count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.`);
+  return count;
+}
+
+/** Forgets ended jobs, with their results. Gives whether all of them are gone. */
+export async function forget(ids: string[]): Promise<boolean> {
+  return (await bulk("delete", { jobs: ids })) === ids.length;
 }

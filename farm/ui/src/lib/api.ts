@@ -1,6 +1,6 @@
 // How does the page call the farm?
 
-import type { Problem, WrongField } from "./types";
+import type { Problem, SessionView, WrongField } from "./types";
 
 export const BASE = "/api/v1";
 const TRIES = 3;
@@ -55,9 +55,18 @@ export async function call<T>(method: Method, path: string, body?: unknown, key?
       refused = error instanceof Refused ? error : new Refused({ detail: "The farm cannot be reached." });
     }
     if (refused.status === 401 && !path.endsWith("session")) door.closed();
+    if (refused.status === 403 && method !== "GET" && (await isRenewed(headers))) continue;
     if (left <= 0 || ![0, 429, 502, 503, 504].includes(refused.status)) throw refused;
     await new Promise((done) => setTimeout(done, 1000 * Math.min(refused.retryAfter ?? 1, 5)));
   }
+}
+
+/** Whether another window has begun a new session since, whose word this one takes over. */
+async function isRenewed(headers: Record<string, string>): Promise<boolean> {
+  const found = await get<SessionView>("session").catch(() => null);
+  if (!found?.csrf_token || found.csrf_token === headers["X-CSRF-Token"]) return false;
+  door.csrf = headers["X-CSRF-Token"] = found.csrf_token;
+  return true;
 }
 
 async function refusal(answer: Response): Promise<Refused> {
@@ -82,4 +91,6 @@ export function query(path: string, given: Record<string, string | number | null
 export const part = (text: string): string => encodeURIComponent(text);
 
 /** A new idempotency key. */
-export const newKey = (): string => crypto.randomUUID();
+export const newKey = (): string =>
+  // Not randomUUID, which browsers keep from pages that did not come over TLS.
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (one) => one.toString(16).padStart(2, "0")).join("");

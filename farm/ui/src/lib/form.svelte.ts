@@ -1,8 +1,8 @@
 // What is asked for on the page's form, and how does it outlive a reload?
 
-import { newKey } from "./api";
+import { BASE, get, newKey, part } from "./api";
 import { offer } from "./offer.svelte";
-import type { ChainSpec, JobAsk, JobView, RecalledView, StageSpec } from "./types";
+import type { ChainSpec, JobAsk, JobView, RecalledView, Spec, StageSpec } from "./types";
 
 export interface Card {
   /** Of this page alone: tells cards apart while they are sorted. */
@@ -36,33 +36,38 @@ interface Form {
   keep: "none" | "preview" | "image";
   axes: Axis[];
   given: Given | null;
+  /** Fields of the chain that the form does not show: `fit`, `exact`, `reuse`. */
+  rest: Record<string, unknown>;
   earlier: string[];
 }
 
-const KEY = "farm.form";
+const KEY = "farm.form.";
 const EARLIER = 50;
 
 function fresh(): Form {
   return {
     prompt: "", negative: "", preset: "hires", cards: [], seed: null, count: 1, keep: "preview", axes: [], given: null,
-    earlier: [],
+    rest: {}, earlier: [],
   };
 }
 
-function restore(): Form {
+export const form = $state<Form>(fresh());
+let owner = "";
+
+/** Takes up the form as this owner left it in this browser. */
+export function restore(whose: string): void {
+  owner = whose;
   try {
-    return { ...fresh(), ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
+    Object.assign(form, fresh(), JSON.parse(localStorage.getItem(KEY + owner) ?? "{}"));
   } catch {
-    return fresh();
+    Object.assign(form, fresh());
   }
 }
-
-export const form = $state<Form>(restore());
 
 /** Notes the form for the next time the page is opened. */
 export function store(): void {
   try {
-    localStorage.setItem(KEY, JSON.stringify(form));
+    localStorage.setItem(KEY + owner, JSON.stringify(form));
   } catch {
     // The browser keeps nothing, or has no room: the form is as it is until the page is closed.
   }
@@ -75,12 +80,13 @@ export function usePreset(name: string): void {
   const found = offer.chains.find((one) => one.name === name);
   if (!found) return;
   form.preset = name;
+  form.rest = {};
   form.cards = found.stages.map(card);
 }
 
 /** What the form asks for, as the API takes it. `front`: before all others. */
 export function asked(front = false): JobAsk {
-  const chain: ChainSpec = { stages: form.cards.filter((one) => one.on).map((one) => one.spec) };
+  const chain: ChainSpec = { ...form.rest, stages: form.cards.filter((one) => one.on).map((one) => one.spec) };
   return {
     chain,
     prompt: form.prompt,
@@ -124,7 +130,7 @@ export function valuesOf(axis: Axis): unknown[] {
 export type Recalled = "all" | "prompt" | "seed" | "size" | "remix";
 
 /** Fills the form from a job: `remix` is all but the seed. */
-export function recall(job: Pick<JobView, "chain" | "seed">, what: Recalled): void {
+export function recall(job: Pick<JobView, "chain" | "seed"> & { id?: string }, what: Recalled): void {
   const { chain } = job;
   if (what === "prompt" || what === "all" || what === "remix") {
     form.prompt = chain.prompt ?? "";
@@ -136,6 +142,10 @@ export function recall(job: Pick<JobView, "chain" | "seed">, what: Recalled): vo
     form.axes = [];
     form.count = 1;
     form.keep = chain.keep ?? "none";
+    const { stages: _, prompt: __, negative_prompt: ___, seed: ____, keep: _____, ...rest } = chain;
+    form.rest = rest;
+    form.given = null;
+    if (job.id) void regive(job.id);
   }
   if (what === "seed" || what === "all") form.seed = job.seed;
   if (what === "remix") form.seed = null;
@@ -144,6 +154,14 @@ export function recall(job: Pick<JobView, "chain" | "seed">, what: Recalled): vo
     const first = form.cards.find((one) => one.on);
     if (first) first.spec = { ...first.spec, width, height };
   }
+}
+
+/** Gives the image that a job began with once more, as it was fitted. */
+async function regive(id: string): Promise<void> {
+  const { image } = await get<Spec>(`jobs/${part(id)}/spec`).catch(() => ({ image: null }));
+  if (!image) return;
+  const { sha256, width, height } = image;
+  form.given = { image: `sha256:${sha256}`, width, height, shown: `${BASE}/jobs/${part(id)}/inputs/${sha256}` };
 }
 
 /** Fills the form from what a picture says; stages that name a checkpoint which is not here take the default. */

@@ -1,11 +1,12 @@
 // Where are the jobs now, on every view and without asking again?
 
 import { SvelteMap } from "svelte/reactivity";
-import { BASE, door, get } from "./api";
+import { BASE, door, get, query } from "./api";
 import type { Snapshot } from "./types";
+import { ended } from "./words";
 
 const BACK_MS = 2000;
-const FORGET = 20_000;
+const FORGET = 50_000;
 
 /** The newest snapshot of every job that was told since the page was opened. */
 export const jobs = new SvelteMap<string, Snapshot>();
@@ -25,10 +26,14 @@ export function listen(hear: (snapshot: Snapshot) => void): () => void {
 /** Begins to listen to the farm; a connection that breaks is made again by the browser, and after a refusal by us. */
 export function connect(): () => void {
   let timer = 0;
+  let last = "";
   const open = () => {
-    source = new EventSource(`${BASE}/events`);
+    source = new EventSource(query(`${BASE}/events`, { last }));
     source.onopen = () => Object.assign(line, { open: true, tried: 0 });
-    source.addEventListener("job", (event) => take(JSON.parse((event as MessageEvent<string>).data)));
+    source.addEventListener("job", (event) => {
+      last = event.lastEventId;
+      take(JSON.parse(event.data));
+    });
     source.onerror = () => {
       line.open = false;
       line.tried += 1;
@@ -68,8 +73,9 @@ function draw(): void {
     jobs.set(snapshot.id, snapshot);
     for (const hear of heard) hear(snapshot);
   }
-  for (const id of jobs.keys()) {
+  if (jobs.size <= FORGET) return;
+  for (const [id, job] of jobs) {
     if (jobs.size <= FORGET) break;
-    jobs.delete(id);
+    if (ended(job.state)) jobs.delete(id);
   }
 }

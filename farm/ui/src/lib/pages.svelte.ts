@@ -7,19 +7,25 @@ import type { JobPage, JobView, Snapshot } from "./types";
 
 const PAGE = 100;
 const GATHER_MS = 400;
+/** Pages that are looked through for jobs which events have told of. */
+const MOST = 20;
 
 /**
- * The jobs of a filter, fetched a page at a time. What an event tells of a job that is not listed yet has the newest
- * page fetched anew; states are always those of `jobs`, the newest told.
+ * The jobs of a filter, the newest first, fetched a page at a time. What an event tells of a job that belongs among
+ * them has it looked up; states are always those of `jobs`, the newest told.
  */
 export class Pages {
   list = $state.raw<JobView[]>([]);
   /** Whether there are older ones. */
   more = $state(true);
   busy = $state(false);
+  /** Whether the last page could not be fetched. */
+  failed = $state(false);
   #known = new Set<string>();
   #next: string | null = null;
   #timer = 0;
+  /** When the oldest job was made that was told of and is not listed. */
+  #missing = "";
   #filter: () => { state?: string; run?: string };
   #fits: (job: Snapshot) => boolean;
   #turn = 0;
@@ -35,7 +41,7 @@ export class Pages {
     const unheard = listen((job) => {
       if (job.state === "deleted") {
         if (this.#known.has(job.id)) this.drop([job.id]);
-      } else if (!this.#known.has(job.id) && this.#fits(job)) this.#soon();
+      } else if (!this.#known.has(job.id) && this.#fits(job)) this.#miss(job.created);
     });
     return () => {
       clearTimeout(this.#timer);
@@ -62,9 +68,18 @@ export class Pages {
     const page = await tried(get<JobPage>(query("jobs", { ...this.#filter(), limit: PAGE, cursor: this.#next })));
     if (turn !== this.#turn) return;
     this.busy = false;
-    this.#next = page?.next ?? null;
+    this.failed = !page;
+    // What could not be fetched is asked for again by hand: the view must not hammer a farm that is in trouble.
     this.more = !!page?.next;
-    this.#add(page?.jobs ?? [], false);
+    if (!page) return;
+    this.#next = page.next;
+    this.#add(page.jobs);
+  }
+
+  /** Fetches once more what could not be fetched. */
+  async again(): Promise<void> {
+    this.more = true;
+    await this.older();
   }
 
   /** Takes jobs that are gone off the list. */
@@ -74,22 +89,37 @@ export class Pages {
     this.list = this.list.filter((job) => !gone.has(job.id));
   }
 
-  #soon(): void {
-    if (this.#timer) return;
-    this.#timer = window.setTimeout(async () => {
-      this.#timer = 0;
-      const turn = this.#turn;
-      const page = await tried(get<JobPage>(query("jobs", { ...this.#filter(), limit: PAGE })));
-      if (turn === this.#turn) this.#add(page?.jobs ?? [], true);
-    }, GATHER_MS);
+  #miss(created: string): void {
+    const last = this.list.at(-1);
+    // What is older than all that is listed comes when the user gets there.
+    if ((this.more || this.failed) && (!last || created < last.created)) return;
+    this.#missing = this.#missing && this.#missing < created ? this.#missing : created;
+    this.#timer ||= window.setTimeout(() => void this.#find(), GATHER_MS);
   }
 
-  #add(found: JobView[], first: boolean): void {
+  async #find(): Promise<void> {
+    const [turn, back] = [this.#turn, this.#missing];
+    [this.#timer, this.#missing] = [0, ""];
+    let cursor: string | null = null;
+    for (let at = 0; at < MOST; at++) {
+      const asked = query("jobs", { ...this.#filter(), limit: PAGE, cursor });
+      const page: JobPage | undefined = await tried(get<JobPage>(asked));
+      if (turn !== this.#turn || !page) return;
+      this.#add(page.jobs);
+      cursor = page.next;
+      if (!cursor || (page.jobs.at(-1)?.created ?? "") < back) return;
+    }
+  }
+
+  #add(found: JobView[]): void {
     const fresh = found.filter((job) => !this.#known.has(job.id));
+    if (!fresh.length) return;
     for (const job of fresh) {
       this.#known.add(job.id);
       if (!jobs.has(job.id)) jobs.set(job.id, job);
     }
-    if (fresh.length) this.list = first ? [...fresh, ...this.list] : [...this.list, ...fresh];
+    const [last, first] = [this.list.at(-1), fresh[0]!];
+    const all = [...this.list, ...fresh];
+    this.list = last && first.created > last.created ? all.sort((one, other) => (one.created < other.created ? 1 : -1)) : all;
   }
 }

@@ -11,8 +11,16 @@ interface Place {
   query: Record<string, string>;
 }
 
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 function read(): Place {
-  const [first = "", ...rest] = location.pathname.split("/").filter(Boolean).map(decodeURIComponent);
+  const [first = "", ...rest] = location.pathname.split("/").filter(Boolean).map(decoded);
   const view = (VIEWS as readonly string[]).includes(first) ? (first as View) : "";
   return { view, id: rest.join("/"), query: Object.fromEntries(new URLSearchParams(location.search)) };
 }
@@ -48,7 +56,14 @@ export function followLinks(event: MouseEvent): void {
   const link = (event.target as Element).closest?.("a[href]");
   if (!(link instanceof HTMLAnchorElement) || link.target || link.hasAttribute("download")) return;
   if (event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || event.defaultPrevented) return;
+  if (link.hash && link.pathname === location.pathname) return;
   if (link.origin !== location.origin || link.pathname.startsWith("/api/")) return;
   event.preventDefault();
   go(link.pathname + link.search);
+}
+
+/** Whether a key is a field's, or a question's that is open: none of the view's. `own`: a dialog that is the view's. */
+export function busy(event: KeyboardEvent, own = "none"): boolean {
+  const typing = (event.target as Element).matches?.("input, textarea, select, [contenteditable]");
+  return typing || !!document.querySelector(`dialog[open]:not(${own})`);
 }

@@ -40,10 +40,12 @@ export function inputOf(schema: Schema): Input {
   if (schema.type === "boolean") return { as: "switch" };
   if (schema.type === "integer" || schema.type === "number") {
     const whole = schema.type === "integer";
-    const min = schema.minimum ?? schema.exclusiveMinimum;
-    const max = schema.maximum ?? schema.exclusiveMaximum;
-    const wide = (max ?? 100) - (min ?? 0);
-    return { as: "number", whole, min, max, step: schema.multipleOf ?? (whole ? 1 : wide <= 2 ? 0.05 : 0.5) };
+    const wide = (schema.maximum ?? schema.exclusiveMaximum ?? 100) - (schema.minimum ?? schema.exclusiveMinimum ?? 0);
+    const step = schema.multipleOf ?? (whole ? 1 : wide <= 2 ? 0.05 : 0.5);
+    // An end that is excluded is a step away.
+    const min = schema.minimum ?? (schema.exclusiveMinimum === undefined ? undefined : schema.exclusiveMinimum + step);
+    const max = schema.maximum ?? (schema.exclusiveMaximum === undefined ? undefined : schema.exclusiveMaximum - step);
+    return { as: "number", whole, min, max, step };
   }
   if (schema.type === "array") {
     const of: Schema = schema["x-adapter"] ? { type: "string", "x-adapter": schema["x-adapter"] } : (schema.items ?? {});

@@ -1,8 +1,9 @@
 // Who uses the page, and may they?
 
-import { call, door, get, post } from "./api";
+import { call, door, get, post, Refused } from "./api";
 import type { SessionView } from "./types";
 
+const AWAY_MS = 2000;
 type Known = { state: "asked" | "out" | "in"; who: SessionView | null };
 
 export const session = $state<Known>({ state: "asked", who: null });
@@ -28,13 +29,19 @@ export async function begin(): Promise<void> {
     history.replaceState(null, "", location.pathname + location.search);
     await logIn(token).catch(() => undefined);
   }
-  if (session.state === "in") return;
-  try {
-    admitted(await get<SessionView>("session"));
-  } catch {
-    session.state = "out";
+  while (session.state === "asked") {
+    try {
+      admitted(await get<SessionView>("session"));
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) session.state = "out";
+      // A farm that is away says nothing of who one is.
+      else await new Promise((done) => setTimeout(done, AWAY_MS));
+    }
   }
 }
+
+// A link with a token that is opened where the page is already: only the fragment changes.
+addEventListener("hashchange", () => void begin());
 
 /** Begins a session by a token. Throws Refused. */
 export async function logIn(token: string): Promise<void> {

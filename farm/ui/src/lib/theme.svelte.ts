@@ -2,11 +2,23 @@
 
 export type Theme = "system" | "dark" | "light";
 const KEY = "farm.theme";
-const kept = localStorage.getItem(KEY);
 
-export const theme = $state<{ chosen: Theme }>({ chosen: kept === "dark" || kept === "light" ? kept : "system" });
+function restore(): Theme {
+  try {
+    const kept = localStorage.getItem(KEY);
+    return kept === "dark" || kept === "light" ? kept : "system";
+  } catch {
+    return "system"; // the browser keeps nothing for this page
+  }
+}
+
+export const theme = $state<{ chosen: Theme }>({ chosen: restore() });
 
 export function choose(chosen: Theme): void {
   theme.chosen = chosen;
-  localStorage.setItem(KEY, chosen);
+  try {
+    localStorage.setItem(KEY, chosen);
+  } catch {
+    // It holds until the page is closed.
+  }
 }

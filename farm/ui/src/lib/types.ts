@@ -262,7 +262,7 @@ export interface WorkerView {
   memory_total_bytes: number | null;
   checkpoints: string[];
   jobs: string[];
-  per_minute: number | null;
+  per_minute: number;
 }
 
 /** Stages that were committed in each minute, the oldest first. */
@@ -318,6 +318,10 @@ export interface RecalledView {
   source: string;
   chain: ChainSpec;
   notes: string[];
+}
+
+export interface Spec {
+  image: { sha256: string; width: number; height: number } | null;
 }
 
 export interface Steered {

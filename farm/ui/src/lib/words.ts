@@ -4,8 +4,6 @@ import type { JobState, Snapshot } from "./types";
 
 export const ENDED: readonly JobState[] = ["done", "failed", "quarantined", "cancelled", "expired", "deleted"];
 export const ended = (state: JobState): boolean => ENDED.includes(state);
-/** Whether a job in this state can be queued again. */
-export const retryable = (state: JobState): boolean => ["failed", "quarantined", "cancelled", "expired"].includes(state);
 
 /** A span in seconds, in two units at most: 42 s, 3 min 5 s, 2 h 10 min, 4 d 3 h. */
 export function span(seconds: number | null | undefined): string {
@@ -48,6 +46,3 @@ export function whereabouts(job: Snapshot): string {
   if (job.message) return job.message;
   return job.state;
 }
-
-/** A short id: what is left of a job's id that still tells it from others. */
-export const short = (id: string): string => id.slice(-8);
