@@ -67,7 +67,7 @@ def test_a_sweep_is_counted_drawn_and_shown_as_a_grid(watched: Watched) -> None:
     expect(grid.locator("img[src*='/artifacts/0/thumbnail']")).to_have_count(6)
 
 
-def test_a_mask_is_painted_over_the_input(watched: Watched) -> None:
+def test_a_mask_is_painted_over_the_input(dashboard: Dashboard, watched: Watched) -> None:
     page = watched.page
     # Given an input image, and a stage that draws a part of it anew
     page.get_by_label("Kind of stage 1").select_option("inpaint")
@@ -89,12 +89,11 @@ def test_a_mask_is_painted_over_the_input(watched: Watched) -> None:
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2, steps=8)
     page.mouse.up()
-    with page.expect_request(lambda one: one.url.endswith("/uploads")) as sent:
+    with page.expect_response(lambda one: one.url.endswith("/uploads")) as sent:
         page.get_by_role("button", name="Use this mask").click()
-    # Then what goes up is white where it was painted, black elsewhere, and as large as the input
-    data = sent.value.post_data_buffer
-    assert data
-    mask = Image.open(BytesIO(data)).convert("RGB")
+    # Then what went up is white where it was painted, black elsewhere, and as large as the input
+    name = sent.value.json()["image"].removeprefix("sha256:")
+    mask = Image.open(BytesIO(dashboard.rig.farm.inbox.get_blob(name, 1 << 20))).convert("RGB")
     assert mask.size == (96, 64)
     assert mask.getpixel((48, 32)) == (255, 255, 255)
     assert mask.getpixel((2, 2)) == mask.getpixel((94, 60)) == (0, 0, 0)
