@@ -239,7 +239,7 @@ def _statuses(path: str, call: Mapping[str, Any], *, known: bool, writes: bool) 
         found |= {408, 413, 415}
     if "application/json" in types:
         found.add(400)
-    if "{" in path or call["operationId"] == "session.end":
+    if "{" in path or call["operationId"] in ("session.end", "artifacts.archive"):
         found.add(404)
     changes_job = "/jobs" in path or "/runs" in path
     if known and writes and changes_job and not path.endswith("/dry-run"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from farm.api.asks import Ask
 from farm.api.callers import Caller
@@ -30,19 +30,13 @@ JobId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class SteerAsk(Ask):
-    """What is to be done with which jobs: those named, or all in a state that a list shows the caller."""
+    """What is to be done with which jobs."""
 
     act: Literal["cancel", "pause", "resume", "retry", "delete"]
-    jobs: list[JobId] | None = Field(None, min_length=1, max_length=1000, description="ids")
-    state: Literal["open", "ended", "failed"] | None = Field(
-        None, description="open: queued, running or paused; failed: also quarantined and expired"
+    jobs: Annotated[list[JobId], Field(min_length=1, max_length=1000)] | Literal["open", "ended", "failed"] = Field(
+        description="ids, or all that a list shows the caller: the open ones (queued, running or paused), those that "
+        "have ended, or those that failed (also quarantined and expired)"
     )
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> SteerAsk:
-        if (self.jobs is None) == (self.state is None):
-            raise ValueError("give either `jobs` or `state`")
-        return self
 
 
 class Steered(View):
@@ -63,7 +57,7 @@ def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
     act, until = _acts(desk, caller)[ask.act], time.monotonic() + STEER_S
     count, queues, more = 0, set[str](), False
     try:
-        for job in ask.jobs if ask.jobs is not None else _in_state(desk, caller, WHICH[str(ask.state)]):
+        for job in _in_state(desk, caller, WHICH[ask.jobs]) if isinstance(ask.jobs, str) else ask.jobs:
             if more := time.monotonic() > until:
                 break
             with within(PATIENCE_S):

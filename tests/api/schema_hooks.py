@@ -13,7 +13,7 @@ from farm.stage import kinds
 BEYOND = {
     "unknown_preset", "unknown_checkpoint", "unknown_scheduler", "wrong_checkpoint", "unknown_adapter", "wrong_adapter",
     "not_pulled", "bad_size", "too_large", "no_image", "unused_image", "space_mismatch", "medium_mismatch",
-    "schedule_mismatch", "no_steps", "bad_image",
+    "schedule_mismatch", "no_steps", "bad_image", "bad_file",
 }  # fmt: skip
 """What a schema cannot say: whether stages fit each other, and what this farm has. Values of parameters and sweeps are
 for the stages to check, and a cursor is for the farm to read."""

@@ -65,20 +65,26 @@ def test_all_in_a_state_are_steered_and_nobody_elses(site: Site, hand: Hand, ada
     with site.client() as bob:
         theirs = run_of(bob, 2)
         # When, Then
-        assert steer(ada, "retry", state="failed")["count"] == 1
-        assert steer(ada, "pause", state="open")["count"] == 4
+        assert steer(ada, "retry", jobs="failed")["count"] == 1
+        assert steer(ada, "pause", jobs="open")["count"] == 4
         assert states(bob, theirs) == ["queued", "queued"]
-        assert steer(ada, "cancel", state="open")["count"] == 4
+        assert steer(ada, "cancel", jobs="open")["count"] == 4
         assert steer(ada, "cancel", jobs=theirs) == {"count": 0, "more": False}
-        assert steer(ada, "delete", state="ended")["count"] == 5
+        assert steer(ada, "delete", jobs="ended")["count"] == 5
         assert ada.get(JOBS).json()["jobs"] == []
         assert states(bob, theirs) == ["queued", "queued"]
-        assert steer(bob, "cancel", state="open")["count"] == 2
+        assert steer(bob, "cancel", jobs="open")["count"] == 2
     assert len(mine) == 5
 
 
 @pytest.mark.parametrize(
-    "body", [{"act": "cancel"}, {"act": "cancel", "jobs": ["x"], "state": "open"}, {"act": "cancel", "jobs": []}]
+    "body",
+    [
+        {"act": "cancel"},
+        {"act": "cancel", "jobs": "done"},
+        {"act": "cancel", "jobs": []},
+        {"act": "eat", "jobs": "open"},
+    ],
 )
 def test_either_names_or_a_state(ada: httpx2.Client, body: Json) -> None:
     problem(ada.post(f"{JOBS}/steer", json=body), 422, "invalid_field")

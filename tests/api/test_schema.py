@@ -39,12 +39,14 @@ no-shrink = true
 [[operations]]
 include-operation-id = [
     "jobs.create", "jobs.dry_run", "jobs.fork", "jobs.ls", "runs.ls", "farm.check", "uploads.upload",
+    "farm.read", "farm.picture",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
 
 [[operations]]
 include-operation-id = [
     "farm.drain", "farm.resume", "quarantine.ls", "quarantine.show", "quarantine.drop", "quarantine.retry",
+    "tokens.ls", "tokens.create", "tokens.remove",
 ]
 headers.Authorization = {admin}
 """

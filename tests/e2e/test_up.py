@@ -51,6 +51,7 @@ class Up:
         return found
 
     def tokens(self) -> list[str]:
+        """The tokens that were told: the first one, and the one in the dashboard's link."""
         return re.findall(r"\bfarm_[0-9a-f]{12}_[A-Za-z0-9_-]{43}\b", "".join(self.said))
 
 
@@ -80,7 +81,12 @@ def test_one_command_serves_the_api_as_long_as_the_farm_runs(models_dir: Path, t
     with farm_up(tmp_path, models_dir) as farm:
         # Then it says where the API is, and the first token, once
         assert any(farm.url in line for line in farm.said)
-        (token,) = farm.tokens()
+        token, linked = farm.tokens()
+        (link,) = [line for line in farm.said if linked in line]
+        assert f"{farm.url}/#token={linked}" in link
+        with httpx2.Client(base_url=farm.url, headers={"Authorization": f"Bearer {linked}"}, timeout=60) as client:
+            assert client.get("/api/v1/session").json()["scopes"] == ["admin"]
+            assert "script-src 'self'" in client.get("/").headers["content-security-policy"]
         with httpx2.Client(base_url=farm.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
             assert httpx2.get(f"{farm.url}{JOBS}").status_code == 401
             # When a job is submitted there
@@ -103,10 +109,11 @@ def test_one_command_serves_the_api_as_long_as_the_farm_runs(models_dir: Path, t
     assert not (tmp_path / "farm.json").exists()
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(url)
-    # And the next start shows no token again, and leaves a port that is taken
+    # And the next start shows no token but that of its link, and leaves a port that is taken
     port = int(url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)), farm_up(tmp_path, models_dir) as again:
-        assert again.tokens() == []
+        (fresh,) = again.tokens()
+        assert fresh not in (token, linked)
         assert int(again.url.rpartition(":")[2]) > port
         with httpx2.Client(base_url=again.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
             assert client.get(f"{JOBS}/{job['id']}").json()["state"] == "done"

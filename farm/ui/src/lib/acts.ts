@@ -43,18 +43,16 @@ export function allows(job: Pick<Snapshot, "state">, act: Act | "delete"): boole
 }
 
 /** Which jobs a call steers: those named, or all that a list shows in a state; `open` and `ended` are several states. */
-export type Which = { jobs: string[] } | { state: "open" | "ended" | "failed" };
+export type Which = string[] | "open" | "ended" | "failed";
 
 /** Steers many jobs, and tells of how many it was true. Gives that number. */
 export async function bulk(act: Act | "delete", which: Which): Promise<number> {
-  const parts: Which[] =
-    "jobs" in which
-      ? Array.from({ length: Math.ceil(which.jobs.length / AT_ONCE) }, (_, at) => ({ jobs: which.jobs.slice(at * AT_ONCE, (at + 1) * AT_ONCE) }))
-      : [which];
+  const many = typeof which === "string" ? 1 : Math.ceil(which.length / AT_ONCE);
+  const parts = Array.from({ length: many }, (_, at) => (typeof which === "string" ? which : which.slice(at * AT_ONCE, (at + 1) * AT_ONCE)));
   let count = 0;
-  for (const part of parts) {
+  for (const jobs of parts) {
     for (let more = true; more; ) {
-      const found = await tried(post<Steered>("jobs/steer", { act, ...part }));
+      const found = await tried(post<Steered>("jobs/steer", { act, jobs }));
       count += found?.count ?? 0;
       // Those that were steered are no longer in the way: the same call goes on with the rest.
       more = !!found?.more && found.count > 0;
@@ -66,5 +64,5 @@ export async function bulk(act: Act | "delete", which: Which): Promise<number> {
 
 /** Forgets ended jobs, with their results. Gives whether all of them are gone. */
 export async function forget(ids: string[]): Promise<boolean> {
-  return (await bulk("delete", { jobs: ids })) === ids.length;
+  return (await bulk("delete", ids)) === ids.length;
 }
