@@ -239,7 +239,7 @@ def test_the_document_knows_the_stages_and_what_else_is_sent(site: Site) -> None
     create = found["paths"][JOBS]["post"]
     assert [one["name"] for one in create["parameters"]] == ["Idempotency-Key"]
     events = found["paths"]["/api/v1/events"]["get"]
-    assert [one["name"] for one in events["parameters"]] == ["Last-Event-ID"]
+    assert {one["name"]: one["in"] for one in events["parameters"]} == {"Last-Event-ID": "header", "last": "query"}
     assert set(events["responses"]["200"]["content"]) == {"text/event-stream"}
     assert create["responses"]["429"]["headers"]["Retry-After"]["required"]
     # And every call has a name of its own

@@ -81,7 +81,7 @@ def test_one_command_serves_the_api_as_long_as_the_farm_runs(models_dir: Path, t
     with farm_up(tmp_path, models_dir) as farm:
         # Then it says where the API is, and the first token, once
         assert any(farm.url in line for line in farm.said)
-        token, linked = farm.tokens()
+        token, linked = until(lambda: len(found := farm.tokens()) == 2 and found, 30, "both tokens")
         (link,) = [line for line in farm.said if linked in line]
         assert f"{farm.url}/#token={linked}" in link
         with httpx2.Client(base_url=farm.url, headers={"Authorization": f"Bearer {linked}"}, timeout=60) as client:
@@ -112,7 +112,7 @@ def test_one_command_serves_the_api_as_long_as_the_farm_runs(models_dir: Path, t
     # And the next start shows no token but that of its link, and leaves a port that is taken
     port = int(url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)), farm_up(tmp_path, models_dir) as again:
-        (fresh,) = again.tokens()
+        (fresh,) = until(again.tokens, 30, "the link")
         assert fresh not in (token, linked)
         assert int(again.url.rpartition(":")[2]) > port
         with httpx2.Client(base_url=again.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
