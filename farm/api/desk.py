@@ -42,10 +42,11 @@ LOOKS = 16
 """Looks at tokens at the same time, which nobody's calls keep waiting."""
 PAGES = 4
 """Long answers that are written at the same time: that takes the processor, which all share."""
-WORKERS = 8
-"""Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile."""
-SHARE = 2
-"""One owner has at most one part in so many of each of these."""
+WORKERS = 16
+"""Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile. A turn lasts
+until the loop hears that it is over, up to 0.1 s where 200 streams are written to: so many are 160 submits a second."""
+SPARED = 8
+"""One owner leaves one part in so many of each of these to others: the next turn is theirs, but one must end first."""
 PIXELS = 1 << 24
 """Pixels of the pictures that are decoded at the same time for those who submit; a larger one is decoded alone. Source:
 each pixel takes some 16 bytes while a picture is turned, laid on white and written anew."""
@@ -71,8 +72,9 @@ class Desk:
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
         self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
         self.hub = Hub(Readings(self.farm))
-        self._threads, self._looks = Turns(THREADS, THREADS // SHARE), Turns(LOOKS, LOOKS // SHARE)
-        self._pages, self._workers = Turns(PAGES, PAGES // SHARE), Turns(WORKERS, WORKERS // SHARE)
+        self._threads, self._looks, self._pages, self._workers = (
+            Turns(most, most - max(1, most // SPARED)) for most in (THREADS, LOOKS, PAGES, WORKERS)
+        )
         self._decoders, self._shrinkers = Turns(PIXELS, PIXELS), Turns(SHRINKERS, SHRINKERS)
         self._unlimited = anyio.CapacityLimiter(float("inf"))
         self.uploading = 0

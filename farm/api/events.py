@@ -199,14 +199,14 @@ async def of_run(request: Request, run: str, caller: Reader, header: LastId = ""
 @router.get("/events", response_class=Response, responses=_HELD)
 async def of_farm(request: Request, caller: Reader, header: LastId = "", last: Last = "") -> Response:
     """Snapshots of all the caller's jobs, those of the newest unended ones at first."""
-    desk = desk_of(request)
+    desk, seen = desk_of(request), header or last
 
     async def names() -> dict[str, str]:
-        missed = await _since(desk, header or last)
+        missed = await _since(desk, seen)
         if missed is not None:
             return missed
         readings = desk.hub.readings
-        ended = await readings.ended_since(last, MISSED) if _ID.fullmatch(last) else {}
+        ended = await readings.ended_since(seen, MISSED) if _ID.fullmatch(seen) else {}
         return ended | await readings.unended(caller.sees)
 
     return EventStream(request, Feed(caller.owns, caller.owner), names)
