@@ -43,8 +43,8 @@ LOOKS = 16
 PAGES = 4
 """Long answers that are written at the same time: that takes the processor, which all share."""
 WORKERS = 16
-"""Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile. A turn lasts
-until the loop hears that it is over, up to 0.1 s where 200 streams are written to: so many are 160 submits a second."""
+"""Calls at the same time that may think for long. They are none of `THREADS`: others are answered meanwhile. A turn
+lasts until the loop hears that it is over, up to 0.1 s where 200 streams are written to: 160 submits a second."""
 SPARED = 8
 """One owner leaves one part in so many of each of these to others: the next turn is theirs, but one must end first."""
 PIXELS = 1 << 24
