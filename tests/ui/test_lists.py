@@ -36,11 +36,15 @@ def test_what_stands_behind_a_long_run_is_found(dashboard: Dashboard, waiting: d
     page.goto(f"{dashboard.url}/queue?run={waiting['one']}")
     box = page.get_by_role("list", name="Jobs")
     seen: set[str] = set()
-    for _ in range(200):
+    for _ in range(600):
         seen |= set(box.get_by_role("checkbox").evaluate_all("all => all.map((one) => one.ariaLabel)"))
         if len(seen) == 230:
             break
-        box.evaluate("(one) => { one.scrollTop += 400; }")
+        # A slow machine may draw no frame between two looks: what was passed over is seen the next time around.
+        box.evaluate(
+            "(one) => { const end = one.scrollTop + one.clientHeight >= one.scrollHeight - 1;"
+            " one.scrollTop = end ? 0 : one.scrollTop + 200; }"
+        )
         page.wait_for_timeout(30)
     assert len(seen) == 230
     assert not watched.trouble
