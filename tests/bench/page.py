@@ -97,7 +97,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def usable_ms(page: Page) -> float:
-    """How long after it was asked for the page can be typed into and submitted with, a median of five."""
+    """How long after it is loaded again the page can be typed into and submitted with, a median of five."""
     seen = []
     for _ in range(5):
         page.reload(wait_until="commit")
@@ -108,7 +108,7 @@ def usable_ms(page: Page) -> float:
 
 @contextmanager
 def page_of(url: str, token: str) -> Iterator[Page]:
-    """The page, logged in, whose cache is as a first visitor's."""
+    """The page, logged in."""
     path = find()
     assert path is not None, "install Chromium: python -m tests.ui.browser"
     with sync_playwright() as playwright:

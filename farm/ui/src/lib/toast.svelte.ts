@@ -6,8 +6,6 @@ export interface Toast {
   id: number;
   text: string;
   kind: "info" | "error";
-  /** What undoes it, or shows more. */
-  action?: { label: string; run: () => void };
 }
 
 const STAYS_MS = 6000;
@@ -15,9 +13,9 @@ export const toasts = $state<Toast[]>([]);
 let next = 0;
 
 /** Tells something for a few seconds; an error stays until it is dismissed. */
-export function tell(text: string, action?: Toast["action"], kind: Toast["kind"] = "info"): void {
+export function tell(text: string, kind: Toast["kind"] = "info"): void {
   const id = next++;
-  toasts.push({ id, text, kind, action });
+  toasts.push({ id, text, kind });
   if (kind === "info") setTimeout(() => dismiss(id), STAYS_MS);
 }
 
@@ -28,7 +26,7 @@ export function dismiss(id: number): void {
 
 /** Tells what a call failed of. */
 export function complain(error: unknown): void {
-  tell(error instanceof Refused ? error.told : String(error), undefined, "error");
+  tell(error instanceof Refused ? error.told : String(error), "error");
 }
 
 /** What a call gives, or undefined where it failed and that was told. */
