@@ -1,0 +1,29 @@
+"""How do a million rows become a dataset that loads in one line?
+
+::
+
+    a file ── reading ─> rows ── planning ─> samples ── feeding ─> jobs ── sharding ─> shards ── exporting ─> a dataset
+
+A dataset is a bulk run; a **sample** is one picture of it, a **shard** so many samples, the unit of resume. All that is
+needed to go on lies in the store, under `datasets/<name>/`; the ledger only holds the jobs of the shards in work::
+
+    plan.json               what was asked for, how many samples, how many shards; written last, so it is whole or absent
+    plan/00042.parquet      the samples of one shard
+    control.json            what the operator wants of it: state, priority, which try
+    shards/00042.tar        the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
+    shards/00042.parquet    one row a sample, without the picture: what is known of it, for filters
+    shards/00042_stats.json counts, hashes and what failed; written last, so a shard is whole or absent
+
+| room | question |
+|---|---|
+| `spec` | what is a dataset asked to be, what is a sample? |
+| `reading` | which rows does a file hold? |
+| `prompts` | which prompts does a template mean? |
+| `planning` | which samples do the rows mean, and is each of them possible? |
+| `folder` | where does it lie, and how is it written whole? |
+| `feeding` | how do samples become jobs, and ended jobs shards? |
+| `sharding` | how does a shard look, byte by byte? |
+| `quality` | what is measured of a picture? |
+| `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
+| `card` | what does the dataset say of itself? |
+"""
