@@ -384,6 +384,7 @@ def _submission(job: Job, owner: str) -> Submission:
         deadline_s=job.deadline_s,
         run=job.run,
         owner=owner,
+        collected=job.collected,
     )
 
 

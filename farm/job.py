@@ -62,7 +62,8 @@ class Job:
 
     `recipes[n]` is the recipe of stage n (see `recipe_key`), `texts[n]` its canonical JSON, `keys[n]` its key, `image`
     the blob it starts from. `written` is the chain with its seed as canonical JSON. `kept` names the executions of the
-    first stages, where they are those of another job (see `farm.fork`).
+    first stages, where they are those of another job (see `farm.fork`). `collected`: no readable copy of its result is
+    written, for its dataset takes it from the store.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Job:
     deadline_s: float | None = None
     run: str = ""
     kept: tuple[str, ...] = ()
+    collected: bool = False
 
     @property
     def spec(self) -> str:

@@ -48,7 +48,8 @@ worker claims only versions it knows. A running execution in phase `spool` is fi
 `worker_died` leaves it to its lease, and whoever has its token may beat and commit it.
 
 A job that attaches to a committed execution takes its output and goes on; to a quarantined one, it ends so.
-An idle execution that was never charged and never committed is deleted; others without waiters live for the retention.
+An idle execution that was never charged and never committed is deleted; others without waiters live for the retention,
+or until `forget` names a job of theirs: it deletes those that are committed, idle or failed and that nobody waits on.
 
 Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<state>`, `owner:<owner>:<state>` and
 `in:<state>:<run>`, each end `run_ends`, and each event both streams)::
@@ -62,6 +63,8 @@ Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<stat
     queued, running  last commit, published   done          committed, done         out<at>, ended
     queued, running  last commit by another   unchanged     reused                  publishing; attaches to p:<job>
     queued, running  commit of p:<job>        done          committed, done         ended
+    queued, running  last commit, collected   done          committed or reused,    out<at>, at; ended
+                                                            done
     queued, running  its execution ends bad   failed,       attempt_failed, failed  code, message, ended
                                               quarantined   or quarantined
     queued, running  rewind of its stage      unchanged     rewound                 at, -out<at>; attaches
@@ -71,7 +74,7 @@ Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<stat
     paused           resume                   queued        resumed                 attaches
     ended, not done  retry                    queued        retried                 deadlines, -ended; attaches
     any unended      reprioritise             unchanged     reprioritised           ready
-    ended            delete                   absent        deleted (farm's alone)  -all of these, -events:<job>, -idem
+    ended            delete, forget           absent        deleted (farm's alone)  -all of these, -events:<job>, -idem
     ended            reap, past retention     absent                                -all of these, -events:<job>, -idem
 
 Nothing of a job runs out by itself: its record says in which lists it stands, so whoever forgets it clears them.
@@ -187,7 +190,7 @@ class Ledger(Readers, Runs):
                     raise InvalidJob(errors=(FieldError("stages", "at least one stage"),))
                 span_ms = round((one.deadline_s or self._settings.deadline_s) * 1000)
                 args += [one.job, len(one.stages), one.spec, one.idem, one.body_hash, one.lane, one.priority, span_ms]
-                args += [one.run, one.owner, one.schema]
+                args += [one.run, one.owner, one.schema, int(one.collected)]
                 for stage in one.stages:
                     args += [stage.exec, stage.queue, stage.payload]
             if not done:
@@ -260,6 +263,17 @@ class Ledger(Readers, Runs):
             NotFound: there is no such job.
         """
         self._call("delete", job)
+
+    def forget(self, jobs: Sequence[str]) -> list[str]:
+        """Forgets ended jobs with the executions that nobody else waits on; those of `jobs` that have not ended.
+
+        For whoever has taken their outputs: an equal recipe runs again afterwards. What is in quarantine stays there.
+        """
+        left: list[str] = []
+        for start in range(0, len(jobs), CHUNK):
+            chunk = jobs[start : start + CHUNK]
+            left += self._call("forget", len(chunk), *chunk)
+        return left
 
     def reprioritise(self, job: str, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority (0 to 100) and lane. A shared execution goes by the best of its waiters.

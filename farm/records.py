@@ -39,7 +39,8 @@ class StageEntry:
 class Submission:
     """One job as the ledger takes it. `idem` may be empty; `priority` is 0 to 100, higher first.
 
-    `owner` is of a to z, 0 to 9 and -, or empty; all jobs of a run are one owner's.
+    `owner` is of a to z, 0 to 9 and -, or empty; all jobs of a run are one owner's. `collected`: whoever submits it
+    takes its output from the store, and no readable copy of it is written.
     """
 
     job: str
@@ -53,6 +54,7 @@ class Submission:
     run: str = ""
     owner: str = ""
     schema: int = SCHEMA
+    collected: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Store:
 
     def __init__(self, settings: Settings, patience_s: float | None = None) -> None:
         self._settings, self._patience_s = settings, patience_s
-        self.bucket = settings.bucket
+        self.bucket, self.prefix = settings.bucket, settings.prefix
 
     # names
 
@@ -55,7 +55,7 @@ class Store:
         """
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise BadBlob("a blob's name is 64 lower-case hex digits")
-        return f"{self._settings.prefix}blobs/sha256/{sha256[:2]}/{sha256}"
+        return f"{self.prefix}blobs/sha256/{sha256[:2]}/{sha256}"
 
     def result_key(self, job_id: str, index: int, sha256: str) -> str:
         """The readable key of result `index` of a job; the date is that of the job's id, a UUIDv7.
@@ -72,7 +72,7 @@ class Store:
         if parsed is None or parsed.version != 7 or str(parsed) != job_id:
             raise NotFound("there is no job of this id: job ids are UUIDs of version 7")
         day = datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)
-        return f"{self._settings.prefix}jobs/{day:%Y/%m/%d}/{job_id}/{index}-{sha256[:8]}.png"
+        return f"{self.prefix}jobs/{day:%Y/%m/%d}/{job_id}/{index}-{sha256[:8]}.png"
 
     def uri(self, key: str) -> str:
         """The `s3://` name of a key."""
@@ -101,14 +101,14 @@ class Store:
             "CacheControl": IMMUTABLE,
             "Metadata": {"sha256": sha256},
         }
-        with _reaching("write a blob"):
-            if self._put_first(arguments):
+        with reaching("write a blob"):
+            if self.put_first(arguments):
                 return sha256
         try:
             self.get_blob(sha256, len(data))
         except BadBlob:
             # A broken or just deleted blob must not stay so: its producer would run again and again for nothing.
-            with _reaching("write a blob"):
+            with reaching("write a blob"):
                 self.client.put_object(**arguments)
         return sha256
 
@@ -127,7 +127,7 @@ class Store:
 
     def _read_blob(self, sha256: str, max_bytes: int) -> bytes:
         try:
-            with _reaching("read a blob"):
+            with reaching("read a blob"):
                 found = self.client.get_object(Bucket=self.bucket, Key=self.blob_key(sha256))
                 # `with` on the body itself would give the stream below it, whose errors are not botocore's.
                 with closing(found["Body"]) as body:
@@ -144,7 +144,7 @@ class Store:
             Unavailable: the store does not answer.
         """
         try:
-            with _reaching("look for a blob"):
+            with reaching("look for a blob"):
                 self.client.head_object(Bucket=self.bucket, Key=self.blob_key(sha256))
         except NotFound:
             return False
@@ -162,7 +162,7 @@ class Store:
         key = self.result_key(job_id, index, sha256)
         beside = json.dumps(sidecar, sort_keys=True, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
         shared: dict[str, Any] = {"Bucket": self.bucket, "CacheControl": IMMUTABLE, "Metadata": {"sha256": sha256}}
-        with _reaching("write a result"):
+        with reaching("write a result"):
             self.client.put_object(
                 Key=key.removesuffix(".png") + ".json", Body=beside, ContentType="application/json", **shared
             )
@@ -177,7 +177,7 @@ class Store:
             Unavailable: the store does not answer.
         """
         folder = self.result_key(job_id, 0, "").rpartition("/")[0] + "/"
-        with _reaching("list results"):
+        with reaching("list results"):
             pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder)
             return [found["Key"] for page in pages for found in page.get("Contents", [])]
 
@@ -188,7 +188,7 @@ class Store:
             Unavailable: the store does not answer.
         """
         for key in keys:
-            with _reaching("delete a result"):
+            with reaching("delete a result"):
                 self.client.delete_object(Bucket=self.bucket, Key=key)
 
     # thumbnails
@@ -200,7 +200,7 @@ class Store:
             Unavailable: the store does not answer.
         """
         try:
-            with _reaching("read a thumbnail"):
+            with reaching("read a thumbnail"):
                 found = self.client.get_object(Bucket=self.bucket, Key=self._thumbnail_key(sha256, side))
                 with closing(found["Body"]) as body:
                     return body.read()
@@ -213,14 +213,14 @@ class Store:
         Raises:
             Unavailable: the store does not answer.
         """
-        with _reaching("write a thumbnail"):
+        with reaching("write a thumbnail"):
             self.client.put_object(
                 Bucket=self.bucket, Key=self._thumbnail_key(sha256, side), Body=data, ContentType="image/webp",
                 CacheControl=IMMUTABLE,
             )  # fmt: skip
 
     def _thumbnail_key(self, sha256: str, side: int) -> str:
-        return f"{self._settings.prefix}thumbs/{sha256}-{side}.webp"
+        return f"{self.prefix}thumbs/{sha256}-{side}.webp"
 
     def presign(self, key: str, filename: str | None = None) -> str:
         """A URL that reads `key` for `presign_s` seconds without credentials; saved as `filename` where one is given.
@@ -232,7 +232,7 @@ class Store:
         if filename is not None:
             # Source: RFC 6266 §4.1 and RFC 8187: the starred form carries any character, percent-encoded.
             arguments["ResponseContentDisposition"] = f"attachment; filename*=UTF-8''{quote(filename, safe='')}"
-        with _reaching("sign a URL"):
+        with reaching("sign a URL"):
             return self._public.generate_presigned_url(
                 "get_object", Params=arguments, ExpiresIn=self._settings.presign_s
             )
@@ -246,14 +246,14 @@ class Store:
             Unavailable: the store does not answer, or the bucket belongs to somebody else.
         """
         try:
-            with _reaching("look for the bucket"):
+            with reaching("look for the bucket"):
                 self.client.head_bucket(Bucket=self.bucket)
         except NotFound:
             region = self.client.meta.region_name
             place: dict[str, Any] = {}
             if region not in ("us-east-1", "aws-global"):  # the one region that refuses to be named
                 place = {"CreateBucketConfiguration": {"LocationConstraint": region}}
-            with _reaching("make the bucket"):
+            with reaching("make the bucket"):
                 try:
                     self.client.create_bucket(Bucket=self.bucket, **place)
                 except self.client.exceptions.BucketAlreadyOwnedByYou:
@@ -266,13 +266,13 @@ class Store:
             Unavailable: the store does not answer, or refuses.
             FarmError: (`unsupported_server`) it ignores `If-None-Match`, or gives back other bytes.
         """
-        key = f"{self._settings.prefix}checks/{secrets.token_hex(16)}"
+        key = f"{self.prefix}checks/{secrets.token_hex(16)}"
         arguments: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "Body": b"first"}
         try:
-            with _reaching("write a test object"):
+            with reaching("write a test object"):
                 self.client.head_bucket(Bucket=self.bucket)
-                first = self._put_first(arguments)
-                second = self._put_first({**arguments, "Body": b"second"})
+                first = self.put_first(arguments)
+                second = self.put_first({**arguments, "Body": b"second"})
                 kept = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
                 self.client.delete_object(Bucket=self.bucket, Key=key)
         except NotFound:
@@ -290,8 +290,8 @@ class Store:
         Raises:
             Unavailable: the store does not answer, or answers without its disks.
         """
-        with suppress(NotFound), _reaching("read an object"):  # not found: deleted since it was listed
-            listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._settings.prefix, MaxKeys=1)
+        with suppress(NotFound), reaching("read an object"):  # not found: deleted since it was listed
+            listed = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
             for entry in listed.get("Contents", []):
                 with closing(self.client.get_object(Bucket=self.bucket, Key=entry["Key"])["Body"]) as body:
                     body.read(1)
@@ -354,7 +354,7 @@ class Store:
             client.meta.events.unregister("before-call.s3", add_expect_header)
         return client
 
-    def _put_first(self, arguments: dict[str, Any]) -> bool:
+    def put_first(self, arguments: dict[str, Any]) -> bool:
         """Whether this writer was the first to write the key; otherwise nothing was written."""
         from botocore.exceptions import ClientError
 
@@ -369,7 +369,7 @@ class Store:
 
 
 @contextmanager
-def _reaching(purpose: str) -> Iterator[None]:
+def reaching(purpose: str) -> Iterator[None]:
     """Errors of botocore as the farm's own, without the host they came from."""
     from botocore.exceptions import BotoCoreError, ClientError
 

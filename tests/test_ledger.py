@@ -1433,6 +1433,59 @@ def test_jobs_are_listed_by_state_and_run(ledger: Ledger) -> None:
     assert ledger.jobs(run="nobody's") == []
 
 
+def test_a_collected_job_is_done_with_its_last_commit_and_nobody_publishes_it(ledger: Ledger) -> None:
+    # Given three jobs of one recipe, of which one is to have a readable result
+    submit(ledger, job("a", "x", collected=True), job("b", "x", collected=True), job("c", "x"))
+    # When the stage is claimed and committed
+    claim = take(ledger)
+    assert claim.finishing == ("c",)
+    done(ledger, claim)
+    # Then all are done, with its output, also one that comes later
+    submit(ledger, job("d", "x", collected=True))
+    assert [ledger.job(name).state for name in "abcd"] == ["done"] * 4
+    assert ledger.job("a").outputs == ledger.job("d").outputs == ("out",)
+    assert not ledger.claim(["q0"], "w1", "b1")[0]
+
+
+def test_what_is_forgotten_leaves_nothing_but_what_others_wait_for(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given two done jobs, of which the second's last stage is waited for by a third, and one that has not ended
+    submit(ledger, job("a", "x", "xa", collected=True, run="r"), job("b", "x", "xb", collected=True, run="r"))
+    done(ledger, take(ledger))
+    done(ledger, take(ledger, queue="q1"))
+    done(ledger, take(ledger, queue="q1"))
+    submit(ledger, job("open", "y", run="other"))
+    before = {key for key in raw.keys(P + "*") if "open" in key or key.endswith("x:y")}
+    # When they are forgotten, each twice
+    assert ledger.forget(["a", "b", "open", "never"]) == ["open"]
+    assert ledger.forget(["a", "b"]) == []
+    # Then there is no job, run or execution of theirs, nor a key that names one
+    assert sorted(ledger.gone(["a", "b", "open"])) == ["a", "b"]
+    with pytest.raises(NotFound):
+        ledger.run("r")
+    left = set(raw.keys(P + "*"))
+    assert not [key for key in left if key.startswith((P + "x:x", P + "job:a", P + "job:b", P + "idem:key of a"))]
+    assert before <= left
+    # And the same recipe runs again
+    submit(ledger, job("e", "x"))
+    assert take(ledger).exec in ("x", "y")
+
+
+def test_an_execution_that_is_waited_for_or_in_quarantine_outlives_a_forgotten_job(ledger: Ledger) -> None:
+    # Given a cancelled job whose stage goes on for another one, and one that its stage put into quarantine
+    submit(ledger, job("a", "x"), job("b", "x"), job("c", "bad"))
+    claim = take(ledger)
+    ledger.cancel("a")
+    for _ in range(3):
+        ledger.fail([take(ledger, worker="w2")], Failure.CRASH, "crashed", "boom")
+    assert ledger.job("c").state == "quarantined"
+    # When both are forgotten
+    assert ledger.forget(["a", "c"]) == []
+    # Then the stage commits for the other one, and the quarantine still lists its recipe
+    done(ledger, claim)
+    assert ledger.job("b").state == "done"
+    assert ledger.quarantine() == ["bad"]
+
+
 def test_events_can_be_followed(ledger: Ledger) -> None:
     # Given
     submit(ledger, job("a"), job("b"))

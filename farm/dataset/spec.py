@@ -120,7 +120,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a file. `number` counts from 1 and leaves out a header; `values` are by column, absent ones left out."""
+    """One row of a file. `number` counts from 1 without a header; `values` are by column, absent ones left out."""
 
     number: int
     values: Mapping[str, Any]

@@ -93,7 +93,7 @@ for i, exec in ipairs(execs) do
     if j <= FAN then
       set_running(job, subject)
       waiters[j] = job
-      if at + 1 == tonumber(n) then finishing[#finishing + 1] = job end
+      if at + 1 == tonumber(n) and not is_collected(job) then finishing[#finishing + 1] = job end
     elseif state == 'queued' then
       defer(job, 'run', '', '')
     end

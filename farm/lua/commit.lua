@@ -45,7 +45,7 @@ local function take(exec, token, output, published)
     if publish == '1' then
       event(job, 'committed', subject)
       finish(job, 'done', '', '', subject)
-    elseif at + 1 == tonumber(n) and published[job] then
+    elseif at + 1 == tonumber(n) and (published[job] or is_collected(job)) then
       event(job, 'committed', subject)
       redis.call('HSET', jk(job), 'out' .. at, output, 'epoch' .. at, epoch)
       finish(job, 'done', '', '', subject)

@@ -4,7 +4,7 @@ local max_farm, max_owner, beyond, booking = tonumber(arg()), tonumber(arg()), t
 local jobs, keyed, ids, owned, fresh = {}, {}, {}, {}, 0
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
-    span = arg(), run = arg(), owner = arg(), schema = arg(), stages = {}}
+    span = arg(), run = arg(), owner = arg(), schema = arg(), collected = arg(), stages = {}}
   for s = 1, one.n do one.stages[s] = {arg(), arg(), arg()} end
   if one.idem ~= '' then
     local earlier, body = get(P .. 'idem:' .. one.idem, 'job', 'body')
@@ -79,7 +79,7 @@ for i, one in ipairs(jobs) do
     created = created + 1 / 16
     local row = {'spec', one.spec, 'run', one.run, 'lane', one.lane, 'priority', one.priority,
       'created_ms', string.format('%.4f', created), 'span_ms', one.span, 'at', 0, 'n', one.n, 'idem', one.idem,
-      'schema', one.schema, 'owner', one.owner}
+      'schema', one.schema, 'owner', one.owner, 'collected', one.collected}
     for s, stage in ipairs(one.stages) do
       for part, value in ipairs(stage) do
         row[#row + 1] = STAGE[part] .. s - 1

@@ -92,6 +92,9 @@ local function count_open(owner)
   return found
 end
 
+-- Whoever submitted the job takes its output from the store: no readable copy of it is written.
+local function is_collected(job) return redis.call('HGET', jk(job), 'collected') == '1' end
+
 local function current(job)
   local at, publishing = get(jk(job), 'at', 'publishing')
   if publishing == '1' then return 'p:' .. job end

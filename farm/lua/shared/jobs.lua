@@ -62,6 +62,7 @@ local function attach(job, told)
     at = at + 1
     redis.call('HSET', key, 'at', at)
   end
+  if is_collected(job) then return finish(job, 'done', '', '', about(redis.call('HGET', key, 'x' .. at))) end
   local own = 'p:' .. job
   local state, code, message = get(xk(own), 'state', 'code', 'message')
   redis.call('HSET', key, 'publishing', 1)

@@ -1,0 +1,254 @@
+"""Where does a dataset lie in the store, and how is it written whole?
+
+Every object is one PUT, which a reader sees whole or not at all. What is only valid together is written so that what
+names the others comes last: `plan.json` after the samples, `NNNNN_stats.json` after the shard.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from farm.dataset.spec import DatasetSpec, Sample
+from farm.errors import Conflict, NotFound
+from farm.job import canonical
+from farm.store import Store, reaching
+
+State = Literal["ready", "running", "paused"]
+
+
+class Plan(BaseModel):
+    """What a dataset is: what was asked for, and what that came to. `digest` covers every sample of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    v: Literal[1] = 1
+    spec: DatasetSpec
+    source: dict[str, Any] = Field(description="name, sha256 and size_bytes of the file")
+    rows: int = Field(description="rows that were taken")
+    rejected: int = Field(0, description="rows that were not")
+    samples: int
+    shards: int
+    columns: tuple[str, ...] = Field((), description="the file's columns that go into the samples")
+    sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
+    checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
+    digest: str = Field(description="SHA-256 (hex) over all samples")
+
+    def samples_of(self, number: int) -> int:
+        """How many samples shard `number` has."""
+        return min(self.spec.shard_samples, self.samples - number * self.spec.shard_samples)
+
+
+class Control(BaseModel):
+    """What the operator wants of a dataset. `round` counts the retries: what failed in an earlier one is tried again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: State = "ready"
+    priority: int = Field(50, ge=0, le=100)
+    round: int = 0
+
+
+class Folder:
+    """The objects of one dataset. Every call may raise Unavailable."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+
+    # ------------------------------------------------------------------------------------------------ objects
+
+    def key(self, path: str) -> str:
+        """The key of one object."""
+        return f"{root(self.store)}{self.name}/{path}"
+
+    def read(self, path: str) -> bytes | None:
+        """An object's bytes; None where there is none."""
+        try:
+            with reaching("read of a dataset"):
+                found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
+                with closing(found["Body"]) as body:
+                    return body.read()
+        except NotFound:
+            return None
+
+    def write(self, path: str, data: bytes | Path, content_type: str = "application/octet-stream") -> None:
+        """Writes an object, from memory or from a file, which may have 5 GB."""
+        with reaching("write of a dataset"):
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    self.store.client.put_object(
+                        Bucket=self.store.bucket, Key=self.key(path), Body=file, ContentType=content_type
+                    )
+                return
+            self.store.client.put_object(
+                Bucket=self.store.bucket, Key=self.key(path), Body=data, ContentType=content_type
+            )
+
+    def names(self, part: str) -> list[str]:
+        """The names of the objects that begin with `part`, sorted."""
+        start = self.key("")
+        with reaching("list a dataset"):
+            pages = self.store.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.store.bucket, Prefix=start + part
+            )
+            return sorted(one["Key"][len(start) :] for page in pages for one in page.get("Contents", []))
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Deletes objects."""
+        self.store.delete_results([self.key(path) for path in paths])
+
+    # ------------------------------------------------------------------------------------------------ plan
+
+    def plan(self) -> Plan:
+        """What the dataset is. Raises NotFound where none of this name was planned."""
+        data = self.read("plan.json")
+        if data is None:
+            raise NotFound(f"there is no dataset {self.name!r}", hint="`farm dataset ls` lists them")
+        return Plan.model_validate_json(data)
+
+    def write_plan(self, plan: Plan, folder: Path) -> bool:
+        """Writes a plan and its samples, which lie in `folder` as they will in the store; False if it is there already.
+
+        Raises:
+            Conflict: there is another dataset of this name.
+        """
+        if (there := self._planned()) is not None:
+            return self._same(there, plan)
+        paths = [f"plan/{number:05d}.jsonl.gz" for number in range(plan.shards)]
+        # What a planning that broke off has left.
+        self.delete(set(self.names("plan/")) - set(paths))
+        for path in paths:
+            self.write(path, folder / path, "application/gzip")
+        arguments: dict[str, Any] = {
+            "Bucket": self.store.bucket,
+            "Key": self.key("plan.json"),
+            "Body": plan.model_dump_json(indent=1).encode(),
+            "ContentType": "application/json",
+        }
+        with reaching("write of a dataset"):
+            if self.store.put_first(arguments):
+                return True
+        return self._same(self.plan(), plan)
+
+    def _planned(self) -> Plan | None:
+        try:
+            return self.plan()
+        except NotFound:
+            return None
+
+    def _same(self, there: Plan, plan: Plan) -> bool:
+        if there != plan:
+            hint = "choose another name, or delete it with `farm dataset rm`"
+            raise Conflict(f"there is another dataset {self.name!r} already", hint=hint)
+        return False
+
+    def samples(self, number: int) -> list[Sample]:
+        """The samples of one shard, as planned."""
+        data = self.read(f"plan/{number:05d}.jsonl.gz")
+        if data is None:
+            raise NotFound(f"the plan of shard {number} of {self.name!r} is gone")
+        return [read_sample(line) for line in gzip.decompress(data).splitlines()]
+
+    # ------------------------------------------------------------------------------------------------ control
+
+    def control(self) -> Control:
+        """What the operator wants of it."""
+        data = self.read("control.json")
+        return Control() if data is None else Control.model_validate_json(data)
+
+    def steer(self, **changes: Any) -> Control:
+        """Changes that; the last one to write wins. Raises NotFound."""
+        self.plan()
+        control = Control.model_validate({**self.control().model_dump(), **changes})
+        self.write("control.json", control.model_dump_json().encode(), "application/json")
+        return control
+
+    # ------------------------------------------------------------------------------------------------ shards
+
+    def numbers(self) -> list[int]:
+        """The shards that are there, whole."""
+        ends = "_stats.json"
+        return [int(name[len("shards/") : -len(ends)]) for name in self.names("shards/") if name.endswith(ends)]
+
+    def stats(self, number: int) -> dict[str, Any]:
+        """What is known of a whole shard: counts, hashes, what failed. Raises NotFound."""
+        data = self.read(f"shards/{number:05d}_stats.json")
+        if data is None:
+            raise NotFound(f"there is no shard {number} of {self.name!r}")
+        found: dict[str, Any] = json.loads(data)
+        return found
+
+    def publish(self, number: int, tar: Path, parquet: Path, stats: dict[str, Any]) -> None:
+        """Writes a shard; it is there once its stats are, which come last."""
+        self.write(f"shards/{number:05d}.tar", tar, "application/x-tar")
+        self.write(f"shards/{number:05d}.parquet", parquet, "application/vnd.apache.parquet")
+        data = json.dumps(stats, sort_keys=True, indent=1, ensure_ascii=False).encode()
+        self.write(f"shards/{number:05d}_stats.json", data, "application/json")
+
+    @contextmanager
+    def tar(self, number: int) -> Iterator[Path]:
+        """The shard's tar as a file of this machine, for a while. Raises NotFound."""
+        with self._local(f"shards/{number:05d}.tar") as path:
+            yield path
+
+    @contextmanager
+    def _local(self, path: str) -> Iterator[Path]:
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / Path(path).name
+            with reaching("read of a dataset"):
+                found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
+                with closing(found["Body"]) as body, target.open("wb") as file:
+                    while block := body.read(1 << 20):
+                        file.write(block)
+            yield target
+
+
+def root(store: Store) -> str:
+    """Below this key all datasets lie."""
+    return f"{store.prefix}datasets/"
+
+
+def datasets(store: Store) -> list[str]:
+    """The names of all datasets, sorted. Raises Unavailable."""
+    start = root(store)
+    with reaching("list the datasets"):
+        pages = store.client.get_paginator("list_objects_v2").paginate(
+            Bucket=store.bucket, Prefix=start, Delimiter="/"
+        )
+        return sorted(one["Prefix"][len(start) : -1] for page in pages for one in page.get("CommonPrefixes", []))
+
+
+def write_sample(sample: Sample) -> str:
+    """A sample as a line of its shard's plan. What says nothing is left out."""
+    told = {
+        "at": list(sample.place),
+        "row": sample.row,
+        "variant": sample.variant,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
+        "seed": sample.seed,
+        "changes": sample.changes,
+        "image": [sample.image, *sample.image_size] if sample.image else [],
+        "choices": sample.choices,
+        "columns": sample.columns,
+    }
+    return canonical({name: value for name, value in told.items() if value or value == 0})
+
+
+def read_sample(line: bytes) -> Sample:
+    """The sample in a line of a plan."""
+    told = json.loads(line)
+    image = told.get("image") or ["", 0, 0]
+    return Sample(
+        place=(told["at"][0], told["at"][1]), row=told["row"], variant=told["variant"],
+        prompt=told.get("prompt", ""), negative_prompt=told.get("negative_prompt", ""), seed=told["seed"],
+        changes=told.get("changes", {}), image=image[0], image_size=(image[1], image[2]),
+        choices=tuple(told.get("choices", ())), columns=told.get("columns", {}),
+    )  # fmt: skip
