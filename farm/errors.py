@@ -54,6 +54,9 @@ CODES: dict[str, str] = {
     "no_steps": "strength × num_inference_steps is less than one step.",
     "bad_image": "The input image cannot be used.",
     "bad_file": "The file cannot be read as what it should be.",
+    # rows of a dataset
+    "bad_rows": "Rows of the file cannot be taken; each is named with what is wrong.",
+    "unknown_column": "The file has no column of this name.",
     # what a program sends over the network
     "bad_request": "What was sent cannot be read.",
     "invalid_json": "The body is not JSON, is nested too deep, or has an object of too many keys.",

@@ -24,7 +24,7 @@ from farm.errors import InvalidJob
 from farm.plan import PlannedStage, plan, wrong
 from farm.records import LANES, Lane
 from farm.settings import Settings
-from farm.stage import MAX_SEED, STORED, Size, kinds
+from farm.stage import MAX_SEED, STORED, Size, Stage, kinds
 
 MAX_DEADLINE_S = 31536000
 """Longest deadline of a job: a year."""
@@ -194,6 +194,51 @@ def make_jobs(
     if deadline_s is not None and (not is_number(deadline_s, int, float) or not 0 < deadline_s <= MAX_DEADLINE_S):
         raise wrong("deadline_s", f"more than 0 and at most {MAX_DEADLINE_S} seconds (a year)", "invalid_field")
     key = new_id() if idempotency_key is None else idempotency_key
+    mould = make_mould(chain, catalog, settings, image)
+    # Drawn from the key, so that a submit sent again is the same job.
+    first = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) if chain.seed is None else chain.seed
+    if first + count - 1 > MAX_SEED:
+        raise wrong("seed", f"seed + count goes beyond {MAX_SEED}; start lower", "invalid_field")
+    place: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "run": run}
+    return [mould.job(seed=first + index, idempotency_key=f"{key}#{index}", **place) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Mould:
+    """What the jobs of one chain and input image share, worked out and checked once; the rest is prompts and seeds.
+
+    `shared` are the recipes of its stages without seed and `given`.
+    """
+
+    chain: Chain
+    image: InputImage | None
+    plan: tuple[PlannedStage, ...]
+    shared: tuple[dict[str, Any], ...]
+    written: dict[str, Any]
+
+    def job(self, *, seed: int, idempotency_key: str, texts: Mapping[str, str] | None = None, **options: Any) -> Job:
+        """One job, ready to submit; `texts` are the chain's prompts where it has others, `options` fields of Job.
+
+        Nothing is checked here: `seed` and `texts` are what a chain may have.
+        """
+        chain = self.chain.model_copy(update=texts) if texts else self.chain
+        recipes, written, keys = list[dict[str, Any]](), list[str](), list[str]()
+        for item, recipe in zip(self.plan, self.shared, strict=True):
+            given = keys[-1] if keys else self.image and {"image": self.image.sha256}
+            if texts:
+                recipe = {**recipe, "parameters": recipe["parameters"] | _prompts(item.stage, chain)}
+            recipes.append({**recipe, "seed": _seed(item, seed), "given": given})
+            written.append(canonical(recipes[-1]))
+            keys.append(_key_of(written[-1]))
+        return Job(
+            id=new_id(), chain=chain, seed=seed, image=self.image, plan=self.plan, recipes=tuple(recipes),
+            texts=tuple(written), keys=tuple(keys), written=canonical({**self.written, **(texts or {}), "seed": seed}),
+            idempotency_key=idempotency_key, **options,
+        )  # fmt: skip
+
+
+def make_mould(chain: Chain, catalog: Catalog, settings: Settings, image: InputImage | None = None) -> Mould:
+    """The mould of `chain`, every rule of it checked. Raises InvalidJob as `make_jobs`."""
     planned = plan(chain, catalog, settings, Size(image.width, image.height) if image else None)
     for item in planned:
         _check_encoders(item, catalog)
@@ -202,28 +247,8 @@ def make_jobs(
                 raise wrong(
                     f"stages.{item.index}.{loc}", "sha256:HEX of a stored image; upload the file first", "bad_image"
                 )
-    # Drawn from the key, so that a submit sent again is the same job.
-    first = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) if chain.seed is None else chain.seed
-    if first + count - 1 > MAX_SEED:
-        raise wrong("seed", f"seed + count goes beyond {MAX_SEED}; start lower", "invalid_field")
-    shared = [_recipe(item, chain, catalog, settings) for item in planned]
-    written = chain.model_dump(mode="json", exclude_unset=True)
-    jobs = []
-    for index in range(count):
-        recipes, texts, keys = list[dict[str, Any]](), list[str](), list[str]()
-        for item, recipe in zip(planned, shared, strict=True):
-            given = keys[-1] if keys else image and {"image": image.sha256}
-            recipes.append({**recipe, "seed": _seed(item, first + index), "given": given})
-            texts.append(canonical(recipes[-1]))
-            keys.append(_key_of(texts[-1]))
-        jobs.append(
-            Job(
-                id=new_id(), chain=chain, seed=first + index, image=image, plan=planned, recipes=tuple(recipes),
-                texts=tuple(texts), keys=tuple(keys), written=canonical({**written, "seed": first + index}),
-                idempotency_key=f"{key}#{index}", lane=lane, priority=priority, deadline_s=deadline_s, run=run,
-            )
-        )  # fmt: skip
-    return jobs
+    shared = tuple(_recipe(item, chain, catalog, settings) for item in planned)
+    return Mould(chain, image, planned, shared, chain.model_dump(mode="json", exclude_unset=True))
 
 
 def _seed(item: PlannedStage, seed: int) -> int:
@@ -265,8 +290,14 @@ def weights_of(catalog: Catalog, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _first(own: str | None, shared: str) -> str:
-    return shared if own is None else own
+def _prompts(stage: Stage, chain: Chain) -> dict[str, str]:
+    """The prompts that a stage goes by: its own, or the chain's; none where it draws nothing."""
+    if not stage.draws:
+        return {"prompt": "", "negative_prompt": ""}
+    return {
+        "prompt": chain.prompt if stage.prompt is None else stage.prompt,
+        "negative_prompt": chain.negative_prompt if stage.negative_prompt is None else stage.negative_prompt,
+    }
 
 
 def adapter_of(catalog: Catalog, adapter: Adapter) -> dict[str, Any]:
@@ -303,8 +334,7 @@ def _recipe(item: PlannedStage, chain: Chain, catalog: Catalog, settings: Settin
         "version": stage.version,
         "parameters": {
             **stage.model_dump(mode="json", exclude=shared),
-            "prompt": _first(stage.prompt, chain.prompt) if stage.draws else "",
-            "negative_prompt": _first(stage.negative_prompt, chain.negative_prompt) if stage.draws else "",
+            **_prompts(stage, chain),
         },
         "checkpoint": weights_of(catalog, item.checkpoint),
         **({"adapters": named} if named else {}),

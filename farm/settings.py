@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     max_open_jobs: int = Field(
         100000, ge=0, description="unended jobs of one owner, where the token does not say otherwise; 0: no limit"
     )
+    dataset_open: int = Field(
+        4000, gt=0, description="samples of a dataset in the ledger at a time; two shards, if those have more"
+    )
     max_pending: int = Field(2000000, ge=0, description="unended jobs of the whole farm; 0: no limit")
     rate_per_s: float = Field(
         10, ge=0, description="calls a second that may write, of one token of the API, in the long run; 0: any number"

@@ -177,13 +177,16 @@ class Folder:
         ends = "_stats.json"
         return [int(name[len("shards/") : -len(ends)]) for name in self.names("shards/") if name.endswith(ends)]
 
-    def stats(self, number: int) -> dict[str, Any]:
-        """What is known of a whole shard: counts, hashes, what failed. Raises NotFound."""
+    def found(self, number: int) -> dict[str, Any] | None:
+        """What is known of a shard: counts, hashes, what failed. None where it is not there, or not whole."""
         data = self.read(f"shards/{number:05d}_stats.json")
-        if data is None:
+        return None if data is None else json.loads(data)
+
+    def stats(self, number: int) -> dict[str, Any]:
+        """The same of a shard that is there. Raises NotFound."""
+        if (stats := self.found(number)) is None:
             raise NotFound(f"there is no shard {number} of {self.name!r}")
-        found: dict[str, Any] = json.loads(data)
-        return found
+        return stats
 
     def publish(self, number: int, tar: Path, parquet: Path, stats: dict[str, Any]) -> None:
         """Writes a shard; it is there once its stats are, which come last."""
@@ -219,9 +222,7 @@ def datasets(store: Store) -> list[str]:
     """The names of all datasets, sorted. Raises Unavailable."""
     start = root(store)
     with reaching("list the datasets"):
-        pages = store.client.get_paginator("list_objects_v2").paginate(
-            Bucket=store.bucket, Prefix=start, Delimiter="/"
-        )
+        pages = store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=start, Delimiter="/")
         return sorted(one["Prefix"][len(start) : -1] for page in pages for one in page.get("CommonPrefixes", []))
 
 

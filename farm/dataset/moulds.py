@@ -1,0 +1,60 @@
+"""What do samples share that differ in nothing but prompts, seed and row?
+
+Millions of samples have a handful of shapes: a chain with its changes, and an input image. Each shape is checked and
+worked out once; a sample of it costs its own texts alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import NAMESPACE_OID, uuid5
+
+from farm.dataset.spec import DatasetSpec, Sample, sample_id
+from farm.inputs import Inputs
+from farm.job import InputImage, Job, Mould, canonical, make_mould
+
+MOST = 2000
+"""Shapes kept at a time: some 10 KB each. A file with a free number in every row has as many shapes as rows."""
+
+
+class Moulds:
+    """The shapes of a dataset's samples. Any call may raise InvalidJob, for a shape that is not possible."""
+
+    def __init__(self, farm: Inputs, spec: DatasetSpec) -> None:
+        self._farm, self._spec = farm, spec
+        self._made: dict[tuple[str, str], Mould] = {}
+
+    def of(self, changes: Mapping[str, Any], image: InputImage | None = None) -> Mould:
+        """The mould of the dataset's chain with `changes`; images that its stages name are stored as they are fitted."""
+        key = canonical(changes), image.sha256 if image else ""
+        if key not in self._made:
+            if len(self._made) >= MOST:
+                self._made.clear()
+            keep = {"keep": "image"} if "base" in self._spec.keep else {}
+            chain = self._farm.chain(self._spec.chain, **{**keep, **changes})
+            if any(stage.uploads() for stage in chain.stages):
+                from farm.stage import Size
+
+                chain, uploads = self._farm.fitted(chain, Size(image.width, image.height) if image else None)
+                self._farm.store_all(uploads)
+            self._made[key] = make_mould(chain, self._farm.catalog, self._farm.settings, image)
+        return self._made[key]
+
+    def job(self, sample: Sample, round: int, priority: int, deadline_s: float) -> Job:
+        """The job that makes `sample`, in the try `round`: the same one, however often it is asked for."""
+        image = InputImage(sha256=sample.image, width=sample.image_size[0], height=sample.image_size[1])
+        mould = self.of(sample.changes, image if sample.image else None)
+        name = self._spec.name
+        return mould.job(
+            seed=sample.seed,
+            texts={"prompt": sample.prompt, "negative_prompt": sample.negative_prompt},
+            idempotency_key=f"dataset:{name}:{sample_id(name, sample.row, sample.variant)}:{round}",
+            lane="bulk", priority=priority, deadline_s=deadline_s, collected=True,
+            run=run_of(name, sample.place[0], round),
+        )  # fmt: skip
+
+
+def run_of(name: str, shard: int, round: int) -> str:
+    """The run in which the jobs of one shard are, in the try `round`."""
+    return str(uuid5(NAMESPACE_OID, f"dataset:{name}:{shard}:{round}"))

@@ -1,0 +1,187 @@
+"""Which datasets are fed, and by which process?
+
+One feeder at a time has a dataset: who holds `dataset:<name>:feeder` in Redis, which runs out `LEASE_S` after its holder
+last said so. Two at once do no harm (see `farm.dataset.feeding`), they only do the work twice. `farm up` runs this beside
+the API; elsewhere `farm dataset feed` does, or `farm dataset run`, for its own dataset alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from farm.client import Farm
+from farm.dataset.feeding import Feeder
+from farm.dataset.folder import Folder, datasets
+from farm.errors import FarmError, NotFound, Unavailable
+from farm.log import log_to_stderr
+from farm.parent import die_with_parent
+from farm.scripts import Server
+from farm.settings import Settings
+
+_log = structlog.get_logger(__name__)
+LEASE_S = 15.0
+"""A feeder that was not heard of for so long is taken for dead."""
+ROUND_S = 0.2
+"""Pause between two rounds in which nothing moved, seconds."""
+LOOK_S = 3.0
+"""How often new datasets to feed are looked for, seconds."""
+
+
+class Seats:
+    """Who feeds which dataset. What this process holds is renewed by a thread, as long as `held` is open."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._server, self._me = Server(settings), secrets.token_hex(16)
+        self._mine: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        """Whether this process feeds the dataset from now on, or does already. Raises Unavailable."""
+        if self._server.run("SET", _key(name), self._me, "NX", "PX", str(round(LEASE_S * 1000))) or self._is_mine(name):
+            self._mine.add(name)
+            return True
+        return False
+
+    def holder(self, name: str) -> str:
+        """Who feeds the dataset; "" for nobody. Raises Unavailable."""
+        return str(self._server.run("GET", _key(name)) or "")
+
+    def leave(self, name: str) -> None:
+        """Lets another process feed it."""
+        self._mine.discard(name)
+        if self._is_mine(name):
+            self._server.run("DEL", _key(name))
+
+    def keeps(self, name: str) -> bool:
+        """Whether it is still this process that feeds the dataset, as far as it knows."""
+        return name in self._mine
+
+    def _is_mine(self, name: str) -> bool:
+        return self.holder(name) == self._me
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Renews what is held meanwhile, and gives it back at the end."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(stop,), name="seats", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(LEASE_S)
+            for name in list(self._mine):
+                try:
+                    self.leave(name)
+                except Unavailable:
+                    break
+            self._server.close()
+
+    def _renew(self, stop: threading.Event) -> None:
+        while not stop.wait(LEASE_S / 3):
+            for name in list(self._mine):
+                try:
+                    if not self.take(name):
+                        self._mine.discard(name)
+                except Unavailable:
+                    break
+
+
+def _key(name: str) -> str:
+    return f"dataset:{name}:feeder"
+
+
+def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> None:
+    """Feeds the datasets that are to run, or `only` one until it is done, until `stop`.
+
+    Raises:
+        NotFound: there is no dataset `only`.
+        Unavailable: at the start a server does not answer; later it waits for them.
+    """
+    farm, seats = Farm(settings), Seats(settings)
+    feeders: dict[str, Feeder] = {}
+    looked, trouble = 0.0, ""
+    done: dict[str, int] = {}
+    with seats.held():
+        try:
+            while not stop.is_set():
+                moved = False
+                try:
+                    if only is not None and not feeders and not seats.take(only):
+                        stop.wait(1.0)
+                        continue
+                    if only is not None and not feeders:
+                        feeders[only] = Feeder(farm, only, settings.dataset_open)
+                    if only is None and time.monotonic() - looked > LOOK_S:
+                        _look(farm, seats, feeders, done, settings)
+                        looked = time.monotonic()
+                    for name, feeder in list(feeders.items()):
+                        if not seats.keeps(name):
+                            _log.warning("dataset_taken", dataset=name)
+                            del feeders[name]
+                            continue
+                        moved = feeder.tick() or moved
+                        if feeder.is_done:
+                            _log.info("dataset_done", dataset=name)
+                            done[name] = feeder.round
+                            del feeders[name]
+                            seats.leave(name)
+                            if only is not None:
+                                return
+                    found = ""
+                except NotFound:
+                    if only is not None:
+                        raise
+                    feeders.clear()  # one was deleted
+                    found = "not_found"
+                except Unavailable as error:
+                    found = error.code
+                if found and found != trouble:
+                    _log.warning("feeder", error=found)
+                trouble = found
+                if not moved:
+                    stop.wait(1.0 if found else ROUND_S)
+        finally:
+            farm.close()
+
+
+def _look(farm: Farm, seats: Seats, feeders: dict[str, Feeder], done: dict[str, int], settings: Settings) -> None:
+    """Begins to feed datasets that are to run and that nobody feeds."""
+    for name in datasets(farm.store):
+        if name in feeders:
+            continue
+        control = Folder(farm.store, name).control()
+        if control.state == "ready" or done.get(name) == control.round or not seats.take(name):
+            continue
+        try:
+            feeders[name] = Feeder(farm, name, settings.dataset_open)
+        except FarmError as error:
+            _log.error("dataset_not_fed", dataset=name, error=error.code, message=error.message)
+            seats.leave(name)
+            if isinstance(error, Unavailable):
+                raise
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The feeder's process beside a farm on one machine; people call `farm dataset feed`."""
+    parser = argparse.ArgumentParser(prog="farm.dataset.serve", description=main.__doc__)
+    parser.add_argument("--parent", type=int, required=True, help="pid of the process that it ends with")
+    given = parser.parse_args(argv)
+    die_with_parent(given.parent, signal.SIGTERM)
+    settings = Settings.load()
+    log_to_stderr(settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    feed(settings, stop)
+
+
+if __name__ == "__main__":
+    main()
