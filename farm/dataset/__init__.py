@@ -23,6 +23,8 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `folder` | where does it lie, and how is it written whole? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
 | `sharding` | how does a shard look, byte by byte? |
+| `tars` | how is a sample found in a tar, and put into one? |
+| `encoding` | how does a picture become WebP or JPEG without forgetting what made it? |
 | `quality` | what is measured of a picture? |
 | `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
 | `card` | what does the dataset say of itself? |

@@ -1,0 +1,216 @@
+"""How does a shard look, byte by byte?
+
+A shard is a tar as WebDataset has it, and a table beside it. In the tar, sample by sample in the order of their keys:
+
+    000420031.png            the picture (or .webp, .jpg)
+    000420031.txt            its prompt
+    000420031.json           all that is known of it
+    000420031.stage0.png     of a stage before the last, where the dataset keeps that: its picture
+    000420031.stage0.safetensors   and its latents
+
+The table has one row for each sample: what its JSON has. Both depend on nothing but the samples: no time, no owner, no
+order in which the samples came, so a shard that is made again from the same pictures has the same bytes.
+
+Every JSON of a dataset has the same fields of the same types, and no list that may be empty: loaders take the types of
+a dataset from its first few samples. So a template's choices are JSON in a string there, as recipes are, and a list in
+the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from farm.dataset.encoding import decode, encode
+from farm.dataset.quality import measure
+from farm.dataset.spec import DatasetSpec, Failed, Picture, sample_id
+from farm.dataset.tars import PICTURES, Entry, TarWriter, entries
+from farm.errors import BadBlob
+from farm.image import hash_pixels
+from farm.job import canonical
+from farm.stage import Medium
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEXTS = ("key", "sample", "prompt", "negative_prompt", "recipe", "made", "sha256", "pixels", "phash")
+NUMBERS = ("row", "variant", "seed", "width", "height")
+MEASURED = ("luma_mean", "luma_std", "luma_top")
+ROWS = 1000
+"""Samples of a row group of the table; a long recipe makes a row of some 100 KB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard that was written: its files, and what is told of it.
+
+    `facts`: `shard` (its number), `count`, `successes`, `failed` (samples), `image_bytes`, `files` (name to `bytes` and
+    `sha256`) and `failures`, each with `key`, `sample`, `row`, `variant`, `state`, `code` and `message`.
+    """
+
+    number: int
+    tar: Path
+    parquet: Path
+    facts: dict[str, Any]
+
+
+class ShardWriter:
+    """One shard in `folder`, `00042.tar` and `00042.parquet`; its samples may come in any order.
+
+    Use it in a `with`: without `finish` nothing is left behind. A picture is on the disk when `add` returns, so of a
+    shard only the one in hand is in memory.
+    """
+
+    def __init__(self, folder: Path, number: int, spec: DatasetSpec, columns: Sequence[str]) -> None:
+        self._folder, self._number, self._spec, self._columns = folder, number, spec, tuple(columns)
+        self._fresh = folder / f".{number:05d}.parquet.part"
+        self._tar = TarWriter(folder / f".{number:05d}.tar.part")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        self._tar.__exit__(*what)
+        for path in (self._tar.path, self._fresh):
+            path.unlink(missing_ok=True)
+
+    def add(self, picture: Picture) -> None:
+        """Adds one sample.
+
+        Raises:
+            BadBlob: the picture cannot be decoded, carries no recipe, or lacks a kept file that others have.
+            Conflict: the sample is in the shard already.
+        """
+        sample = picture.sample
+        expected = kept_files(picture.recipes, self._spec)
+        if sorted(picture.kept) != expected:
+            raise BadBlob(
+                f"of the sample {sample.key} there is {', '.join(sorted(picture.kept)) or 'nothing'} beside the "
+                f"picture, where all have {', '.join(expected) or 'nothing'}"
+            )
+        image = decode(picture.data)
+        data = encode(picture.data, image, self._spec.image_format, self._spec.image_quality)
+        known = {
+            "key": sample.key,
+            "sample": sample_id(self._spec.name, sample.row, sample.variant),
+            "row": sample.row,
+            "variant": sample.variant,
+            "prompt": sample.prompt,
+            "negative_prompt": sample.negative_prompt,
+            "seed": sample.seed,
+            "width": image.width,
+            "height": image.height,
+            "choices": canonical(list(sample.choices)),
+            "checkpoints": [recipe["checkpoint"]["name"] for recipe in picture.recipes],
+            "recipe": canonical(picture.recipes),
+            "made": canonical(picture.made),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "pixels": hash_pixels(image),
+            **asdict(measure(image)),
+        }
+        if self._columns:
+            known["columns"] = {name: sample.columns.get(name, "") for name in self._columns}
+        self._tar.add(
+            sample.key,
+            {
+                self._spec.image_format: data,
+                "txt": sample.prompt.encode(),
+                "json": canonical(known).encode(),
+                **{name: picture.kept[name] for name in expected},
+            },
+        )
+
+    def keep(self, tar: Path) -> None:
+        """Adds the samples of an earlier try of this shard, byte by byte; those that were added since stay.
+
+        Raises:
+            BadBlob: it is no whole tar.
+        """
+        with entries(tar) as found:
+            for entry in found:
+                if entry.key not in self._tar.places:
+                    self._tar.copy(entry)
+
+    def finish(self, failed: Sequence[Failed]) -> Shard:
+        """Writes both files under their names, and says what is in them."""
+        self._tar.close()
+        tar, parquet = (self._folder / f"{self._number:05d}.{end}" for end in ("tar", "parquet"))
+        with entries(self._tar.path) as found:
+            image_bytes = write_table(self._fresh, found, self._columns)
+        self._tar.path.replace(tar)
+        self._fresh.replace(parquet)
+        failures = [
+            {
+                "key": one.sample.key,
+                "sample": sample_id(self._spec.name, one.sample.row, one.sample.variant),
+                "row": one.sample.row,
+                "variant": one.sample.variant,
+                "state": one.state,
+                "code": one.code,
+                "message": one.message,
+            }
+            for one in sorted(failed, key=lambda one: one.sample.place)
+        ]
+        made = len(self._tar.places)
+        facts = {
+            "shard": self._number,
+            "count": made + len(failures),
+            "successes": made,
+            "failed": len(failures),
+            "image_bytes": image_bytes,
+            "files": {path.name: file_facts(path) for path in (tar, parquet)},
+            "failures": failures,
+        }
+        return Shard(self._number, tar, parquet, facts)
+
+
+def kept_files(recipes: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> list[str]:
+    """The extensions of what a sample of `recipes` has beside its picture, sorted: of each stage before the last."""
+    found = []
+    for place, recipe in enumerate(recipes[:-1]):
+        if "base" in spec.keep:
+            found.append(f"stage{place}.png")
+        if "latents" in spec.keep and recipe["emits"] == Medium.LATENTS:
+            found.append(f"stage{place}.safetensors")
+    return sorted(found)
+
+
+def schema(columns: Sequence[str]) -> pa.Schema:
+    """The fields of a shard's table: a struct of the file's other columns, if there are any, comes last."""
+    import pyarrow as pa
+
+    fields = [(name, pa.string()) for name in TEXTS] + [(name, pa.int64()) for name in NUMBERS]
+    fields += [(name, pa.float64()) for name in MEASURED]
+    fields += [(name, pa.list_(pa.string())) for name in ("choices", "checkpoints")]
+    if columns:
+        fields.append(("columns", pa.struct([(name, pa.string()) for name in columns])))
+    return pa.schema(fields)
+
+
+def write_table(path: Path, found: Iterator[Entry], columns: Sequence[str]) -> int:
+    """Writes the table of these samples; how many bytes their pictures have."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields, image_bytes, rows = schema(columns), 0, list[dict[str, Any]]()
+    with pq.ParquetWriter(path, fields, compression="zstd") as writer:
+        for entry in found:
+            known = entry.known()
+            rows.append({**known, "choices": json.loads(known["choices"])})
+            image_bytes += sum(size for name, (_, size) in entry.files.items() if name in PICTURES)
+            if len(rows) == ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, fields))
+                rows.clear()
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, fields))
+    return image_bytes
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """How long a file is, in bytes, and its SHA-256."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

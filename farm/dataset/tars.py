@@ -1,0 +1,181 @@
+"""How is a sample found in a tar, and put into one?
+
+A sample is some members of one key, one after the other. It can be taken from one tar to another byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from farm.errors import BadBlob, Conflict
+
+PICTURES = ("png", "webp", "jpg")
+"""Extensions of a sample's picture."""
+STEP = 1 << 20
+"""Bytes that are copied at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sample in a tar, readable while the tar is open; `files` are its members: extension to place and bytes."""
+
+    key: str
+    start: int
+    end: int
+    files: Mapping[str, tuple[int, int]]
+    _file: BinaryIO
+
+    def read(self, extension: str) -> bytes:
+        """The bytes of one member.
+
+        Raises:
+            BadBlob: there is no such member.
+        """
+        if extension not in self.files:
+            raise BadBlob(f"the sample {self.key} has no {extension}")
+        place, size = self.files[extension]
+        self._file.seek(place)
+        return self._file.read(size)
+
+    def known(self) -> dict[str, Any]:
+        """What the sample's JSON says.
+
+        Raises:
+            BadBlob: it is no JSON object.
+        """
+        try:
+            found = json.loads(self.read("json"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise BadBlob(f"the JSON of the sample {self.key} cannot be read")
+        return found
+
+    def picture(self) -> tuple[str, bytes]:
+        """The extension and the bytes of the picture.
+
+        Raises:
+            BadBlob: there is none.
+        """
+        for extension in PICTURES:
+            if extension in self.files:
+                return extension, self.read(extension)
+        raise BadBlob(f"the sample {self.key} has no picture")
+
+    def copy(self, to: BinaryIO) -> None:
+        """Writes all of it to another tar, byte by byte."""
+        _copy(self._file, self.start, self.end, to)
+
+
+@contextmanager
+def entries(tar: Path) -> Iterator[Iterator[Entry]]:
+    """The samples of a shard's tar in its order; the tar is open as long as they are looked at.
+
+    Raises:
+        BadBlob: (also while they are looked at) it is no whole tar.
+    """
+    try:
+        with tar.open("rb") as file:
+            yield _entries(tar, file)
+    except OSError as error:
+        raise BadBlob(f"{tar.name} cannot be read: {error.strerror}") from None
+
+
+def _entries(tar: Path, file: BinaryIO) -> Iterator[Entry]:
+    key, start, end, files = "", 0, 0, dict[str, tuple[int, int]]()
+    try:
+        with tarfile.open(tar, "r:") as opened:
+            for member in opened:
+                name, _, extension = member.name.partition(".")
+                if name != key and files:
+                    yield Entry(key, start, end, files, file)
+                if name != key:
+                    key, start, files = name, member.offset, {}
+                files[extension] = (member.offset_data, member.size)
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            # Without this a tar that was cut after a member would read like a whole one.
+            if file.seek(0, 2) < end + 2 * tarfile.BLOCKSIZE:
+                raise BadBlob(f"{tar.name} is not whole")
+    except (tarfile.TarError, EOFError) as error:
+        raise BadBlob(f"{tar.name} cannot be read: {error}") from None
+    if files:
+        yield Entry(key, start, end, files, file)
+
+
+class TarWriter:
+    """A tar that is written sample by sample, in which nothing depends on when, where or by whom.
+
+    Use it in a `with`, then `close` it: what was not closed is removed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: dict[str, tuple[int, int]] = {}
+        """Where each sample begins and ends, by key."""
+        self._file = path.open("w+b")
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if not self._closed:
+            self.path.unlink(missing_ok=True)
+
+    def add(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Adds one sample: extension to bytes, in this order. Raises Conflict where there is one of this key."""
+        start = self._begin(key)
+        for extension, data in files.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size, info.mode = len(data), 0o644
+            self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            self._file.write(data)
+            self._file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self.places[key] = start, self._file.tell()
+
+    def copy(self, entry: Entry) -> None:
+        """Adds a sample of another tar as it is. Raises Conflict where there is one of this key."""
+        start = self._begin(entry.key)
+        entry.copy(self._file)
+        self.places[entry.key] = start, self._file.tell()
+
+    def close(self) -> None:
+        """Ends the tar, its samples in the order of their keys."""
+        keys = list(self.places)
+        if keys != sorted(keys):
+            fresh = self.path.with_name(f"{self.path.name}.sorted")
+            with TarWriter(fresh) as sorted_:
+                for key in sorted(keys):
+                    start = sorted_._begin(key)
+                    _copy(self._file, *self.places[key], sorted_._file)
+                    sorted_.places[key] = start, sorted_._file.tell()
+                sorted_.close()
+            self.places = sorted_.places
+            fresh.replace(self.path)
+        else:
+            self._file.write(bytes(2 * tarfile.BLOCKSIZE))
+            self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
+        self._file.close()
+        self._closed = True
+
+    def _begin(self, key: str) -> int:
+        if key in self.places:
+            raise Conflict(f"the sample {key} is in this shard already")
+        return self._file.seek(0, 2)
+
+
+def _copy(source: BinaryIO, start: int, end: int, to: BinaryIO) -> None:
+    source.seek(start)
+    while start < end:
+        data = source.read(min(STEP, end - start))
+        if not data:
+            raise BadBlob("the tar ends within a sample")
+        to.write(data)
+        start += len(data)
