@@ -57,6 +57,9 @@ CODES: dict[str, str] = {
     # rows of a dataset
     "bad_rows": "Rows of the file cannot be taken; each is named with what is wrong.",
     "unknown_column": "The file has no column of this name.",
+    # rows of a dataset
+    "bad_rows": "Rows of the file cannot be taken; each is named with what is wrong.",
+    "unknown_column": "The file has no column of this name.",
     # what a program sends over the network
     "bad_request": "What was sent cannot be read.",
     "invalid_json": "The body is not JSON, is nested too deep, or has an object of too many keys.",

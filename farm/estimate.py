@@ -76,3 +76,23 @@ def estimate(jobs: Sequence[Job], ledger: Ledger) -> Estimate:
     )
     waits = ((known[queue].ready + count - 1) * mean[queue] / known[queue].live for queue, count in new.items())
     return Estimate(round(cost, 3), round(max(chains) + max(waits, default=0.0), 3))
+
+
+def estimate_many(job: Job, count: int, ledger: Ledger) -> Estimate:
+    """What `count` jobs like `job`, no two of them equal, would take on the live workers with nothing else to do.
+
+    `eta_s` goes by the queue that is busiest with them: count × mean / live workers. None where a stage was never
+    measured, or nobody serves it.
+
+    Raises:
+        Unavailable: the ledger does not answer.
+    """
+    known, new = {state.queue: state for state in ledger.queues()}, Counter(item.queue for item in job.plan)
+    if any(queue not in known or known[queue].mean_s is None for queue in new):
+        return Estimate()
+    busy = {queue: (known[queue].mean_s or 0.0) * times * count for queue, times in new.items()}
+    if any(not known[queue].live for queue in new):
+        return Estimate(round(sum(busy.values()), 3))
+    return Estimate(
+        round(sum(busy.values()), 3), round(max(took / known[queue].live for queue, took in busy.items()), 3)
+    )

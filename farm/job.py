@@ -29,6 +29,7 @@ from farm.stage import MAX_SEED, STORED, Size, Stage, kinds
 MAX_DEADLINE_S = 31536000
 """Longest deadline of a job: a year."""
 _STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _KEY = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 
 
@@ -105,7 +106,7 @@ class Job:
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no white space: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encoder.encode(value)
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:

@@ -99,12 +99,16 @@ class Feeder:
         for shard in list(self._open.values()):
             moved = self._advance(shard) or moved
         self._tell()
+        done = not self._todo and not self._open and self._control.round == self.round
+        # Whoever steers it meanwhile is heard first.
+        if done and self.folder.control() == self._control:
+            self._control = self.folder.steer(state="done")
         return moved
 
     @property
-    def is_done(self) -> bool:
-        """Whether every shard is there, and nothing is to be tried again."""
-        return not self._todo and not self._open and self._control.round == self.round
+    def is_over(self) -> bool:
+        """Whether every sample was tried, and it is said so."""
+        return self._control.state == "done"
 
     def _look(self) -> None:
         """Reads what the operator wants, now and then."""
@@ -302,7 +306,7 @@ class Feeder:
         (since, before), span = self._ended[0], now - self._ended[0][0]
         rate = max(0.0, (ended - before) / span) if span > 1 else None
         told = {
-            **self._progress, "open": states, "open_shards": sorted(self._open), "rate": rate and round(rate, 3),
+            **self._progress, "round": self.round, "open": states, "open_shards": sorted(self._open), "rate": rate and round(rate, 3),
             "updated": round(now, 3),
         }  # fmt: skip
         self.folder.write("progress.json", json.dumps(told).encode(), "application/json")

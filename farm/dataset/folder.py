@@ -21,7 +21,7 @@ from farm.errors import Conflict, NotFound
 from farm.job import canonical
 from farm.store import Store, reaching
 
-State = Literal["ready", "running", "paused"]
+State = Literal["planned", "running", "paused", "done"]
 
 
 class Plan(BaseModel):
@@ -47,11 +47,14 @@ class Plan(BaseModel):
 
 
 class Control(BaseModel):
-    """What the operator wants of a dataset. `round` counts the retries: what failed in an earlier one is tried again."""
+    """What the operator wants of a dataset; that it is `done`, its feeder says.
+
+    `round` counts the retries: what failed in an earlier one is tried again.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    state: State = "ready"
+    state: State = "planned"
     priority: int = Field(50, ge=0, le=100)
     round: int = 0
 
@@ -228,19 +231,24 @@ def datasets(store: Store) -> list[str]:
 
 def write_sample(sample: Sample) -> str:
     """A sample as a line of its shard's plan. What says nothing is left out."""
-    told = {
-        "at": list(sample.place),
+    told: dict[str, Any] = {
+        "at": sample.place,
         "row": sample.row,
         "variant": sample.variant,
         "prompt": sample.prompt,
-        "negative_prompt": sample.negative_prompt,
         "seed": sample.seed,
-        "changes": sample.changes,
-        "image": [sample.image, *sample.image_size] if sample.image else [],
-        "choices": sample.choices,
-        "columns": sample.columns,
     }
-    return canonical({name: value for name, value in told.items() if value or value == 0})
+    if sample.negative_prompt:
+        told["negative_prompt"] = sample.negative_prompt
+    if sample.changes:
+        told["changes"] = sample.changes
+    if sample.image:
+        told["image"] = [sample.image, *sample.image_size]
+    if sample.choices:
+        told["choices"] = sample.choices
+    if sample.columns:
+        told["columns"] = sample.columns
+    return canonical(told)
 
 
 def read_sample(line: bytes) -> Sample:
@@ -249,7 +257,7 @@ def read_sample(line: bytes) -> Sample:
     image = told.get("image") or ["", 0, 0]
     return Sample(
         place=(told["at"][0], told["at"][1]), row=told["row"], variant=told["variant"],
-        prompt=told.get("prompt", ""), negative_prompt=told.get("negative_prompt", ""), seed=told["seed"],
+        prompt=told["prompt"], negative_prompt=told.get("negative_prompt", ""), seed=told["seed"],
         changes=told.get("changes", {}), image=image[0], image_size=(image[1], image[2]),
         choices=tuple(told.get("choices", ())), columns=told.get("columns", {}),
     )  # fmt: skip

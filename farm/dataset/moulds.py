@@ -12,7 +12,7 @@ from uuid import NAMESPACE_OID, uuid5
 
 from farm.dataset.spec import DatasetSpec, Sample, sample_id
 from farm.inputs import Inputs
-from farm.job import InputImage, Job, Mould, canonical, make_mould
+from farm.job import InputImage, Job, Mould, make_mould
 
 MOST = 2000
 """Shapes kept at a time: some 10 KB each. A file with a free number in every row has as many shapes as rows."""
@@ -27,7 +27,7 @@ class Moulds:
 
     def of(self, changes: Mapping[str, Any], image: InputImage | None = None) -> Mould:
         """The mould of the dataset's chain with `changes`; images that its stages name are stored as they are fitted."""
-        key = canonical(changes), image.sha256 if image else ""
+        key = repr(changes), image.sha256 if image else ""
         if key not in self._made:
             if len(self._made) >= MOST:
                 self._made.clear()
@@ -43,8 +43,9 @@ class Moulds:
 
     def job(self, sample: Sample, round: int, priority: int, deadline_s: float) -> Job:
         """The job that makes `sample`, in the try `round`: the same one, however often it is asked for."""
-        image = InputImage(sha256=sample.image, width=sample.image_size[0], height=sample.image_size[1])
-        mould = self.of(sample.changes, image if sample.image else None)
+        width, height = sample.image_size
+        image = InputImage(sha256=sample.image, width=width, height=height) if sample.image else None
+        mould = self.of(sample.changes, image)
         name = self._spec.name
         return mould.job(
             seed=sample.seed,

@@ -28,7 +28,7 @@ from farm.dataset.prompts import Template, Wildcards
 from farm.dataset.spec import MAX_SHARDS, DatasetSpec, Row, RowError, Sample, sample_seed
 from farm.errors import FieldError, InvalidJob
 from farm.inputs import Inputs
-from farm.job import InputImage
+from farm.job import InputImage, Mould
 from farm.plan import wrong
 from farm.stage import ALIASES, MAX_SEED, Prompt, kinds
 from farm.sweep import count_of, variants
@@ -66,6 +66,7 @@ class Planner:
             if name not in self._known():
                 raise wrong(f"sweep.{name}", "no stage of this chain has this parameter", "unknown_field")
         self._moulds = Moulds(farm, spec)
+        self._noted: Mould | None = None
         self._draws = Random()  # noqa: S311 — seeded for every row
         self.columns: dict[str, None] = {}
         self.sizes: dict[tuple[int, int], None] = {}
@@ -111,19 +112,30 @@ class Planner:
                 texts = {name: self._checked(name, changes.pop(name)) for name in TEXTS if name in changes}
                 at = self._seed(changes.pop("seed", None))
                 mould = self._moulds.of(changes, image)
-                self._note(mould.plan)
+                if mould is not self._noted:
+                    self._note(mould.plan)
+                    self._noted = mould
                 found.append(
                     Sample(
-                        place=divmod(start + len(found), size), row=row.number, variant=draw * self._axes + place,
-                        prompt=texts.get("prompt", prompt), negative_prompt=texts.get("negative_prompt", negative),
-                        seed=own if at is None else at, changes=changes, image=image.sha256 if image else "",
-                        image_size=(image.width, image.height) if image else (0, 0), choices=choices, columns=columns,
+                        place=divmod(start + len(found), size),
+                        row=row.number,
+                        variant=draw * self._axes + place,
+                        prompt=texts.get("prompt", prompt),
+                        negative_prompt=texts.get("negative_prompt", negative),
+                        seed=own if at is None else at,
+                        changes=changes,
+                        image=image.sha256 if image else "",
+                        image_size=(image.width, image.height) if image else (0, 0),
+                        choices=choices,
+                        columns=columns,
                     )  # fmt: skip
                 )
         for name in columns:
             self.columns.setdefault(name)
         if len(self.columns) > MAX_COLUMNS:
-            raise wrong("columns", f"more than {MAX_COLUMNS} columns beside the parameters; leave them out of the samples")
+            raise wrong(
+                "columns", f"more than {MAX_COLUMNS} columns beside the parameters; leave them out of the samples"
+            )
         return found
 
     def _note(self, plan: Any) -> None:
@@ -133,7 +145,9 @@ class Planner:
         for item in plan:
             one = item.checkpoint
             if one.name not in self.checkpoints:
-                told = one.model_dump(include={"name", "repo", "build", "revision", "licence", "family"}, exclude_none=True)
+                told = one.model_dump(
+                    include={"name", "repo", "build", "revision", "licence", "family"}, exclude_none=True
+                )
                 self.checkpoints[one.name] = {**told, "manifest": self._farm.catalog.lock(one).manifest}
 
     def _read(self, row: Row) -> tuple[dict[str, Any], dict[str, str]]:
@@ -203,7 +217,9 @@ class Planner:
         template = Template.parse(text, self._wildcards)
         if self._spec.templates == "random":
             self._draws.seed(f"{self._spec.name}\n{self._spec.seed}\n{row}")
-            made: Iterable[tuple[str, tuple[str, ...]]] = (template.draw(self._draws) for _ in range(self._spec.variants))
+            made: Iterable[tuple[str, tuple[str, ...]]] = (
+                template.draw(self._draws) for _ in range(self._spec.variants)
+            )
             count = self._spec.variants
         else:
             made, count = template.all(self._spec.per_row), template.count
@@ -339,7 +355,9 @@ def _columns_of(error: InvalidJob, spec: DatasetSpec, row: Row) -> list[tuple[st
             for ours in (name, last, *(alias for alias, field in ALIASES.items() if field == last))
             if (column := spec.columns.get(ours, ours)) in row.values
         ]
-        found.append((columns[0] if columns else "", one.code, one.msg if columns else f"{one.loc}: {one.msg}".lstrip(": ")))
+        found.append(
+            (columns[0] if columns else "", one.code, one.msg if columns else f"{one.loc}: {one.msg}".lstrip(": "))
+        )
     return found
 
 

@@ -53,6 +53,10 @@ class Seats:
         """Who feeds the dataset; "" for nobody. Raises Unavailable."""
         return str(self._server.run("GET", _key(name)) or "")
 
+    def close(self) -> None:
+        """Closes the connection."""
+        self._server.close()
+
     def leave(self, name: str) -> None:
         """Lets another process feed it."""
         self._mine.discard(name)
@@ -82,7 +86,7 @@ class Seats:
                     self.leave(name)
                 except Unavailable:
                     break
-            self._server.close()
+            self.close()
 
     def _renew(self, stop: threading.Event) -> None:
         while not stop.wait(LEASE_S / 3):
@@ -108,7 +112,6 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
     farm, seats = Farm(settings), Seats(settings)
     feeders: dict[str, Feeder] = {}
     looked, trouble = 0.0, ""
-    done: dict[str, int] = {}
     with seats.held():
         try:
             while not stop.is_set():
@@ -120,7 +123,7 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
                     if only is not None and not feeders:
                         feeders[only] = Feeder(farm, only, settings.dataset_open)
                     if only is None and time.monotonic() - looked > LOOK_S:
-                        _look(farm, seats, feeders, done, settings)
+                        _look(farm, seats, feeders, settings)
                         looked = time.monotonic()
                     for name, feeder in list(feeders.items()):
                         if not seats.keeps(name):
@@ -128,9 +131,8 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
                             del feeders[name]
                             continue
                         moved = feeder.tick() or moved
-                        if feeder.is_done:
+                        if feeder.is_over:
                             _log.info("dataset_done", dataset=name)
-                            done[name] = feeder.round
                             del feeders[name]
                             seats.leave(name)
                             if only is not None:
@@ -152,13 +154,12 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
             farm.close()
 
 
-def _look(farm: Farm, seats: Seats, feeders: dict[str, Feeder], done: dict[str, int], settings: Settings) -> None:
+def _look(farm: Farm, seats: Seats, feeders: dict[str, Feeder], settings: Settings) -> None:
     """Begins to feed datasets that are to run and that nobody feeds."""
     for name in datasets(farm.store):
         if name in feeders:
             continue
-        control = Folder(farm.store, name).control()
-        if control.state == "ready" or done.get(name) == control.round or not seats.take(name):
+        if Folder(farm.store, name).control().state not in ("running", "paused") or not seats.take(name):
             continue
         try:
             feeders[name] = Feeder(farm, name, settings.dataset_open)

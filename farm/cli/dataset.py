@@ -1,0 +1,361 @@
+"""How is a file made into a dataset: planned, run, looked at, exported?"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from farm.cli.outcome import Outcome, Table, group, is_plain, say, settings_here, usage
+from farm.cli.submit import assignments, axes
+from farm.errors import Unavailable
+
+if TYPE_CHECKING:
+    from farm.dataset.desk import Datasets, Planned, Status
+    from farm.settings import Settings
+
+app = group("dataset", "Bulk datasets: plan a file, run it, export what came of it.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
+LOOK_S = 1.0
+"""Pause between two looks at a dataset that is waited for, seconds."""
+
+
+@app.command()
+def plan(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="CSV, TSV, JSON, JSONL, Parquet or txt; also .gz, s3://.")
+    ],
+    name: Annotated[str, typer.Option(help="What the dataset is called.")],
+    chain: Annotated[str, typer.Option(help="Preset or .json/.yaml file.")] = "txt",
+    prompt: Annotated[str | None, typer.Option(help="Of rows that have none; a template with --templates.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="Of rows that have none.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="[I.]NAME=VALUE", help="A parameter of every row.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", metavar="NAME=COLUMN", help="Take prompt, seed, … from this column.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these for every row; several multiply.")
+    ] = None,
+    templates: Annotated[
+        Literal["off", "random", "all"], typer.Option(help="Read {a|b}, {2$$x|y|z}, __wildcard__ in prompts.")
+    ] = "off",
+    variants: Annotated[int, typer.Option(help="Prompts drawn from each template with --templates random.")] = 1,
+    wildcards: Annotated[Path | None, typer.Option(help="Folder of wildcard files.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides the seeds of samples that have none.")] = 0,
+    shard_samples: Annotated[int, typer.Option(help="Samples of a shard.")] = 1000,
+    image_format: Annotated[Literal["png", "webp", "jpg"], typer.Option(help="Of the pictures.")] = "png",
+    image_quality: Annotated[int, typer.Option(help="Of WebP and JPEG, 1 to 100.")] = 90,
+    keep: Annotated[list[str] | None, typer.Option(help="base, latents: also of the stages before the last.")] = None,
+    per_row: Annotated[int, typer.Option(help="A row that means more samples is refused.")] = 1000,
+    format: Annotated[str | None, typer.Option(help="Of the file, where its name does not say.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Leave wrong rows out instead of refusing all.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count; store nothing.")] = False,
+) -> Outcome:
+    """Check every row of a file, and plan its dataset: how many samples, what they cost, how large.
+
+    A column called like a parameter of the chain is taken as that; others go into the samples.
+
+    \b
+    farm dataset plan prompts.csv --name fruit --chain txt --sweep seed=1,2
+    farm dataset plan rows.parquet --name fruit --map prompt=caption --map 1.strength=s --chain hires
+    farm dataset plan templates.txt --name fruit --templates random --variants 4 --wildcards words/
+    """
+    from farm.dataset.desk import as_data
+    from farm.dataset.prompts import Wildcards
+    from farm.dataset.reading import source_of
+
+    mapped = dict(_pair(one) for one in columns or [])
+    asked: dict[str, Any] = {
+        "columns": mapped, "sweep": axes(sweep or []), "templates": templates, "variants": variants, "seed": seed,
+        "shard_samples": shard_samples, "image_format": image_format, "image_quality": image_quality,
+        "keep": tuple(keep or ()), "per_row": per_row,
+    }  # fmt: skip
+    fields = {"prompt": prompt, "negative_prompt": negative_prompt, **assignments(settings or [])}
+    with _open("dataset plan") as (desk, farm):
+        source = source_of(file, store=farm.store, format=format)
+        folder = None if file.startswith("s3://") else Path(file).parent
+        with _counting() as counted:
+            found = desk.plan(
+                source, name, chain, chain_fields={key: value for key, value in fields.items() if value is not None},
+                wildcards=Wildcards.read(wildcards) if wildcards else None, folder=folder, partial=partial,
+                store=not dry_run, progress=counted, **asked,
+            )  # fmt: skip
+    return Outcome(as_data(found), _planned(found, dry_run))
+
+
+@app.command()
+def run(
+    name: Name,
+    priority: Annotated[int | None, typer.Option(help="0 to 100 among bulk jobs; higher runs first. [50]")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait; the farm's own feeder feeds it.")] = False,
+) -> Outcome:
+    """Run a planned dataset, or let it go on, and show progress. Interactive jobs go before it.
+
+    Where no feeder runs (`farm up` has one), this command feeds it itself. Ctrl+C leaves; nothing is lost.
+
+    \b
+    farm dataset run fruit
+    farm dataset run fruit --priority 80 --detach
+    """
+    with _open("dataset run") as (desk, farm):
+        status = desk.start(name, priority)
+        if detach:
+            hint = "" if status.fed else "; nobody feeds it yet: `farm up` does, or `farm dataset feed`"
+            return Outcome(_data(status), [_line(status) + hint])
+        return _fed(desk, farm.settings, name)
+
+
+@app.command()
+def feed() -> Outcome:
+    """Feed the farm's datasets that are to run, until Ctrl+C. `farm up` does so by itself.
+
+    \b
+    farm dataset feed
+    """
+    from farm.dataset.serve import feed as run_feeder
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    run_feeder(settings_here("dataset feed"), stop)
+    return Outcome()
+
+
+@app.command()
+def ls() -> Outcome:
+    """List datasets.
+
+    \b
+    farm dataset ls
+    """
+    with _open("dataset ls") as (desk, _):
+        found = desk.ls()
+    rows = [
+        (one.name, one.state, one.samples, one.done, one.failed, f"{one.shards_done}/{one.shards}") for one in found
+    ]
+    return Outcome(
+        [_data(one) for one in found], [Table(("NAME", "STATE", "SAMPLES", "DONE", "FAILED", "SHARDS"), rows)]
+    )
+
+
+@app.command()
+def status(name: Name) -> Outcome:
+    """Show how far a dataset is, and why samples failed.
+
+    \b
+    farm dataset status fruit
+    """
+    with _open("dataset status") as (desk, _):
+        found = desk.status(name)
+        failures = desk.failures(name, 20) if found.failed else []
+    lines: list[str | Table] = [_line(found)]
+    if failures:
+        heads = ("KEY", "ROW", "STATE", "CODE", "MESSAGE")
+        lines.append(Table(heads, [tuple(one[head.lower()] for head in heads) for one in failures]))
+    return Outcome({**_data(found), "failures": failures}, lines)
+
+
+@app.command()
+def pause(name: Name) -> Outcome:
+    """Hold a dataset: what runs may still end, nothing new begins.
+
+    \b
+    farm dataset pause fruit
+    """
+    with _open("dataset pause") as (desk, _):
+        return _after(desk.pause(name))
+
+
+@app.command()
+def resume(name: Name) -> Outcome:
+    """Let a paused dataset go on.
+
+    \b
+    farm dataset resume fruit
+    """
+    with _open("dataset resume") as (desk, _):
+        return _after(desk.resume(name))
+
+
+@app.command()
+def retry(name: Name) -> Outcome:
+    """Try again what failed, once every sample was tried.
+
+    \b
+    farm dataset retry fruit
+    """
+    with _open("dataset retry") as (desk, _):
+        return _after(desk.retry(name))
+
+
+@app.command()
+def rm(name: Name) -> Outcome:
+    """Delete a dataset, plan and shards. What was exported stays.
+
+    \b
+    farm dataset rm fruit
+    """
+    with _open("dataset rm") as (desk, _):
+        desk.rm(name)
+    return Outcome({"name": name}, [f"{name} is deleted"])
+
+
+# ---------------------------------------------------------------------------------------------------- what they share
+
+
+@contextmanager
+def _open(command: str) -> Iterator[tuple[Datasets, Any]]:
+    """The datasets of the farm that the settings name, and the farm."""
+    settings = settings_here(command)
+    try:
+        import pyarrow  # noqa: F401
+
+        from farm.client import Farm
+        from farm.dataset.desk import Datasets
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"datasets need {error.name}", hint="pip install 'latent-farm[dataset]'") from None
+    with closing(Farm(settings)) as farm:
+        yield Datasets(farm), farm
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if not equals or not name or not column:
+        raise usage(f"--map {text}: not NAME=COLUMN", "for example --map prompt=caption")
+    return name, column
+
+
+def _after(status: Status) -> Outcome:
+    return Outcome(_data(status), [_line(status)])
+
+
+def _data(status: Status) -> dict[str, Any]:
+    from farm.dataset.desk import as_data
+
+    return as_data(status)
+
+
+def _line(status: Status) -> str:
+    """A dataset in a line."""
+    told = [
+        f"{status.name}  {status.state}",
+        f"{status.done:,} of {status.samples:,} samples",
+        f"{status.failed:,} failed" if status.failed else "",
+        f"{status.shards_done} of {status.shards} shards",
+        f"{status.size_bytes / 1e6:,.1f} MB",
+        f"{status.rate:.1f} a second" if status.rate else "",
+        f"{_span(status.eta_s)} left" if status.eta_s else "",
+    ]
+    return ", ".join(filter(None, told))
+
+
+def _planned(found: Planned, dry_run: bool) -> list[str | Table]:
+    """What was planned, in lines."""
+    plan, estimate = found.plan, found.estimate
+    lines: list[str | Table] = [
+        f"{plan.spec.name}: {plan.rows:,} rows, {plan.samples:,} samples in {plan.shards:,} shards"
+        + (f"; {plan.rejected:,} rows left out" if plan.rejected else "")
+    ]
+    sizes = ", ".join(f"{width}x{height}" for width, height in plan.sizes[:5])
+    lines.append(f"pictures of {sizes}, at most {found.size_bytes_most / 1e9:,.2f} GB")
+    if estimate.cost_s is not None:
+        left = f", about {_span(estimate.eta_s)} on the live workers" if estimate.eta_s is not None else ""
+        lines.append(f"{_span(estimate.cost_s)} of device time{left}")
+    else:
+        lines.append("what it costs is not known before its stages have run once")
+    lines += [f"row {one.row}{f', {one.column}' if one.column else ''}: {one.message}" for one in found.rejected]
+    if not found.fresh:
+        lines.append("it was planned before, from the same rows")
+    if not dry_run:
+        lines.append(f"farm dataset run {plan.spec.name}")
+    return lines
+
+
+def _span(seconds: float | None) -> str:
+    """A time as people say it."""
+    left = seconds or 0.0
+    if left < 120:
+        return f"{left:.0f} s"
+    if left < 7200:
+        return f"{left / 60:.0f} min"
+    return f"{left / 3600:.1f} h"
+
+
+@contextmanager
+def _counting() -> Iterator[Any]:
+    """Tells on a terminal how many rows were read."""
+    shown = False
+
+    def counted(rows: int) -> None:
+        nonlocal shown
+        if not is_plain(sys.stderr) and rows % 5000 == 0:
+            sys.stderr.write(f"\r{rows:,} rows")
+            sys.stderr.flush()
+            shown = True
+
+    try:
+        yield counted
+    finally:
+        if shown:
+            sys.stderr.write("\r\033[K")
+
+
+def _fed(desk: Datasets, settings: Settings, name: str) -> Outcome:
+    """Follows a dataset until it is done, feeding it where nobody else does."""
+    from farm.dataset.serve import feed as run_feeder
+
+    stop, wrong = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            run_feeder(settings, stop, name)
+        except BaseException as error:  # noqa: BLE001 — raised again where it is waited for
+            wrong.append(error)
+
+    thread = threading.Thread(target=work, name="feeder")
+    thread.start()
+    try:
+        found = _followed(desk, name, thread)
+    except KeyboardInterrupt:
+        say(f"left; `farm dataset run {name}` goes on with it")
+        raise
+    finally:
+        stop.set()
+        thread.join()
+    if wrong:
+        raise wrong[0]
+    return Outcome(_data(found), [_line(found)])
+
+
+def _followed(desk: Datasets, name: str, thread: threading.Thread) -> Status:
+    """Shows how far the dataset is until it is done, or its feeder ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    plain, last = is_plain(sys.stderr), ""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=plain) as bars:
+        bar = bars.add_task(name, total=None, told="")
+        while True:
+            alive = thread.is_alive()
+            status = desk.status(name)
+            ended = status.done + status.failed + sum(status.open.get(one, 0) for one in ("done", "failed"))
+            rate = f"{status.rate:.1f}/s" if status.rate else ""
+            left = f"{_span(status.eta_s)} left" if status.eta_s else ""
+            told = f"{status.failed} failed" if status.failed else ""
+            bars.update(bar, total=status.samples, completed=ended, told="  ".join(filter(None, (rate, left, told))))
+            if plain and (line := _line(status)) != last:
+                say(line)
+                last = line
+            if status.state != "running" or not alive:
+                return status
+            time.sleep(LOOK_S)

@@ -1,0 +1,293 @@
+"""What can be asked of a farm's datasets, and how far is each?
+
+`Datasets` is what the command line and the API have of this room. Planning takes everything that is needed out of files
+and into the store; after that the dataset's name is enough, on any machine that reaches the store.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import ValidationError
+
+from farm.chain import Chain
+from farm.client import Farm
+from farm.dataset.folder import Folder, Plan, State, datasets, read_sample
+from farm.dataset.images import Images
+from farm.dataset.moulds import Moulds, run_of
+from farm.dataset.planning import Planner, plan_rows
+from farm.dataset.prompts import Wildcards
+from farm.dataset.reading import Source, digest, header, rows
+from farm.dataset.serve import Seats
+from farm.dataset.spec import DatasetSpec, RowError, Sample
+from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
+from farm.estimate import Estimate, estimate_many
+from farm.inputs import PATIENCE_S
+from farm.protocol import ChainSource
+from farm.scripts import within
+from farm.stage import STORED
+
+TEXTUAL = ("csv", "tsv", "txt")
+"""Formats whose cells are text, so that numbers have to be read from it."""
+SILENT_S = 30.0
+"""A feeder that tells nothing for so long says nothing of its speed."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a file came to. `rejected`: the first rows that were left out. `fresh`: it was not planned before."""
+
+    plan: Plan
+    rejected: list[RowError]
+    estimate: Estimate
+    first: list[Sample]
+    fresh: bool
+
+    @property
+    def size_bytes_most(self) -> int:
+        """What the pictures take at most, in bytes: three a pixel, as no compression would leave them."""
+        return self.plan.samples * max((3 * width * height for width, height in self.plan.sizes), default=0)
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a dataset is. `rate` are samples a second over the last minute, `eta_s` seconds until the last is done."""
+
+    name: str
+    state: State
+    samples: int
+    done: int
+    failed: int
+    shards: int
+    shards_done: int
+    size_bytes: int
+    rows: int
+    rejected: int
+    priority: int
+    fed: bool
+    """Whether a process feeds it now."""
+    open: dict[str, int]
+    """The jobs of the shards in work, by state."""
+    rate: float | None
+    eta_s: float | None
+
+
+class Datasets:
+    """The datasets of one farm. Every call may raise Unavailable."""
+
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
+
+    # ------------------------------------------------------------------------------------------------ plan
+
+    def plan(
+        self,
+        source: Source,
+        name: str,
+        chain: ChainSource = "txt",
+        *,
+        chain_fields: Mapping[str, Any] | None = None,
+        wildcards: Wildcards | None = None,
+        folder: Path | None = None,
+        partial: bool = False,
+        store: bool = True,
+        progress: Callable[[int], None] = lambda rows: None,
+        **asked: Any,
+    ) -> Planned:
+        """Reads a file and writes the plan of its dataset; the same file and words, given again, are the same dataset.
+
+        `chain_fields` are what `Farm.chain` takes beside the chain, `asked` fields of DatasetSpec. Images that rows
+        name lie in `folder`; without one only stored images can be named. Without `store` nothing is written.
+
+        Raises:
+            Refused: rows are wrong, and not `partial`; nothing was planned.
+            InvalidJob: the file or what is asked for is wrong; nothing was planned.
+            Conflict: there is another dataset of this name.
+        """
+        told = self._stored(self._farm.chain(chain, **(chain_fields or {})))
+        try:
+            spec = DatasetSpec.model_validate({"name": name, "chain": told, **asked})
+        except ValidationError as error:
+            found = [FieldError(".".join(map(str, one["loc"])) or "dataset", one["msg"]) for one in error.errors()[:50]]
+            raise InvalidJob(errors=tuple(found)) from None
+        images = Images(self._farm, spec, folder, store=store)
+        planner = Planner(self._farm, spec, wildcards or Wildcards({}), images.input, text=source.format in TEXTUAL)
+        if source.format in ("csv", "tsv", "parquet"):
+            planner.check_header(header(source))
+        sha256, size_bytes = digest(source)
+        facts = {"name": source.name, "sha256": sha256, "size_bytes": size_bytes}
+        with TemporaryDirectory(prefix="plan-") as temporary:
+            target = Path(temporary)
+            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, partial=partial, progress=progress)
+            fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
+            first = self._first(target)
+        return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
+
+    def _stored(self, chain: Chain) -> dict[str, Any]:
+        """A chain as the plan has it: images that its stages name are stored, for the plan is all that is left."""
+        stages = []
+        for stage in chain.stages:
+            named = {
+                loc: self._farm.upload(chain.given_files.get(value) or value)
+                for loc, (value, _) in stage.uploads().items()
+                if not value.startswith(STORED)
+            }
+            stages.append(stage.with_uploads(named) if named else stage)
+        return chain.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json", exclude_unset=True)
+
+    def _first(self, folder: Path, count: int = 20) -> list[Sample]:
+        """The first samples of a plan that lies in `folder`."""
+        with gzip.open(folder / "plan" / "00000.jsonl.gz") as file:
+            return [read_sample(line) for line in islice(file, count)]
+
+    def _estimate(self, spec: DatasetSpec, sample: Sample, samples: int) -> Estimate:
+        """What all samples would take if all were like this one."""
+        with suppress(Unavailable), within(PATIENCE_S):  # what was planned holds without workers
+            return estimate_many(Moulds(self._farm, spec).job(sample, 0, 50, 1.0), samples, self._farm.ledger)
+        return Estimate()
+
+    # ------------------------------------------------------------------------------------------------ look
+
+    def ls(self) -> list[Status]:
+        """All datasets, by name."""
+        found = []
+        for name in datasets(self._farm.store):
+            with suppress(NotFound):  # its planning broke off, or it is being deleted
+                found.append(self.status(name))
+        return found
+
+    def status(self, name: str) -> Status:
+        """How far a dataset is. Raises NotFound."""
+        folder = Folder(self._farm.store, name)
+        plan, control = folder.plan(), folder.control()
+        told = json.loads(folder.read("progress.json") or b"{}")
+        fed = False
+        with suppress(Unavailable), within(PATIENCE_S):
+            fed = bool(self._seats(lambda seats: seats.holder(name)))
+        done, failed, open_ = told.get("done", 0), told.get("failed", 0), told.get("open", {})
+        awake = fed and control.state == "running" and time.time() - told.get("updated", 0) < SILENT_S
+        rate = told.get("rate") if awake else None
+        left = plan.samples - done - failed - sum(open_.get(each, 0) for each in ("done", "failed"))
+        return Status(
+            name=name, state=control.state, samples=plan.samples, done=done, failed=failed, shards=plan.shards,
+            shards_done=told.get("shards", 0), size_bytes=told.get("size_bytes", 0), rows=plan.rows,
+            rejected=plan.rejected, priority=control.priority, fed=fed, open=open_, rate=rate,
+            eta_s=round(max(0, left) / rate, 1) if rate else None,
+        )  # fmt: skip
+
+    def folder(self, name: str) -> Folder:
+        """Where it lies. Raises NotFound."""
+        folder = Folder(self._farm.store, name)
+        folder.plan()
+        return folder
+
+    def failures(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The first samples that could not be made, with what their jobs said. Raises NotFound."""
+        folder, found = self.folder(name), list[dict[str, Any]]()
+        for number in folder.numbers():
+            found += folder.stats(number)["failures"]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    # ------------------------------------------------------------------------------------------------ steer
+
+    def start(self, name: str, priority: int | None = None) -> Status:
+        """Has it run, or go on: whoever feeds the farm's datasets does so within seconds. Raises NotFound."""
+        if (state := self.status(name).state) == "done":
+            return self.status(name) if priority is None else self._steer(name, state=state, priority=priority)
+        return self._steer(name, state="running", **({} if priority is None else {"priority": priority}))
+
+    def pause(self, name: str) -> Status:
+        """Holds it: stages that run may still commit, nothing new begins. Raises Conflict, NotFound."""
+        if (state := self.status(name).state) not in ("running", "paused"):
+            raise Conflict(f"{name} is {state}; only what runs can be paused")
+        return self._steer(name, state="paused")
+
+    def resume(self, name: str) -> Status:
+        """The same as `start`. Raises NotFound."""
+        return self.start(name)
+
+    def retry(self, name: str) -> Status:
+        """Has what failed tried again; shards without failures stay as they are. Raises Conflict, NotFound."""
+        folder = self.folder(name)
+        status = self.status(name)
+        if status.state != "done":
+            raise Conflict(f"{name} is {status.state}; retry it when every sample was tried")
+        if not status.failed:
+            raise Conflict(f"nothing of {name} has failed")
+        return self._steer(name, state="running", round=folder.control().round + 1)
+
+    def _steer(self, name: str, **changes: Any) -> Status:
+        try:
+            Folder(self._farm.store, name).steer(**changes)
+        except ValidationError:
+            raise InvalidJob(errors=(FieldError("priority", "a whole number from 0 to 100"),)) from None
+        return self.status(name)
+
+    def rm(self, name: str) -> None:
+        """Deletes it: plan, shards, and its jobs in the ledger. What was exported stays. Raises NotFound, Conflict."""
+        folder = self.folder(name)
+        plan, control = folder.plan(), folder.control()
+        if self.status(name).fed:
+            raise Conflict(f"{name} is being fed; pause it, and try again when its feeder has left it")
+        # First what makes it one, so that a deletion that breaks off leaves none that looks whole.
+        folder.delete(["plan.json", "control.json"])
+        for number in range(plan.shards):
+            run = run_of(name, number, control.round)
+            with suppress(NotFound):
+                self._farm.ledger.cancel_run(run)
+                self._farm.ledger.forget(self._farm.ledger.run_jobs(run))
+        folder.delete(folder.names(""))
+
+    def _seats(self, call: Callable[[Seats], str]) -> str:
+        seats = Seats(self._farm.settings)
+        try:
+            return call(seats)
+        finally:
+            seats.close()
+
+
+def as_data(one: Planned | Status) -> dict[str, Any]:
+    """The same for programs."""
+    if isinstance(one, Status):
+        return asdict(one)
+    plan = one.plan
+    return {
+        "name": plan.spec.name,
+        "fresh": one.fresh,
+        "rows": plan.rows,
+        "rejected": plan.rejected,
+        "samples": plan.samples,
+        "shards": plan.shards,
+        "columns": list(plan.columns),
+        "sizes": [list(size) for size in plan.sizes],
+        "cost_s": one.estimate.cost_s,
+        "eta_s": one.estimate.eta_s,
+        "size_bytes_most": one.size_bytes_most,
+        "digest": plan.digest,
+        "rejects": [asdict(row) for row in one.rejected],
+        "first": [_sample(sample) for sample in one.first],
+    }
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    return {
+        "key": sample.key,
+        "row": sample.row,
+        "variant": sample.variant,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
+        "seed": sample.seed,
+        "changes": dict(sample.changes),
+        "columns": dict(sample.columns),
+    }
