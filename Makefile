@@ -41,7 +41,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[api,worker,local,train,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[api,worker,local,dataset,train,dev]'
 	touch $@
 
 # The pictures that the demo family learnt from: its tests compare with them.

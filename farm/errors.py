@@ -54,6 +54,11 @@ CODES: dict[str, str] = {
     "no_steps": "strength × num_inference_steps is less than one step.",
     "bad_image": "The input image cannot be used.",
     "bad_file": "The file cannot be read as what it should be.",
+    # rows of a dataset
+    "bad_row": "A row of the file is not as its header, or its format, wants it.",
+    "bad_cell": "A cell of the row is too long, or of a type that is not taken.",
+    "bad_encoding": "A cell of the row is not UTF-8.",
+    "bad_template": "The prompt's options or wildcards cannot be read, or mean too much.",
     # what a program sends over the network
     "bad_request": "What was sent cannot be read.",
     "invalid_json": "The body is not JSON, is nested too deep, or has an object of too many keys.",
