@@ -57,9 +57,10 @@ CODES: dict[str, str] = {
     # rows of a dataset
     "bad_rows": "Rows of the file cannot be taken; each is named with what is wrong.",
     "unknown_column": "The file has no column of this name.",
-    # rows of a dataset
-    "bad_rows": "Rows of the file cannot be taken; each is named with what is wrong.",
-    "unknown_column": "The file has no column of this name.",
+    "bad_row": "A row of the file is not as its header, or its format, wants it.",
+    "bad_cell": "A cell of the row is too long, or of a type that is not taken.",
+    "bad_encoding": "A cell of the row is not UTF-8.",
+    "bad_template": "The prompt's options or wildcards cannot be read, or mean too much.",
     # what a program sends over the network
     "bad_request": "What was sent cannot be read.",
     "invalid_json": "The body is not JSON, is nested too deep, or has an object of too many keys.",

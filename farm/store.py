@@ -28,6 +28,7 @@ from farm.errors import BadBlob, FarmError, NotFound, Unavailable
 from farm.settings import Settings
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3.client import S3Client
 
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -149,6 +150,29 @@ class Store:
         except NotFound:
             return False
         return True
+
+    # objects that others wrote
+
+    def about(self, bucket: str, key: str) -> tuple[int, str]:
+        """The bytes that an object of any bucket has, and the ETag of what it is now.
+
+        Raises:
+            NotFound: there is none.
+            Unavailable: the store does not answer, or refuses.
+        """
+        with reaching("look at an object"):
+            found = self.client.head_object(Bucket=bucket, Key=key)
+        return found["ContentLength"], found["ETag"]
+
+    def body(self, bucket: str, key: str, start: int, etag: str) -> StreamingBody:
+        """The bytes of that object from `start` on, to be read and closed; errors of botocore come out of reading.
+
+        Raises:
+            NotFound: it is gone.
+            Unavailable: the store does not answer, or refuses, for instance because the object is another one now.
+        """
+        with reaching("read an object"):
+            return self.client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-", IfMatch=etag)["Body"]
 
     # results
 
