@@ -213,6 +213,7 @@ class Keeper:
         self.log = logs / "workers.log"
         supervisor = ["workers.supervisor", "--name", "local", *(word for slot in slots for word in ("--slot", slot))]
         self._parts = {"supervisor": Part(supervisor, self.log)}
+        self._parts["feeder"] = Part(["farm.dataset.serve"], logs / "feeder.log")
         if listener is not None:
             fd = listener.fileno()
             self._parts["api"] = Part(["farm.api.serve", "--socket", str(fd)], logs / "api.log", (fd,))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -63,7 +63,8 @@ class Status:
     """How far a dataset is. `rate` are samples a second over the last minute, `eta_s` seconds until the last is done."""
 
     name: str
-    state: State
+    state: State | Literal["planning", "refused"]
+    """`planning`: it was asked for, and whoever feeds the farm's datasets reads its rows; `refused`: they are wrong."""
     samples: int
     done: int
     failed: int
@@ -79,6 +80,9 @@ class Status:
     """The jobs of the shards in work, by state."""
     rate: float | None
     eta_s: float | None
+    owner: str = ""
+    refused: dict[str, Any] | None = None
+    """Why what was asked for is not possible: `code`, `message`, and the first `rows` or `errors`."""
 
 
 class Datasets:
@@ -98,6 +102,8 @@ class Datasets:
         chain_fields: Mapping[str, Any] | None = None,
         wildcards: Wildcards | None = None,
         folder: Path | None = None,
+        owner: str = "",
+        file_name: str = "",
         partial: bool = False,
         store: bool = True,
         progress: Callable[[int], None] = lambda rows: None,
@@ -107,6 +113,7 @@ class Datasets:
 
         `chain_fields` are what `Farm.chain` takes beside the chain, `asked` fields of DatasetSpec. Images that rows
         name lie in `folder`; without one only stored images can be named. Without `store` nothing is written.
+        `file_name` is what the file is called where its source has another name.
 
         Raises:
             Refused: rows are wrong, and not `partial`; nothing was planned.
@@ -124,10 +131,10 @@ class Datasets:
         if source.format in ("csv", "tsv", "parquet"):
             planner.check_header(header(source))
         sha256, size_bytes = digest(source)
-        facts = {"name": source.name, "sha256": sha256, "size_bytes": size_bytes}
+        facts = {"name": file_name or source.name, "sha256": sha256, "size_bytes": size_bytes}
         with TemporaryDirectory(prefix="plan-") as temporary:
             target = Path(temporary)
-            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, partial=partial, progress=progress)
+            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, owner=owner, partial=partial, progress=progress)
             fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
             first = self._first(target)
         return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
@@ -168,8 +175,10 @@ class Datasets:
     def status(self, name: str) -> Status:
         """How far a dataset is. Raises NotFound."""
         folder = Folder(self._farm.store, name)
-        plan, control = folder.plan(), folder.control()
         told = json.loads(folder.read("progress.json") or b"{}")
+        if (plan := folder.planned()) is None:
+            return self._unplanned(folder, told)
+        control = folder.control()
         fed = False
         with suppress(Unavailable), within(PATIENCE_S):
             fed = bool(self._seats(lambda seats: seats.holder(name)))
@@ -181,7 +190,19 @@ class Datasets:
             name=name, state=control.state, samples=plan.samples, done=done, failed=failed, shards=plan.shards,
             shards_done=told.get("shards", 0), size_bytes=told.get("size_bytes", 0), rows=plan.rows,
             rejected=plan.rejected, priority=control.priority, fed=fed, open=open_, rate=rate,
-            eta_s=round(max(0, left) / rate, 1) if rate else None,
+            eta_s=round(max(0, left) / rate, 1) if rate else None, owner=plan.owner,
+        )  # fmt: skip
+
+    def _unplanned(self, folder: Folder, told: dict[str, Any]) -> Status:
+        """A dataset that was asked for. Raises NotFound where none was."""
+        asked, refused = folder.read("asked.json"), folder.read("refused.json")
+        if asked is None:
+            folder.plan()
+        return Status(
+            name=folder.name, state="planning" if refused is None else "refused", samples=0, done=0, failed=0, shards=0,
+            shards_done=0, size_bytes=0, rows=told.get("planning", 0), rejected=0, priority=50, fed=False, open={},
+            rate=None, eta_s=None, owner=json.loads(asked or b"{}").get("owner", ""),
+            refused=json.loads(refused) if refused else None,
         )  # fmt: skip
 
     def folder(self, name: str) -> Folder:
@@ -236,13 +257,13 @@ class Datasets:
 
     def rm(self, name: str) -> None:
         """Deletes it: plan, shards, and its jobs in the ledger. What was exported stays. Raises NotFound, Conflict."""
-        folder = self.folder(name)
-        plan, control = folder.plan(), folder.control()
-        if self.status(name).fed:
-            raise Conflict(f"{name} is being fed; pause it, and try again when its feeder has left it")
-        # First what makes it one, so that a deletion that breaks off leaves none that looks whole.
-        folder.delete(["plan.json", "control.json"])
-        for number in range(plan.shards):
+        folder, status = Folder(self._farm.store, name), self.status(name)
+        if status.state == "running":
+            raise Conflict(f"{name} is running; pause it first")
+        plan, control = folder.planned(), folder.control()
+        # First what makes it one: whoever feeds it leaves it, and a deletion that breaks off leaves none that looks whole.
+        folder.delete(["asked.json", "plan.json", "control.json"])
+        for number in range(plan.shards if plan else 0):
             run = run_of(name, number, control.round)
             with suppress(NotFound):
                 self._farm.ledger.cancel_run(run)

@@ -196,7 +196,7 @@ class Feeder:
         while len(shard.jobs) < len(shard.samples):
             chunk = shard.samples[len(shard.jobs) : len(shard.jobs) + CHUNK]
             jobs = [self._moulds.job(one, shard.round, self._control.priority, MAX_DEADLINE_S) for one in chunk]
-            shard.jobs += [handle.id for handle in self._farm.submit(jobs)]
+            shard.jobs += [handle.id for handle in self._farm.submit(jobs, self.plan.owner)]
 
     def _advance(self, shard: Shard) -> bool:
         """Publishes a shard all of whose jobs have ended; whether it did."""

@@ -31,6 +31,7 @@ class Plan(BaseModel):
 
     v: Literal[1] = 1
     spec: DatasetSpec
+    owner: str = Field("", description="whose dataset it is, and whose its jobs are")
     source: dict[str, Any] = Field(description="name, sha256 and size_bytes of the file")
     rows: int = Field(description="rows that were taken")
     rejected: int = Field(0, description="rows that were not")
@@ -122,7 +123,7 @@ class Folder:
         Raises:
             Conflict: there is another dataset of this name.
         """
-        if (there := self._planned()) is not None:
+        if (there := self.planned()) is not None:
             return self._same(there, plan)
         paths = [f"plan/{number:05d}.jsonl.gz" for number in range(plan.shards)]
         # What a planning that broke off has left.
@@ -140,7 +141,8 @@ class Folder:
                 return True
         return self._same(self.plan(), plan)
 
-    def _planned(self) -> Plan | None:
+    def planned(self) -> Plan | None:
+        """The same, or None."""
         try:
             return self.plan()
         except NotFound:

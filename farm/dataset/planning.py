@@ -290,6 +290,7 @@ def plan_rows(
     folder: Path,
     source: Mapping[str, Any],
     *,
+    owner: str = "",
     partial: bool = False,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Plan, list[RowError]]:
@@ -330,6 +331,7 @@ def plan_rows(
     return (
         Plan(
             spec=spec,
+            owner=owner,
             source=dict(source),
             rows=taken,
             rejected=wrongs,

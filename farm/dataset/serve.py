@@ -13,11 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import structlog
 
 from farm.client import Farm
+from farm.dataset.asking import Stopped, carry_out, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
 from farm.errors import FarmError, NotFound, Unavailable
@@ -31,7 +32,7 @@ LEASE_S = 15.0
 """A feeder that was not heard of for so long is taken for dead."""
 ROUND_S = 0.2
 """Pause between two rounds in which nothing moved, seconds."""
-LOOK_S = 3.0
+LOOK_S = 2.0
 """How often new datasets to feed are looked for, seconds."""
 
 
@@ -111,6 +112,7 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
     """
     farm, seats = Farm(settings), Seats(settings)
     feeders: dict[str, Feeder] = {}
+    planning = Planning(settings, seats, stop)
     looked, trouble = 0.0, ""
     with seats.held():
         try:
@@ -123,7 +125,7 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
                     if only is not None and not feeders:
                         feeders[only] = Feeder(farm, only, settings.dataset_open)
                     if only is None and time.monotonic() - looked > LOOK_S:
-                        _look(farm, seats, feeders, settings)
+                        _look(farm, seats, feeders, planning, settings)
                         looked = time.monotonic()
                     for name, feeder in list(feeders.items()):
                         if not seats.keeps(name):
@@ -154,12 +156,45 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
             farm.close()
 
 
-def _look(farm: Farm, seats: Seats, feeders: dict[str, Feeder], settings: Settings) -> None:
-    """Begins to feed datasets that are to run and that nobody feeds."""
+class Planning:
+    """Plans what was asked for, one dataset at a time, in a thread: feeding goes on meanwhile."""
+
+    def __init__(self, settings: Settings, seats: Seats, stop: threading.Event) -> None:
+        self._settings, self._seats, self._stop = settings, seats, stop
+        self._thread: threading.Thread | None = None
+
+    def begin(self, name: str) -> None:
+        """Plans the dataset, if none is being planned."""
+        if self._thread is None or not self._thread.is_alive():
+            if not self._seats.take(name):
+                return
+            self._thread = threading.Thread(target=self._plan, args=(name,), name="planning", daemon=True)
+            self._thread.start()
+
+    def _plan(self, name: str) -> None:
+        farm = Farm(self._settings)
+        try:
+            carry_out(farm, name, self._stop.is_set)
+        except Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001 — it is tried again, by this process or the next
+            _log.error("not_planned", dataset=name, error=type(error).__name__, exc_info=True)
+        finally:
+            farm.close()
+            with suppress(Unavailable):
+                self._seats.leave(name)
+
+
+def _look(farm: Farm, seats: Seats, feeders: dict[str, Feeder], planning: Planning, settings: Settings) -> None:
+    """Begins to feed datasets that are to run and that nobody feeds, and to plan what was asked for."""
     for name in datasets(farm.store):
         if name in feeders:
             continue
-        if Folder(farm.store, name).control().state not in ("running", "paused") or not seats.take(name):
+        if (folder := Folder(farm.store, name)).planned() is None:
+            if is_asked(folder):
+                planning.begin(name)
+            continue
+        if folder.control().state not in ("running", "paused") or not seats.take(name):
             continue
         try:
             feeders[name] = Feeder(farm, name, settings.dataset_open)
