@@ -70,8 +70,8 @@ def plan(
     farm dataset plan templates.txt --name fruit --templates random --variants 4 --wildcards words/
     """
     from farm.dataset.desk import as_data
-    from farm.dataset.prompts import Wildcards
-    from farm.dataset.reading import source_of
+    from farm.dataset.sources import source_of
+    from farm.dataset.wildcards import Wildcards
 
     mapped = dict(_pair(one) for one in columns or [])
     asked: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """How is a dataset asked for from afar, and who plans it?
 
 A million rows take a minute to plan, which is no work for a server of calls. So what was asked for is written into the
-dataset's folder (`asked.json`), with the file in the store, and the process that feeds the farm's datasets plans it: then
-there is a plan, or `refused.json` with the rows that are wrong.
+dataset's folder (`asked.json`), with the file in the store, and the process that feeds the farm's datasets plans it:
+then there is a plan, or `refused.json` with the rows that are wrong.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from farm.client import Farm
 from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder
 from farm.dataset.planning import Refused
-from farm.dataset.prompts import Wildcards
-from farm.dataset.reading import source_of
+from farm.dataset.sources import source_of
 from farm.dataset.spec import DatasetSpec
+from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, FarmError, InvalidJob, Unavailable
 
 _log = structlog.get_logger(__name__)
@@ -88,8 +88,9 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
     try:
         source = source_of(f"s3://{store.bucket}/{asked.file}", store=store, format=asked.format)
         spec = asked.spec.model_dump(exclude={"name", "chain"}, exclude_unset=True)
+        wildcards = Wildcards({name: tuple(lines) for name, lines in asked.wildcards.items()})
         found = Datasets(farm).plan(
-            source, name, asked.spec.chain, wildcards=Wildcards.of(asked.wildcards), partial=asked.partial,
+            source, name, asked.spec.chain, wildcards=wildcards, partial=asked.partial,
             progress=progress, owner=asked.owner, file_name=asked.file_name, **spec,
         )  # fmt: skip
         rejects = json.dumps([asdict(row) for row in found.rejected]).encode()

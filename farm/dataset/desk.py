@@ -25,10 +25,11 @@ from farm.dataset.folder import Folder, Plan, State, datasets, read_sample
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds, run_of
 from farm.dataset.planning import Planner, plan_rows
-from farm.dataset.prompts import Wildcards
-from farm.dataset.reading import Source, digest, header, rows
-from farm.dataset.serve import Seats
+from farm.dataset.reading import header, rows
+from farm.dataset.seats import Seats
+from farm.dataset.sources import Source, digest
 from farm.dataset.spec import DatasetSpec, RowError, Sample
+from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate_many
 from farm.inputs import PATIENCE_S
@@ -60,7 +61,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a dataset is. `rate` are samples a second over the last minute, `eta_s` seconds until the last is done."""
+    """How far a dataset is. `rate`: samples a second over the last minute; `eta_s`: seconds until the last is done."""
 
     name: str
     state: State | Literal["planning", "refused"]
@@ -106,7 +107,7 @@ class Datasets:
         file_name: str = "",
         partial: bool = False,
         store: bool = True,
-        progress: Callable[[int], None] = lambda rows: None,
+        progress: Callable[[int], None] | None = None,
         **asked: Any,
     ) -> Planned:
         """Reads a file and writes the plan of its dataset; the same file and words, given again, are the same dataset.
@@ -127,14 +128,15 @@ class Datasets:
             found = [FieldError(".".join(map(str, one["loc"])) or "dataset", one["msg"]) for one in error.errors()[:50]]
             raise InvalidJob(errors=tuple(found)) from None
         images = Images(self._farm, spec, folder, store=store)
-        planner = Planner(self._farm, spec, wildcards or Wildcards({}), images.input, text=source.format in TEXTUAL)
+        planner = Planner(self._farm, spec, wildcards or Wildcards(), images.input, text=source.format in TEXTUAL)
         if source.format in ("csv", "tsv", "parquet"):
             planner.check_header(header(source))
         sha256, size_bytes = digest(source)
         facts = {"name": file_name or source.name, "sha256": sha256, "size_bytes": size_bytes}
         with TemporaryDirectory(prefix="plan-") as temporary:
             target = Path(temporary)
-            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, owner=owner, partial=partial, progress=progress)
+            how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
+            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
             fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
             first = self._first(target)
         return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
@@ -261,7 +263,7 @@ class Datasets:
         if status.state == "running":
             raise Conflict(f"{name} is running; pause it first")
         plan, control = folder.planned(), folder.control()
-        # First what makes it one: whoever feeds it leaves it, and a deletion that breaks off leaves none that looks whole.
+        # First what makes it one: whoever feeds it leaves it, and what a deletion that breaks off leaves looks like none.
         folder.delete(["asked.json", "plan.json", "control.json"])
         for number in range(plan.shards if plan else 0):
             run = run_of(name, number, control.round)

@@ -2,9 +2,9 @@
 
 One `Feeder` a dataset. A round of it (`tick`) opens shards as long as few are in work, looks which of those have ended,
 and publishes them. Nothing is remembered that cannot be read again: what is left to do is the plan without the shards
-that are there. Every job has an idempotency key of its sample's, so a feeder that was killed, or a second one, finds the
-jobs that run already; a ledger that lost everything is filled again. A shard's bytes follow from its samples' recipes,
-so it is the same one whoever makes it, and however often.
+that are there. Every job has an idempotency key of its sample's, so a feeder that was killed, or a second one, finds
+the jobs that run already; a ledger that lost everything is filled again. A shard's bytes follow from its samples'
+recipes, so it is the same one whoever makes it, and however often.
 
 Samples run one to a pipeline call (`limit=1` in `workers.worker`), so no picture depends on what ran beside it.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from farm.client import Farm
-from farm.dataset.folder import Control, Folder, Plan
+from farm.dataset.folder import Folder, Plan
 from farm.dataset.moulds import Moulds, run_of
 from farm.dataset.sharding import ShardWriter
 from farm.dataset.spec import Failed, Picture, Sample
@@ -43,7 +43,7 @@ TRIES = 3
 RATE_S = 60.0
 """Images a second are counted over so long."""
 RESTED = 4
-"""So many windows of published shards are looked through at the start for jobs that a dead feeder left in the ledger."""
+"""So many windows of published shards are looked through at the start for jobs that a dead feeder left."""
 
 
 @dataclass
@@ -111,9 +111,11 @@ class Feeder:
         return self._control.state == "done"
 
     def _look(self) -> None:
-        """Reads what the operator wants, now and then."""
+        """Reads what the operator wants, now and then. Raises NotFound where the dataset was deleted."""
         if time.monotonic() - self._looked < LOOK_S:
             return
+        if self.folder.plan() != self.plan:
+            raise NotFound(f"the dataset {self.name!r} was deleted")
         before, self._control = self._control, self.folder.control()
         self._looked = time.monotonic()
         if self._control.priority != before.priority:
@@ -192,7 +194,7 @@ class Feeder:
         return moved
 
     def _submit(self, shard: Shard) -> None:
-        """Submits what of a shard is not submitted yet; where a server fails in the middle, the rest is for the next round."""
+        """Submits what of a shard is not submitted yet; where a server fails, the rest is for the next round."""
         while len(shard.jobs) < len(shard.samples):
             chunk = shard.samples[len(shard.jobs) : len(shard.jobs) + CHUNK]
             jobs = [self._moulds.job(one, shard.round, self._control.priority, MAX_DEADLINE_S) for one in chunk]
@@ -303,12 +305,10 @@ class Feeder:
         self._ended.append((now, ended))
         while now - self._ended[0][0] > RATE_S and len(self._ended) > 2:
             self._ended.popleft()
-        (since, before), span = self._ended[0], now - self._ended[0][0]
+        before, span = self._ended[0][1], now - self._ended[0][0]
         rate = max(0.0, (ended - before) / span) if span > 1 else None
-        told = {
-            **self._progress, "round": self.round, "open": states, "open_shards": sorted(self._open), "rate": rate and round(rate, 3),
-            "updated": round(now, 3),
-        }  # fmt: skip
+        told = {**self._progress, "round": self.round, "open": states, "open_shards": sorted(self._open)}
+        told |= {"rate": rate and round(rate, 3), "updated": round(now, 3)}
         self.folder.write("progress.json", json.dumps(told).encode(), "application/json")
 
 

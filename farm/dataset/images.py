@@ -1,8 +1,8 @@
 """Which input image does a cell name?
 
 A file beside the table, an object of the farm's own bucket (`s3://bucket/key`), or an image that is stored already
-(`sha256:HEX`). It is fitted to the dataset's chain and stored when its row is planned; where the planning is refused in the
-end, what was stored lies there unnamed.
+(`sha256:HEX`). It is fitted to the dataset's chain and stored when its row is planned; where the planning is refused in
+the end, what was stored lies there unnamed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Images:
             except InvalidJob as error:
                 found = error.errors[0] if error.errors else error
                 raise wrong("image", getattr(found, "msg", error.message), found.code) from None
-            assert data is not None
-            assert image is not None
+            if data is None or image is None:
+                raise wrong("image", "no image", "bad_image")
             if self._store:
                 self._farm.store_all([data])
             self._known[cell] = image

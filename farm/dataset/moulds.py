@@ -26,7 +26,7 @@ class Moulds:
         self._made: dict[tuple[str, str], Mould] = {}
 
     def of(self, changes: Mapping[str, Any], image: InputImage | None = None) -> Mould:
-        """The mould of the dataset's chain with `changes`; images that its stages name are stored as they are fitted."""
+        """The mould of the dataset's chain with `changes`; images that its stages name are stored as fitted."""
         key = repr(changes), image.sha256 if image else ""
         if key not in self._made:
             if len(self._made) >= MOST:

@@ -1,8 +1,8 @@
 """Which samples do the rows of a file mean, and is each of them possible?
 
-Rows stream through: each becomes its samples, which are checked as jobs are and written shard by shard to a folder. What
-a row may give: prompts, a seed, an input image, and every parameter of the chain. A column of such a name is taken as
-that; the spec names others, and what is no parameter goes into the sample as it is.
+Rows stream through: each becomes its samples, which are checked as jobs are and written shard by shard to a folder.
+What a row may give: prompts, a seed, an input image, and every parameter of the chain. A column of such a name is taken
+as that; the spec names others, and what is no parameter goes into the sample as it is.
 
 Order: row by row, and within a row prompt by prompt, so that samples that share their first stages lie together. The
 samples of one prompt share its seed unless the seed is swept: then what differs is only what was asked to.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -24,8 +25,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from farm.dataset.folder import Plan, write_sample
 from farm.dataset.moulds import Moulds
-from farm.dataset.prompts import Template, Wildcards
+from farm.dataset.prompts import Template
 from farm.dataset.spec import MAX_SHARDS, DatasetSpec, Row, RowError, Sample, sample_seed
+from farm.dataset.wildcards import Wildcards
 from farm.errors import FieldError, InvalidJob
 from farm.inputs import Inputs
 from farm.job import InputImage, Mould
@@ -128,7 +130,7 @@ class Planner:
                         image_size=(image.width, image.height) if image else (0, 0),
                         choices=choices,
                         columns=columns,
-                    )  # fmt: skip
+                    )
                 )
         for name in columns:
             self.columns.setdefault(name)
@@ -236,7 +238,7 @@ class Writer:
         self._folder = folder / "plan"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._number, self._open = -1, ExitStack()
-        self._file: IO[bytes] | None = None
+        self._file: IO[bytes] | gzip.GzipFile = io.BytesIO()
         self._digest, self.samples = hashlib.sha256(), 0
 
     def __enter__(self) -> Writer:
@@ -255,7 +257,6 @@ class Writer:
             raw = self._open.enter_context((self._folder / f"{self._number:05d}.jsonl.gz").open("wb"))
             self._file = self._open.enter_context(gzip.GzipFile("", "wb", 1, raw, mtime=0))
         line = write_sample(sample).encode() + b"\n"
-        assert self._file is not None
         self._file.write(line)
         self._digest.update(line)
         self.samples += 1
@@ -292,7 +293,7 @@ def plan_rows(
     *,
     owner: str = "",
     partial: bool = False,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[Plan, list[RowError]]:
     """The plan of `rows`, whose samples are in `folder` afterwards, and the first `TOLD` rows that it leaves out.
 
@@ -305,7 +306,7 @@ def plan_rows(
     errors, wrongs, taken = list[RowError](), 0, 0
     with Writer(folder) as writer:
         for number, row in enumerate(rows, 1):
-            if number % 1000 == 0:
+            if progress and number % 1000 == 0:
                 progress(number)
             if isinstance(row, RowError):
                 found: list[RowError] = [row]

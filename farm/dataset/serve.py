@@ -1,19 +1,17 @@
 """Which datasets are fed, and by which process?
 
-One feeder at a time has a dataset: who holds `dataset:<name>:feeder` in Redis, which runs out `LEASE_S` after its holder
-last said so. Two at once do no harm (see `farm.dataset.feeding`), they only do the work twice. `farm up` runs this beside
-the API; elsewhere `farm dataset feed` does, or `farm dataset run`, for its own dataset alone.
+`farm up` runs this beside the API; elsewhere `farm dataset feed` does, or `farm dataset run`, for its own dataset
+alone. Each takes the seat of a dataset first (see `farm.dataset.seats`).
 """
 
 from __future__ import annotations
 
 import argparse
-import secrets
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -21,86 +19,17 @@ from farm.client import Farm
 from farm.dataset.asking import Stopped, carry_out, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
+from farm.dataset.seats import Seats
 from farm.errors import FarmError, NotFound, Unavailable
 from farm.log import log_to_stderr
 from farm.parent import die_with_parent
-from farm.scripts import Server
 from farm.settings import Settings
 
 _log = structlog.get_logger(__name__)
-LEASE_S = 15.0
-"""A feeder that was not heard of for so long is taken for dead."""
 ROUND_S = 0.2
 """Pause between two rounds in which nothing moved, seconds."""
 LOOK_S = 2.0
 """How often new datasets to feed are looked for, seconds."""
-
-
-class Seats:
-    """Who feeds which dataset. What this process holds is renewed by a thread, as long as `held` is open."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._server, self._me = Server(settings), secrets.token_hex(16)
-        self._mine: set[str] = set()
-
-    def take(self, name: str) -> bool:
-        """Whether this process feeds the dataset from now on, or does already. Raises Unavailable."""
-        if self._server.run("SET", _key(name), self._me, "NX", "PX", str(round(LEASE_S * 1000))) or self._is_mine(name):
-            self._mine.add(name)
-            return True
-        return False
-
-    def holder(self, name: str) -> str:
-        """Who feeds the dataset; "" for nobody. Raises Unavailable."""
-        return str(self._server.run("GET", _key(name)) or "")
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._server.close()
-
-    def leave(self, name: str) -> None:
-        """Lets another process feed it."""
-        self._mine.discard(name)
-        if self._is_mine(name):
-            self._server.run("DEL", _key(name))
-
-    def keeps(self, name: str) -> bool:
-        """Whether it is still this process that feeds the dataset, as far as it knows."""
-        return name in self._mine
-
-    def _is_mine(self, name: str) -> bool:
-        return self.holder(name) == self._me
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Renews what is held meanwhile, and gives it back at the end."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._renew, args=(stop,), name="seats", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join(LEASE_S)
-            for name in list(self._mine):
-                try:
-                    self.leave(name)
-                except Unavailable:
-                    break
-            self.close()
-
-    def _renew(self, stop: threading.Event) -> None:
-        while not stop.wait(LEASE_S / 3):
-            for name in list(self._mine):
-                try:
-                    if not self.take(name):
-                        self._mine.discard(name)
-                except Unavailable:
-                    break
-
-
-def _key(name: str) -> str:
-    return f"dataset:{name}:feeder"
 
 
 def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> None:
@@ -132,19 +61,10 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
                             _log.warning("dataset_taken", dataset=name)
                             del feeders[name]
                             continue
-                        moved = feeder.tick() or moved
-                        if feeder.is_over:
-                            _log.info("dataset_done", dataset=name)
-                            del feeders[name]
-                            seats.leave(name)
-                            if only is not None:
-                                return
+                        moved = _round(name, feeder, feeders, seats) or moved
+                        if only is not None and feeder.is_over:
+                            return
                     found = ""
-                except NotFound:
-                    if only is not None:
-                        raise
-                    feeders.clear()  # one was deleted
-                    found = "not_found"
                 except Unavailable as error:
                     found = error.code
                 if found and found != trouble:
@@ -154,6 +74,21 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
                     stop.wait(1.0 if found else ROUND_S)
         finally:
             farm.close()
+
+
+def _round(name: str, feeder: Feeder, feeders: dict[str, Feeder], seats: Seats) -> bool:
+    """One round of one dataset; whether anything moved. Raises Unavailable."""
+    moved, gone = False, False
+    try:
+        moved = feeder.tick()
+    except NotFound:
+        gone = True
+        _log.warning("dataset_deleted", dataset=name)
+    if gone or feeder.is_over:
+        _log.info("dataset_left", dataset=name)
+        del feeders[name]
+        seats.leave(name)
+    return moved
 
 
 class Planning:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from farm.dataset.desk import Datasets, Planned
 from farm.dataset.folder import Folder
-from farm.dataset.reading import source_of
+from farm.dataset.sources import source_of
 from tests.e2e.rig import ROOT, Rig, until
 
 SLOTS = ("text2img.tiny", "img2img.tiny")

@@ -1,0 +1,86 @@
+"""Which process feeds which dataset?
+
+One at a time: who holds `dataset:<name>:feeder` in Redis, which runs out `LEASE_S` after its holder last said so. Two
+at once do no harm (see `farm.dataset.feeding`), they only do the work twice.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from farm.errors import Unavailable
+from farm.scripts import Server
+from farm.settings import Settings
+
+LEASE_S = 15.0
+"""A feeder that was not heard of for so long is taken for dead."""
+
+
+class Seats:
+    """Who feeds which dataset. What this process holds is renewed by a thread, as long as `held` is open."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._server, self._me = Server(settings), secrets.token_hex(16)
+        self._mine: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        """Whether this process feeds the dataset from now on, or does already. Raises Unavailable."""
+        if self._server.run("SET", _key(name), self._me, "NX", "PX", str(round(LEASE_S * 1000))) or self._is_mine(name):
+            self._mine.add(name)
+            return True
+        return False
+
+    def holder(self, name: str) -> str:
+        """Who feeds the dataset; "" for nobody. Raises Unavailable."""
+        return str(self._server.run("GET", _key(name)) or "")
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._server.close()
+
+    def leave(self, name: str) -> None:
+        """Lets another process feed it."""
+        self._mine.discard(name)
+        if self._is_mine(name):
+            self._server.run("DEL", _key(name))
+
+    def keeps(self, name: str) -> bool:
+        """Whether it is still this process that feeds the dataset, as far as it knows."""
+        return name in self._mine
+
+    def _is_mine(self, name: str) -> bool:
+        return self.holder(name) == self._me
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Renews what is held meanwhile, and gives it back at the end."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(stop,), name="seats", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(LEASE_S)
+            for name in list(self._mine):
+                try:
+                    self.leave(name)
+                except Unavailable:
+                    break
+            self.close()
+
+    def _renew(self, stop: threading.Event) -> None:
+        while not stop.wait(LEASE_S / 3):
+            for name in list(self._mine):
+                try:
+                    if not self.take(name):
+                        self._mine.discard(name)
+                except Unavailable:
+                    break
+
+
+def _key(name: str) -> str:
+    return f"dataset:{name}:feeder"
