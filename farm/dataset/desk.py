@@ -263,7 +263,7 @@ class Datasets:
         if status.state == "running":
             raise Conflict(f"{name} is running; pause it first")
         plan, control = folder.planned(), folder.control()
-        # First what makes it one: whoever feeds it leaves it, and what a deletion that breaks off leaves looks like none.
+        # First what makes it one: its feeder leaves it, and what a deletion that breaks off leaves looks like none.
         folder.delete(["asked.json", "plan.json", "control.json"])
         for number in range(plan.shards if plan else 0):
             run = run_of(name, number, control.round)
