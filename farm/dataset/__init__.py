@@ -26,6 +26,10 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `tars` | how is a sample found in a tar, and put into one? |
 | `encoding` | how does a picture become WebP or JPEG without forgetting what made it? |
 | `quality` | what is measured of a picture? |
+| `shelves` | from where are shards read, and to where is a dataset written? |
+| `choosing` | which samples does an export want, and why not the others? |
+| `forms` | how does one split of a dataset look in each form? |
 | `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
 | `card` | what does the dataset say of itself? |
+| `verifying` | is what lies in the shards what was made? |
 """

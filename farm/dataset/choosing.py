@@ -1,214 +1,290 @@
-"""Which texts do options mean, how many, and one of them at random?
+"""Which samples does an export want, and why not the others?
 
-A tree of texts, sequences and choices, as `prompts` reads it from a template. Trees may share branches, so what a short
-template means may be beyond counting: `count` stops at `MANY`, and nothing here goes through more than is asked for.
+Only the tables are looked at, never a picture. First each sample by itself (`where`, `blank_below`), then what is left
+against each other in the order of their keys (pictures, then prompts), then `limit`; so a blank picture never stands in
+for a good one. What was measured stays with the samples that are kept, and what is left out is listed with its reasons.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import hashlib
+import operator
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate, permutations
-from math import comb, factorial
-from random import Random
+from typing import TYPE_CHECKING, Any, Literal
 
-MANY = 2**64
-"""Where counting ends: so many, or more."""
-Fixed = Mapping["Once", str]
-"""What was chosen once and is said again."""
+from pydantic import BaseModel, ConfigDict, Field
 
+from farm.dataset.quality import MAX_DISTANCE, duplicates
+from farm.dataset.sharding import MEASURED, NUMBERS
+from farm.dataset.shelves import Shards, read_table
+from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
 
-@dataclass(frozen=True, eq=False)
-class Text:
-    """Words as they are."""
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-    text: str
-    count = 1
-    depth = 0
-
-    @cached_property
-    def size(self) -> int:
-        """Most characters that a text of this can have, and steps to make it, together."""
-        return 1 + len(self.text)
-
-    def all(self, _fixed: Fixed) -> Iterator[str]:
-        """Each text, in a fixed order."""
-        yield self.text
-
-    def draw(self, _random: Random, _fixed: Fixed) -> str:
-        """One text at random."""
-        return self.text
+Format = Literal["webdataset", "parquet", "imagefolder"]
+SPLITS = ("train", "validation")
+MAX_FOLDER = 100_000
+"""Pictures of an imagefolder: of more, loaders list files for minutes. Source: the hub's advice for ImageFolder."""
+_COMPARED: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+_CONDITION = re.compile(r"\s*([A-Za-z_][\w.-]*?)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """`low` to `high` of the options, each at most once, in any order, joined; `weights` are relative."""
+class ExportSpec(BaseModel):
+    """What is wanted of a dataset, and in which form. Equal shards and wishes give equal bytes."""
 
-    options: tuple[Node, ...]
-    weights: tuple[float, ...]
-    low: int = 1
-    high: int = 1
-    separator: str = ""
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    @cached_property
-    def count(self) -> int:
-        # Source: how many ways to pick k is the k-th elementary symmetric polynomial of the options' counts. Equal
-        # counts c, m times, are the factor (1 + c x)^m.
-        ways = [1] + [0] * self.high
-        for each, times in Counter(option.count for option in self.options).items():
-            factor = [comb(times, k) * each**k for k in range(self.high + 1)]
-            ways = [sum(ways[i] * factor[k - i] for i in range(k + 1)) for k in range(self.high + 1)]
-        return min(MANY, sum(factorial(k) * ways[k] for k in range(self.low, self.high + 1)))
-
-    @cached_property
-    def size(self) -> int:
-        longest = sorted((option.size for option in self.options), reverse=True)[: self.high]
-        return 1 + sum(longest) + len(self.separator) * (self.high - 1)
-
-    @cached_property
-    def depth(self) -> int:
-        """How many choices lie within each other."""
-        return 1 + max(option.depth for option in self.options)
-
-    @cached_property
-    def _steps(self) -> list[float]:
-        return list(accumulate(self.weights))
-
-    def all(self, fixed: Fixed) -> Iterator[str]:
-        for k in range(self.low, self.high + 1):
-            for picked in permutations(self.options, k):
-                for texts in product(picked, fixed):
-                    yield self.separator.join(texts)
-
-    def draw(self, random: Random, fixed: Fixed) -> str:
-        # Only `random()` draws the same in every version of Python.
-        k = self.low + int(random.random() * (self.high - self.low + 1))
-        if k == 1:
-            return self.options[_place(self._steps, random)].draw(random, fixed)
-        left, weights, texts = list(self.options), list(self.weights), []
-        for _ in range(k):
-            place = _place(list(accumulate(weights)), random)
-            texts.append(left.pop(place).draw(random, fixed))
-            del weights[place]
-        return self.separator.join(texts)
+    format: Format = Field("webdataset", description="tars, Parquet files with the pictures in them, or loose files")
+    dedupe: Literal["off", "exact", "near"] = Field(
+        "off", description="of pictures with equal pixels, or that look alike, the first is kept"
+    )
+    distance: int = Field(3, ge=0, le=MAX_DISTANCE, description="bits of the phash in which alike pictures may differ")
+    unique_prompts: bool = Field(False, description="of samples of one prompt (but for case and space) the first")
+    blank_below: float | None = Field(
+        None, ge=0, le=127.5, description="pictures whose brightness deviates less than this (of 255) are left out"
+    )
+    where: tuple[str, ...] = Field(
+        (), description="each NAME OP NUMBER over a column of numbers, such as clip_score>=0.25; all must hold"
+    )
+    limit: int | None = Field(None, ge=1, description="at most so many samples, the first ones")
+    validation: float = Field(0, ge=0, lt=1, description="share that goes into the split validation, by sample id")
+    file_samples: int = Field(1000, ge=1, le=100_000, description="samples of a tar or Parquet file")
 
 
-@dataclass(frozen=True, eq=False)
-class Once:
-    """What is chosen here, unsaid; `Again` says it."""
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A rule over one column of numbers; a sample without that number does not fulfil it."""
 
-    value: Node
+    name: str
+    sign: str
+    number: float
 
-    @property
-    def count(self) -> int:
-        return self.value.count
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Raises InvalidJob where the text is no such rule."""
+        found = _CONDITION.fullmatch(text)
+        if not found:
+            signs = " ".join(_COMPARED)
+            message = f"{text!r} is not NAME OP NUMBER (OP: {signs}), such as clip_score>=0.25"
+            raise InvalidJob(errors=(FieldError("where", message),))
+        return cls(found[1], found[2], float(found[3]))
+
+    def holds(self, value: float | None) -> bool:
+        return value is not None and _COMPARED[self.sign](value, self.number)
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.sign}{self.number:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What an export takes.
+
+    `marks`: of each shard a byte a sample, 0 where it is left out, else 1 + its split's place in `SPLITS`. `counts`:
+    samples of each split that has some. `dropped`: how many each reason left out; a sample may have several. `rejects`:
+    those that are left out, by key: `key`, `sample`, `reasons`, and `of`, the key of the kept one that it repeats.
+    `scores`: the names of columns that were measured later. `schema`: of the shards' tables.
+    """
+
+    marks: dict[int, bytes]
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    rejects: pa.Table
+    scores: tuple[str, ...]
+    schema: pa.Schema
 
     @property
-    def size(self) -> int:
-        return self.value.size
+    def kept(self) -> int:
+        return sum(self.counts.values())
 
     @property
-    def depth(self) -> int:
-        return self.value.depth
-
-    def all(self, fixed: Fixed) -> Iterator[str]:
-        return self.value.all(fixed)
-
-    def draw(self, random: Random, fixed: Fixed) -> str:
-        return self.value.draw(random, fixed)
+    def made(self) -> int:
+        """How many samples there were to choose from."""
+        return self.kept + int(self.rejects.num_rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Again:
-    """What was chosen there."""
+def choose(shards: Shards, spec: ExportSpec) -> Chosen:
+    """The samples that fulfil `spec`.
 
-    once: Once
-    count = 1
-    depth = 0
+    Raises:
+        InvalidJob: a rule is none, or names no column of numbers; or there are too many pictures for the form.
+        NotFound: no sample is left.
+        BadBlob: a table cannot be read, or is not of the same dataset as the others.
+    """
+    import pyarrow as pa
 
-    @property
-    def size(self) -> int:
-        return self.once.size
-
-    def all(self, fixed: Fixed) -> Iterator[str]:
-        yield fixed[self.once]
-
-    def draw(self, _random: Random, fixed: Fixed) -> str:
-        return fixed[self.once]
-
-
-@dataclass(frozen=True, eq=False)
-class Sequence:
-    """One after the other."""
-
-    parts: tuple[Node, ...]
-
-    @cached_property
-    def count(self) -> int:
-        found = 1
-        for part in self.parts:
-            found = min(MANY, found * part.count)
-        return found
-
-    @cached_property
-    def size(self) -> int:
-        return 1 + sum(part.size for part in self.parts)
-
-    @cached_property
-    def depth(self) -> int:
-        return max((part.depth for part in self.parts), default=0)
-
-    def all(self, fixed: Fixed) -> Iterator[str]:
-        for texts in product(self.parts, fixed):
-            yield self.said(texts)
-
-    def draw(self, random: Random, fixed: Fixed) -> str:
-        return self.said(self.drawn(random, fixed))
-
-    def drawn(self, random: Random, fixed: Fixed) -> tuple[str, ...]:
-        """One text of each part at random."""
-        texts, known = [], dict(fixed)
-        for part in self.parts:
-            texts.append(part.draw(random, known))
-            if isinstance(part, Once):
-                known[part] = texts[-1]
-        return tuple(texts)
-
-    def said(self, texts: tuple[str, ...]) -> str:
-        """The parts' texts without those that are unsaid."""
-        return "".join(text for part, text in zip(self.parts, texts, strict=True) if not isinstance(part, Once))
+    conditions = [Condition.parse(text) for text in spec.where]
+    looked = _looked(shards, {one.name for one in conditions})
+    table, sizes = looked.table, looked.sizes
+    _check_names(conditions, looked.scores)
+    reasons: dict[int, list[str]] = {}
+    repeats: dict[int, int] = {}
+    if spec.blank_below is not None:
+        _reject(reasons, "blank", (i for i, std in _column(table, "luma_std") if std < spec.blank_below))
+    for one in conditions:
+        _reject(reasons, str(one), (i for i, value in _column(table, one.name) if not one.holds(value)))
+    wanted = {"off": None, "exact": ("pixels", 0), "near": ("phash", spec.distance)}[spec.dedupe]
+    for name, column, distance in (
+        *((("duplicate", *wanted),) if wanted else ()),
+        *((("prompt", "wording", 0),) if spec.unique_prompts else ()),
+    ):
+        left = [i for i in range(table.num_rows) if i not in reasons]
+        found = duplicates(table[column].take(pa.array(left, pa.int64())).to_pylist(), distance)
+        again = {left[place]: left[first] for place, first in enumerate(found) if first != place}
+        _reject(reasons, name, again)
+        repeats |= again
+    left = [i for i in range(table.num_rows) if i not in reasons]
+    if spec.limit is not None:
+        _reject(reasons, "limit", left[spec.limit :])
+    kept = len(left) if spec.limit is None else min(spec.limit, len(left))
+    if not kept:
+        raise NotFound("no sample is left to export", hint="loosen the filters; farm dataset status tells what is made")
+    if spec.format == "imagefolder" and kept > MAX_FOLDER:
+        message = (
+            f"an imagefolder of {kept} pictures is more than loaders take ({MAX_FOLDER}); webdataset or parquet do"
+        )
+        raise InvalidJob(errors=(FieldError("format", message),))
+    samples = table["sample"].to_pylist()
+    marks = bytes(0 if i in reasons else 1 + (_share(one) < spec.validation) for i, one in enumerate(samples))
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    found_splits = Counter(marks)
+    return Chosen(
+        marks={
+            number: marks[start : start + size]
+            for number, start, size in zip(shards.numbers(), starts, sizes, strict=True)
+        },
+        counts={split: found_splits[place] for place, split in enumerate(SPLITS, 1) if found_splits[place]},
+        dropped=dict(Counter(reason for told in reasons.values() for reason in told)),
+        rejects=_rejects(table, reasons, repeats),
+        scores=looked.scores,
+        schema=looked.schema,
+    )
 
 
-Node = Text | Choice | Once | Again | Sequence
+def joined(shards: Shards, number: int, scores: Sequence[str]) -> pa.Table:
+    """The table of one shard with the columns `scores` after its own, null where nothing was measured.
 
+    Raises:
+        BadBlob: a table cannot be read, or a score is no number.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-def product(parts: tuple[Node, ...], fixed: Fixed) -> Iterator[tuple[str, ...]]:
-    """Each text of each part with each of the others, the last changing first."""
-    if not parts:
-        yield ()
-        return
-    known, texts = dict(fixed), list[str]()
-    open_parts = [parts[0].all(known)]
-    while open_parts:
-        at = len(open_parts) - 1
-        del texts[at:]
-        text = next(open_parts[-1], None)
-        if text is None:
-            open_parts.pop()
-            continue
-        texts.append(text)
-        part = parts[at]
-        if isinstance(part, Once):
-            known[part] = text
-        if at + 1 == len(parts):
-            yield tuple(texts)
+    with shards.parquet(number) as path:
+        table = read_table(path)
+    extra = shards.scores(number)
+    places = None if extra is None else pc.index_in(table["key"], value_set=pc.cast(extra["key"], pa.string()))
+    for name in scores:
+        if extra is None or name not in extra.column_names:
+            column: Any = pa.nulls(table.num_rows, pa.float64())
         else:
-            open_parts.append(parts[at + 1].all(known))
+            try:
+                column = pc.cast(extra[name], pa.float64()).take(places)
+            except pa.ArrowException:
+                raise BadBlob(f"shard {number}: the score {name} is no number") from None
+        table = table.append_column(name, column)
+    return table
 
 
-def _place(steps: list[float], random: Random) -> int:
-    """Which of the options, going by their summed weights."""
-    return min(bisect_right(steps, random.random() * steps[-1]), len(steps) - 1)
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What the choice is made from, all shards together: see `_looked`."""
+
+    table: pa.Table
+    sizes: list[int]
+    scores: tuple[str, ...]
+    schema: pa.Schema
+
+
+def _looked(shards: Shards, names: set[str]) -> _Looked:
+    """Of every sample: `key`, `sample`, `luma_std`, `phash`, 64 bits of its pixels' and prompt's hashes, and `names`.
+
+    Some 150 bytes a sample. 64 bits are enough: that among a million samples any two are mistaken for equal has a
+    chance of one in thirty million.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts, sizes, seen, schema = [], [], dict[str, None](), None
+    own = set(NUMBERS + MEASURED)
+    for number in shards.numbers():
+        extra = shards.scores(number)
+        here = [] if extra is None else [name for name in extra.column_names if name != "key"]
+        seen |= dict.fromkeys(here)
+        table = joined(shards, number, sorted(names & set(here)))
+        bare = table.select([name for name in table.column_names if name not in names & set(here)]).schema
+        if clash := set(here) & set(bare.names):
+            raise BadBlob(f"shard {number}: the score {min(clash)} has the name of a column")
+        if schema is None:
+            schema = bare
+        elif schema != bare:
+            raise BadBlob(f"shard {number} has other columns than those before it: they are not of one dataset")
+        columns = {name: table[name] for name in ("key", "sample", "luma_std", "phash")}
+        columns["pixels"] = pc.utf8_slice_codeunits(table["pixels"], 0, 16)
+        columns["wording"] = pa.chunked_array([pa.array(map(_wording, table["prompt"].to_pylist()), pa.string())])
+        for name in sorted(names):
+            given = name in table.column_names and (name in own or name in here)
+            column = pc.cast(table[name], pa.float64()) if given else pa.nulls(table.num_rows, pa.float64())
+            columns[name] = column
+        parts.append(pa.table(columns))
+        sizes.append(table.num_rows)
+    if schema is None:
+        raise NotFound("no shard of this dataset is whole yet")
+    return _Looked(pa.concat_tables(parts), sizes, tuple(seen), schema)
+
+
+def _check_names(conditions: Sequence[Condition], scores: Sequence[str]) -> None:
+    known = [*NUMBERS, *MEASURED, *scores]
+    errors = tuple(
+        FieldError("where", f"there is no column of numbers {one.name!r}; there are {', '.join(known)}")
+        for one in conditions
+        if one.name not in known
+    )
+    if errors:
+        raise InvalidJob(errors=errors)
+
+
+def _column(table: pa.Table, name: str) -> Iterator[tuple[int, Any]]:
+    return enumerate(value for chunk in table[name].chunks for value in chunk.to_pylist())
+
+
+def _reject(reasons: dict[int, list[str]], reason: str, places: Iterable[int]) -> None:
+    for place in places:
+        reasons.setdefault(place, []).append(reason)
+
+
+def _rejects(table: pa.Table, reasons: dict[int, list[str]], repeats: dict[int, int]) -> pa.Table:
+    import pyarrow as pa
+
+    places = sorted(reasons)
+    at = pa.array(places, pa.int64())
+    first = pa.array([repeats.get(place) for place in places], pa.int64())
+    return pa.table(
+        {
+            "key": table["key"].take(at),
+            "sample": table["sample"].take(at),
+            "reasons": pa.array([reasons[place] for place in places], pa.list_(pa.string())),
+            "of": table["key"].take(first),
+        }
+    )
+
+
+def _wording(prompt: str) -> str:
+    """64 bits of a prompt's hash, in hex, equal for prompts that differ in case and white space alone."""
+    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).hexdigest()[:16]
+
+
+def _share(sample: str) -> float:
+    """Where a sample stands between 0 and 1, by its id alone: it stays in its split whatever else is exported."""
+    return int(sample[:13], 16) / 16**13

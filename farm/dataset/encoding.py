@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from PIL import ExifTags, Image
 
 from farm.errors import BadBlob, InvalidJob
-from farm.image import UNREADABLE, read_recipe
+from farm.image import FORMATS, UNREADABLE, read_recipe
 from farm.job import canonical
 from farm.label import PACKET, parameters
 
 if TYPE_CHECKING:
     from farm.dataset.spec import ImageFormat
 
+PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+"""How a PNG begins and ends. Source: PNG specification, 5.2 and 11.2.5."""
 UNICODE = b"UNICODE\0"
 """Says that a UserComment is UTF-16; A1111's programs have it big-endian. Source: EXIF 2.32, 4.6.5; piexif."""
 MAKER = b"latent-farm\0"
@@ -37,8 +39,11 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         BadBlob: it is none, or it is damaged.
     """
+    # Pillow is content with all pixels; what comes after them may be lost.
+    if data.startswith(PNG) and not data.endswith(PNG_END):
+        raise BadBlob("the picture cannot be decoded: it ends too early")
     try:
-        with Image.open(BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as opened:
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
             return opened.convert("RGB")
     except UNREADABLE as error:
         raise BadBlob(f"the picture cannot be decoded: {type(error).__name__}") from None
@@ -79,7 +84,7 @@ def recipe_in(data: bytes) -> dict[str, Any] | None:
         BadBlob: it cannot be read, or it should carry one and does not.
     """
     try:
-        with Image.open(BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as opened:
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
             if opened.format == "PNG":
                 return read_recipe(data)
             note = opened.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.MakerNote, b"")

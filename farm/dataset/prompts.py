@@ -25,7 +25,7 @@ from math import isfinite
 from random import Random
 from typing import Any
 
-from farm.dataset.choosing import MANY, Again, Choice, Node, Once, Sequence, Text, product
+from farm.dataset.options import MANY, Again, Choice, Node, Once, Sequence, Text, product
 from farm.dataset.wildcards import Wildcards
 from farm.errors import InvalidJob, Unavailable
 

@@ -97,6 +97,8 @@ def _entries(tar: Path, file: BinaryIO) -> Iterator[Entry]:
                     yield Entry(key, start, end, files, file)
                 if name != key:
                     key, start, files = name, member.offset, {}
+                if extension in files:
+                    raise BadBlob(f"{tar.name} has {member.name} twice")
                 files[extension] = (member.offset_data, member.size)
                 end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             # Without this a tar that was cut after a member would read like a whole one.

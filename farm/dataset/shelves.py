@@ -1,0 +1,143 @@
+"""From where are shards read, and to where is a dataset written?
+
+Wherever that is, an export needs no more than this. Here both are folders of this machine; `farm.dataset.folder` has
+the same for the store.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from farm.errors import BadBlob, NotFound
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_STATS = re.compile(r"(\d{5})_stats\.json")
+
+
+class Shards(Protocol):
+    """The whole shards of one dataset."""
+
+    def numbers(self) -> Sequence[int]:
+        """Which there are, ascending."""
+
+    def tar(self, number: int) -> AbstractContextManager[Path]:
+        """A local copy of the tar, for as long as it is needed."""
+
+    def parquet(self, number: int) -> AbstractContextManager[Path]:
+        """A local copy of the table, for as long as it is needed."""
+
+    def scores(self, number: int) -> pa.Table | None:
+        """What was measured of its pictures later: `key`, and columns of numbers; None where nothing was."""
+
+    def stats(self, number: int) -> dict[str, Any]:
+        """The facts that were written with it (`farm.dataset.sharding.Shard`)."""
+
+
+class ShardFolder:
+    """Shards in a local folder, by the names that they have in the store; scores are `00042_scores.parquet`.
+
+    Raises:
+        NotFound: there is no such folder, or no shard in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        self._numbers = sorted(int(found[1]) for found in map(_STATS.fullmatch, names) if found)
+        if not self._numbers:
+            raise NotFound(f"{folder}: no shard is here", hint="a shard is 00000.tar, .parquet and _stats.json")
+
+    def numbers(self) -> Sequence[int]:
+        return self._numbers
+
+    @contextmanager
+    def tar(self, number: int) -> Iterator[Path]:
+        yield self._file(f"{number:05d}.tar")
+
+    @contextmanager
+    def parquet(self, number: int) -> Iterator[Path]:
+        yield self._file(f"{number:05d}.parquet")
+
+    def scores(self, number: int) -> pa.Table | None:
+        path = self.folder / f"{number:05d}_scores.parquet"
+        return read_table(path) if path.exists() else None
+
+    def stats(self, number: int) -> dict[str, Any]:
+        path = self._file(f"{number:05d}_stats.json")
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise BadBlob(f"{path.name} cannot be read")
+        return found
+
+    def _file(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.is_file():
+            raise BadBlob(f"{name} is missing")
+        return path
+
+
+class Target(Protocol):
+    """Where a dataset is written; its files have relative names such as `data/train-00000.tar`."""
+
+    def names(self) -> set[str]:
+        """Which files are there now."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one."""
+
+    def put(self, name: str, path: Path) -> None:
+        """Writes one, a copy of the local file at `path`, whole or not at all."""
+
+    def remove(self, name: str) -> None:
+        """Removes one."""
+
+
+class TargetFolder:
+    """A local folder, which need not be there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> set[str]:
+        paths = self.folder.rglob("*")
+        return {path.relative_to(self.folder).as_posix() for path in paths if not path.is_dir()}
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def put(self, name: str, path: Path) -> None:
+        place = self.folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.part")
+        shutil.copyfile(path, fresh)
+        fresh.replace(place)
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> pa.Table:
+    """The table in a parquet file.
+
+    Raises:
+        BadBlob: it cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Without `partitioning` a folder called a=b would add a column.
+        return pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise BadBlob(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from None
