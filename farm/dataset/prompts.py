@@ -90,7 +90,7 @@ class Template:
         if self.count > limit:
             told = f"{self.count:,}" if self.count < MANY else f"more than {MANY:,}"
             hint = "have fewer options, or let some be drawn at random"
-            raise InvalidJob(f"the template means {told} prompts, at most {limit:,} are taken", code=CODE, hint=hint)
+            raise _bad(f"the template means {told} prompts, at most {limit:,} are taken", hint)
         return (self._told(texts) for texts in product(self.tree.parts, {}))
 
     def draw(self, random: Random) -> tuple[str, tuple[str, ...]]:
@@ -98,11 +98,10 @@ class Template:
         return self._told(self.tree.drawn(random, {}))
 
     def _told(self, texts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-        chosen = (text for part, text in zip(self.tree.parts, texts, strict=True) if isinstance(part, Choice | Once))
+        chosen = (
+            text.strip() for part, text in zip(self.tree.parts, texts, strict=True) if isinstance(part, Choice | Once)
+        )
         return self.tree.said(texts), tuple(chosen)
-
-
-CODE = "bad_template"
 
 
 def _bad(why: str, hint: str = "") -> InvalidJob:
@@ -351,7 +350,7 @@ def _parts(node: Node) -> tuple[Node, ...]:
 
 def _check_sign(command: Any) -> None:
     if command.sampling_method is not None:
-        sign = {"random": "~", "combinatorial": "!", "cyclical": "@"}[command.sampling_method.value]
+        sign = {"random": "~", "combinatorial": "!", "cycle": "@"}[command.sampling_method.value]
         raise _bad(f"{sign} before options is not taken: the dataset says whether all or some at random are meant")
 
 
