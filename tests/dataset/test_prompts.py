@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from contextlib import suppress
@@ -10,10 +11,14 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from dynamicprompts.commands import SequenceCommand
+from dynamicprompts.parser.parse import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyparsing import ParseBaseException
 
 from farm.dataset.prompts import MANY, Template, Wildcards
+from farm.dataset.syntax import command_of
 from farm.errors import InvalidJob
 from tests.test_extras import without
 
@@ -257,6 +262,22 @@ def test_what_is_drawn_is_what_there_is_and_equal_seeds_draw_equally(text: str, 
     assert Template.parse(text, WILDCARDS).draw(Random(seed)) == found
     if template.count <= 5000:
         assert found in set(template.all(5000))
+
+
+@given(templates | st.text("{}|$:_~=() ab1", max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_pieces_are_parsed_as_the_whole(text: str) -> None:
+    # Given a template that the parser takes as a whole, without signs that are kept from it
+    text = re.sub(r"(?<!\$)\$(?![${])", "", text.replace("/*", "/big"))
+    try:
+        whole = parse(text)
+    except (ParseBaseException, ValueError):
+        return
+    # When it is given to it in pieces, where we take it
+    with suppress(InvalidJob):
+        # Then that makes the same
+        wanted = whole.tokens if isinstance(whole, SequenceCommand) else [whole]
+        assert command_of(text).tokens == wanted
 
 
 @given(st.text("{}|$:_#%-~!@=(),*/\\ ab01.\n", max_size=40))
