@@ -1,4 +1,4 @@
-"""What is a stage that costs nothing? It claims many samples at once and commits pictures that are in the store already.
+"""What is a stage that costs nothing? It claims many samples at once, and commits pictures that lie in the store.
 
 A program of its own, for `tests.bench.datasets`: `python -m tests.bench.fake_stage`.
 """
