@@ -46,17 +46,16 @@ class Measures:
 def measure(image: Image) -> Measures:
     """The measures of an RGB picture, rounded so that the last bit of a machine's arithmetic does not show."""
     import imagehash
+    from PIL import ImageStat
 
     luma = image.convert("L")
     counts = luma.histogram()
-    pixels = sum(counts)
-    mean = sum(level * count for level, count in enumerate(counts)) / pixels
-    variance = sum((level - mean) ** 2 * count for level, count in enumerate(counts)) / pixels
+    brightness = ImageStat.Stat(counts)
     return Measures(
         phash=str(imagehash.phash(luma)),
-        luma_mean=round(mean, 3),
-        luma_std=round(variance**0.5, 3),
-        luma_top=round(max(counts) / pixels, 5),
+        luma_mean=round(brightness.mean[0], 3),
+        luma_std=round(brightness.stddev[0], 3),
+        luma_top=round(max(counts) / brightness.count[0], 5),
     )
 
 
