@@ -70,7 +70,7 @@ class ShardWriter:
         self._fresh = folder / f".{number:05d}.parquet.part"
         self._tar = TarWriter(folder / f".{number:05d}.tar.part")
         self._table = TableWriter(self._fresh, columns)
-        self._is_merged = False
+        self._in_order, self._last = True, ""
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +88,7 @@ class ShardWriter:
     def put(self, written: Written) -> None:
         """Adds one sample that was made ready elsewhere. Raises Conflict where it is in the shard already."""
         self._tar.add(written.key, written.files)
+        self._in_order, self._last = self._in_order and written.key > self._last, written.key
         self._table.add(written.known, len(written.files[self._spec.image_format]))
 
     def keep(self, tar: Path) -> None:
@@ -96,7 +97,7 @@ class ShardWriter:
         Raises:
             BadBlob: it is no whole tar.
         """
-        self._is_merged = True
+        self._in_order = False
         with entries(tar) as found:
             for entry in found:
                 if entry.key not in self._tar.places:
@@ -106,7 +107,7 @@ class ShardWriter:
         """Writes both files under their names, and says what is in them."""
         self._tar.close()
         self._table.close()
-        if self._is_merged or self._tar.places != dict(sorted(self._tar.places.items())):
+        if not self._in_order:
             self._again()
         tar, parquet = (self._folder / f"{self._number:05d}.{end}" for end in ("tar", "parquet"))
         self._tar.path.replace(tar)
