@@ -396,7 +396,9 @@ def test_webdataset_loads_the_tars(exported: Any) -> None:
     assert all(image.size == (64, 64) and text == known["prompt"] for image, text, known in rows)
 
 
-def test_a_parquet_file_is_fetched_in_small_groups(maker: Maker, tmp_path: Path, about: About) -> None:
+def test_a_parquet_file_is_fetched_in_small_groups(
+    maker: Maker, tmp_path: Path, about: About, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given 250 samples, which may be one picture
     many = replace(maker.picture(0))
     spec = maker.spec.model_copy(update={"shard_samples": 1000})
@@ -406,6 +408,11 @@ def test_a_parquet_file_is_fetched_in_small_groups(maker: Maker, tmp_path: Path,
     export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format="parquet"), about)
     found = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").metadata
     assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [100, 100, 50]
+    # And in smaller ones where pictures are large
+    monkeypatch.setattr("farm.dataset.forms.GROUP_BYTES", 40 * len(many.data))
+    export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format="parquet"), about)
+    found = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").metadata
+    assert {found.row_group(i).num_rows for i in range(found.num_row_groups)} == {40, 10}
 
 
 def test_nothing_heavy_is_loaded_until_it_is_needed() -> None:
