@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -159,8 +159,18 @@ class TargetBucket:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
 
-def read_table(path: Path) -> pa.Table:
-    """The table in a parquet file.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file, or these columns of it."""
+    return _parquet(path, lambda file: file.read(columns))
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The fields of the table in a Parquet file."""
+    return _parquet(path, lambda file: file.schema_arrow)
+
+
+def _parquet(path: Path, look: Callable[[Any], Any]) -> Any:
+    """What `look` finds in a Parquet file.
 
     Raises:
         BadBlob: it cannot be read.
@@ -169,7 +179,7 @@ def read_table(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        # Without `partitioning` a folder called a=b would add a column.
-        return pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            return look(file)
     except (pa.ArrowException, OSError) as error:
         raise BadBlob(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from None
