@@ -1,7 +1,7 @@
 """How fast is a large file planned, fed and made into shards, and what does that take? `python -m tests.bench.datasets`
 
-The stage is faked: a process claims fifty samples at once and commits pictures of 64 × 64 that lie in the store already,
-so what is measured is planning, feeding, the ledger, and the making of shards. With `--rows 1000000`, a million samples.
+The stage is faked: a process claims fifty samples at once and commits pictures of 64 × 64 that lie in the store
+already, so what is measured is planning, feeding, the ledger, and the making of shards. `--rows 1000000`: a million.
 """
 
 from __future__ import annotations
