@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
 from farm.dataset.spec import DatasetSpec, Sample
-from farm.errors import Conflict, NotFound
+from farm.errors import BadBlob, Conflict, NotFound
 from farm.job import canonical
 from farm.store import Store, reaching
 
@@ -207,13 +207,13 @@ class Folder:
 
     @contextmanager
     def tar(self, number: int) -> Iterator[Path]:
-        """The shard's tar as a file of this machine, for a while. Raises NotFound."""
+        """The shard's tar as a file of this machine, for a while. Raises BadBlob."""
         with self._local(f"shards/{number:05d}.tar") as path:
             yield path
 
     @contextmanager
     def parquet(self, number: int) -> Iterator[Path]:
-        """The shard's table likewise. Raises NotFound."""
+        """The shard's table, likewise. Raises BadBlob."""
         with self._local(f"shards/{number:05d}.parquet") as path:
             yield path
 
@@ -227,11 +227,11 @@ class Folder:
             BadBlob: the scores cannot be read; measured again, they can.
         """
         tar = self.stats(number)["files"][f"{number:05d}.tar"]["sha256"]
-        try:
-            with self._local(f"shards/{number:05d}_scores.parquet") as path:
-                table = read_table(path)
-        except NotFound:
+        name = f"shards/{number:05d}_scores.parquet"
+        if not self.names(name):
             return None
+        with self._local(name) as path:
+            table = read_table(path)
         return table if tar_of(table) == tar else None
 
     def write_scores(self, number: int, table: pa.Table) -> None:
@@ -242,11 +242,14 @@ class Folder:
     def _local(self, path: str) -> Iterator[Path]:
         with TemporaryDirectory() as folder:
             target = Path(folder) / Path(path).name
-            with reaching("read of a dataset"):
-                found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
-                with closing(found["Body"]) as body, target.open("wb") as file:
-                    while block := body.read(1 << 20):
-                        file.write(block)
+            try:
+                with reaching("read of a dataset"):
+                    found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
+                    with closing(found["Body"]) as body, target.open("wb") as file:
+                        while block := body.read(1 << 20):
+                            file.write(block)
+            except NotFound:
+                raise BadBlob(f"{target.name} is missing") from None
             yield target
 
 

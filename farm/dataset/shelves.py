@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from farm.errors import BadBlob, NotFound
+from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
+from farm.store import Store, reaching
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,6 +126,37 @@ class TargetFolder:
 
     def remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
+
+
+class TargetBucket:
+    """A place in S3, `s3://bucket/prefix`, reached as the farm's own store is.
+
+    Raises:
+        InvalidJob: it is not written so.
+    """
+
+    def __init__(self, store: Store, uri: str) -> None:
+        found = re.fullmatch(r"s3://([a-z0-9.-]{3,63})/(.+?)/*", uri)
+        if found is None:
+            raise InvalidJob(errors=(FieldError("out", "a folder, or s3://BUCKET/PREFIX"),))
+        self._client, self._bucket, self._prefix = store.client, found[1], found[2] + "/"
+
+    def names(self) -> set[str]:
+        with reaching("list an export"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            return {one["Key"][len(self._prefix) :] for page in pages for one in page.get("Contents", [])}
+
+    def read(self, name: str) -> bytes:
+        with reaching("read an export"):
+            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
+
+    def put(self, name: str, path: Path) -> None:
+        with reaching("write an export"), path.open("rb") as file:
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=file)
+
+    def remove(self, name: str) -> None:
+        with reaching("delete an export"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
 
 
 def read_table(path: Path) -> pa.Table:
