@@ -31,7 +31,7 @@ from farm.dataset.folder import Folder
 from farm.dataset.scores import made_by, merged
 from farm.dataset.sharding import file_facts
 from farm.dataset.tars import Entry, entries
-from farm.errors import BadBlob, FarmError, NotFound
+from farm.errors import BadBlob, FarmError, StageFailed
 from farm.job import adapter_of
 from farm.log import log_to_stderr
 from farm.parent import die_with_parent
@@ -39,7 +39,7 @@ from farm.settings import Settings
 from farm.stage import AdapterType
 from farm.store import Store
 from workers.adapters import Files, files_of
-from workers.pipelines import pick_device
+from workers.pipelines import device_errors, pick_device
 from workers.safety import Checker
 
 if TYPE_CHECKING:
@@ -85,7 +85,14 @@ class Clip:
         self._extractor = extractor.from_pretrained(files.path, **told)
         self._tokenizer = transformers.CLIPTokenizer.from_pretrained(files.path, **told)
         told |= {"use_safetensors": True, "variant": files.variant, "dtype": torch.float32}
-        self._model = transformers.CLIPModel.from_pretrained(files.path, **told).eval().to(device)
+        model, found = transformers.CLIPModel.from_pretrained(files.path, output_loading_info=True, **told)
+        if lacking := sorted(found["missing_keys"]):
+            # It would be random there.
+            raise ValueError(f"it has no {lacking[0]}")
+        if len(self._tokenizer) != model.config.text_config.vocab_size:
+            # Without its files transformers makes one that knows nothing.
+            raise ValueError("its tokenizer does not have the tokens of its text model")
+        self._model = model.eval().to(device)
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> list[float]:
         """The cosine of each picture and its prompt, which is cut at the tokens that the model takes (77)."""
@@ -181,12 +188,21 @@ def wanted(catalog: Catalog, entries: Sequence[Adapter], device: str) -> dict[st
 
 def _loaded(catalog: Catalog, entry: Adapter, device: str) -> Scorer:
     import torch
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     # CUDA's convolutions would else be of 10 bits, and add up in any order.
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-    return SCORERS[entry.type](files_of(catalog, entry), pick_device(device))
+    files = files_of(catalog, entry)
+    try:
+        return SCORERS[entry.type](files, pick_device(device))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise StageFailed(
+            f"the adapter {entry.name} cannot be loaded as a {entry.type}: {str(error).partition(chr(10))[0][:200]}",
+            code="bad_checkpoint",
+            hint="its files are to be those that transformers and diffusers save of one",
+        ) from error
 
 
 def score(folder: Folder, columns: Mapping[str, Wanted], say: Callable[[str], None] = lambda _: None) -> Scored:
@@ -195,7 +211,8 @@ def score(folder: Folder, columns: Mapping[str, Wanted], say: Callable[[str], No
     Raises:
         NotFound: there is no such dataset.
         BadBlob: tars are not those that were written; all other shards were scored.
-        StageFailed: (`bad_checkpoint`) the files of what scores are not those that were pulled.
+        StageFailed: (`bad_checkpoint`) the files of what scores are not those that were pulled, or not of its kind;
+            (`gpu_oom`) they do not fit the device.
         Unavailable: the store does not answer; what was scored stays.
     """
     folder.plan()
@@ -207,16 +224,17 @@ def score(folder: Folder, columns: Mapping[str, Wanted], say: Callable[[str], No
         if not missing:
             told.before += 1
             continue
-        for name in missing.keys() - loaded.keys():
+        for name in sorted(missing.keys() - loaded.keys()):
             say(f"loading {missing[name]['name']}")
-            loaded[name] = columns[name].load()
+            with device_errors():
+                loaded[name] = columns[name].load()
         began, sha256 = time.monotonic(), folder.stats(number)["files"][f"{number:05d}.tar"]["sha256"]
         try:
-            with folder.tar(number) as tar:
+            with folder.tar(number) as tar, device_errors():
                 if file_facts(tar)["sha256"] != sha256:
                     raise BadBlob("it is not the tar that was written")
                 keys, values, damaged = _measured(tar, [loaded[name] for name in missing])
-        except (BadBlob, NotFound) as error:
+        except BadBlob as error:
             say(f"shard {number} is left out: {error.message}")
             wrong.append(number)
             continue

@@ -15,11 +15,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from farm import models
 from farm.catalog import Adapter, Catalog
 from farm.cli.dataset import _scored
 from farm.cli.outcome import INTERRUPTED
+from farm.dataset.choosing import ExportSpec, choose
 from farm.dataset.folder import Folder, Plan
 from farm.dataset.scores import made_by, tar_of
 from farm.dataset.sharding import file_facts
@@ -29,7 +31,7 @@ from farm.errors import BadBlob, FarmError, InvalidJob, NotFound, StageFailed
 from farm.servers import environment
 from farm.settings import Settings
 from farm.store import Store
-from tests.dataset.made import drawn
+from tests.dataset.made import Maker, drawn
 from tests.e2e.rig import until
 from workers import scoring
 from workers.adapters import files_of
@@ -179,6 +181,24 @@ def test_other_files_than_those_that_were_pulled_are_not_loaded(catalog: Catalog
         columns(mine, "tiny-clip")["clip_score"].load()
 
 
+@pytest.mark.parametrize("change", ["another model", "nothing of the text", "no tokenizer"])
+def test_files_that_are_no_clip_are_refused(catalog: Catalog, tmp_path: Path, change: str) -> None:
+    # Given
+    place, kept = tmp_path / "tiny-clip", load_file(catalog.path(catalog.adapters["tiny-clip"]) / "model.safetensors")
+    tiny.build("tiny-clip", place)
+    if change == "no tokenizer":
+        (place / "tokenizer.json").unlink()
+    else:
+        left = "nothing" if change == "another model" else "vision"
+        save_file({name: tensor for name, tensor in kept.items() if left in name}, place / "model.safetensors")
+    mine = Catalog.load(Settings(models=tmp_path))
+    models.record(mine, mine.adapters["tiny-clip"])
+    # When, Then
+    with pytest.raises(StageFailed, match="tiny-clip cannot be loaded as a clip") as caught:
+        columns(mine, "tiny-clip")["clip_score"].load()
+    assert caught.value.code == "bad_checkpoint"
+
+
 def test_the_tiny_clip_is_built_alike_each_time(catalog: Catalog, tmp_path: Path) -> None:
     tiny.build("tiny-clip", tmp_path / "again")
     files = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
@@ -292,6 +312,22 @@ def test_a_tar_that_is_another_than_was_written_is_left_out_and_told(
     folder.delete(["shards/00000.tar"])
     with pytest.raises(BadBlob, match="shards 0"):
         scoring.score(folder, columns(catalog, "tiny-clip"))
+
+
+def test_an_export_chooses_by_a_score(store: Store, catalog: Catalog, tmp_path: Path) -> None:
+    # Given a dataset as a farm would have made it, scored
+    maker, found = Maker(tmp_path), Folder(store, "fruit")
+    plan = Plan(spec=maker.spec, source={}, rows=8, samples=8, shards=1, digest="")
+    found.write("plan.json", plan.model_dump_json().encode())
+    shard = maker.shard(tmp_path / "shards", [maker.picture(place) for place in range(8)])
+    found.publish(0, shard.tar, shard.parquet, shard.facts)
+    scoring.score(found, columns(catalog, "tiny-clip"))
+    values = scores(found, 0)["clip_score"]
+    # When
+    chosen = choose(found, ExportSpec(where=(f"clip_score>={sorted(values)[3]}",)))
+    # Then
+    assert chosen.marks == {0: bytes(value >= sorted(values)[3] for value in values)}
+    assert chosen.kept == 5
 
 
 def test_a_dataset_that_is_not_there_is_refused(store: Store, catalog: Catalog) -> None:
