@@ -7,12 +7,13 @@
 A dataset is a bulk run; a **sample** is one picture of it, a **shard** so many samples, the unit of resume. All that is
 needed to go on lies in the store, under `datasets/<name>/`; the ledger only holds the jobs of the shards in work::
 
-    plan.json               what was asked for and what it means; written last, so that a plan is whole or absent
-    plan/00042.jsonl.gz     the samples of one shard
-    control.json            what the operator wants of it: state, priority, which try
-    shards/00042.tar        the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
-    shards/00042.parquet    one row a sample, without the picture: what is known of it, for filters
-    shards/00042_stats.json counts, hashes and what failed; written last, so that a shard is whole or absent
+    plan.json                   what was asked for and what it means; written last, so that a plan is whole or absent
+    plan/00042.jsonl.gz         the samples of one shard
+    control.json                what the operator wants of it: state, priority, which try
+    shards/00042.tar            the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
+    shards/00042.parquet        one row a sample, without the picture: what is known of it, for filters
+    shards/00042_scores.parquet what was measured of its pictures later, if anything
+    shards/00042_stats.json     counts, hashes and what failed; written last, so that a shard is whole or absent
 
 | room | question |
 |---|---|
@@ -26,6 +27,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `tars` | how is a sample found in a tar, and put into one? |
 | `encoding` | how does a picture become WebP or JPEG without forgetting what made it? |
 | `quality` | what is measured of a picture? |
+| `scores` | what was measured of a shard's pictures later, by what, and in which tar? |
 | `shelves` | from where are shards read, and to where is a dataset written? |
 | `choosing` | which samples does an export want, and why not the others? |
 | `forms` | how does one split of a dataset look in each form? |
