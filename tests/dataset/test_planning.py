@@ -73,7 +73,7 @@ def test_a_column_gives_what_it_is_called_and_others_go_along(farm: Farm) -> Non
             "negative_prompt": "blur",
             "seed": "9",
             "steps": "3",
-            "1.strength": "0.25",
+            "1.strength": "0.75",
             "label": "fruit",
         },
         text=True,
