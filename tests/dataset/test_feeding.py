@@ -188,18 +188,8 @@ def test_the_command_line_plans_runs_and_exports(rig: Rig, tmp_path: Path) -> No
         return done.stdout + done.stderr
 
     # When it is planned, run, and looked at
-    words = (
-        "plan",
-        str(path),
-        "--name",
-        "shell",
-        "--chain",
-        "chain.json",
-        "--shard-samples",
-        "4",
-        "--sweep",
-        "seed=1,2",
-    )
+    words = ("plan", str(path), "--name", "shell", "--chain", "chain.json", "--shard-samples", "4")
+    words = (*words, "--sweep", "seed=1,2")
     assert "6 rows, 12 samples in 3 shards" in farm(*words)
     assert "planned before" in farm(*words)
     assert "12 of 12 samples" in farm("run", "shell")
@@ -223,11 +213,6 @@ def _loaded(kind: str, folder: Path) -> int:
     files = {"webdataset": "data/*.tar", "parquet": "data/*.parquet"}
     where = f"data_files={{'train': {str(folder / files[kind])!r}}}" if kind in files else f"data_dir={str(folder)!r}"
     code = f"import datasets; print(len(datasets.load_dataset({kind!r}, {where}, split='train')))"
-    env = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder.parent / "hf"),
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hf")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return int(done.stdout.strip().splitlines()[-1])
