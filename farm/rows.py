@@ -46,7 +46,8 @@ def read_job(row: list[Any]) -> JobRecord:
         deadline_ms=int(deadline), started_ms=int(started or 0), ended_ms=int(ended or 0), at=int(at), n=int(n),
         code=code or "", message=message or CODES.get(code or "", ""), idem=idem, outputs=tuple(outputs),
         stages=tuple(_read_stage(i, int(at), state, outputs[i], stage) for i, stage in enumerate(stages)),
-        owner=owner or "", collected=gone == "1", position=wait[2] if wait[0] == "ready" else None, waits_for=_waits_for(*wait),
+        owner=owner or "", position=wait[2] if wait[0] == "ready" else None, waits_for=_waits_for(*wait),
+        collected=collected == "1",
     )  # fmt: skip
 
 

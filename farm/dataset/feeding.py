@@ -270,9 +270,8 @@ class Feeder:
         ahead = deque[tuple[Sample, str, Future[Written]]]()
         with ThreadPoolExecutor(FETCHERS) as pool:
             for start in range(0, len(shard.jobs), CHUNK):
-                records = {
-                    one.job: one for one in self._farm.ledger.read(shard.jobs[start : start + CHUNK], whole=False)
-                }
+                found = self._farm.ledger.read(shard.jobs[start : start + CHUNK], whole=False)
+                records = {one.job: one for one in found}
                 for sample, job in zip(shard.samples[start : start + CHUNK], shard.jobs[start:], strict=False):
                     record = records[job]
                     if record.state != "done":

@@ -191,11 +191,11 @@ def test_a_dataset_is_told_of_as_a_whole_and_its_samples_are_not(
         # Given an endpoint for everything, and a sample of a dataset beside a job
         hooks.create(receiver.url)
         farm, hand = site.farm, Hand(site.settings, site.farm.store)
-        chain = farm.chain("txt", prompt="a fig", seed=5)
-        sample = dataclasses.replace(
-            make_job(chain, farm.catalog, farm.settings), collected=True, run=str(uuid.uuid4())
+        fig, job = (
+            make_job(farm.chain("txt", prompt=prompt, seed=5), farm.catalog, farm.settings)
+            for prompt in ("a fig", "a plum")
         )
-        job = make_job(farm.chain("txt", prompt="a plum", seed=5), farm.catalog, farm.settings)
+        sample = dataclasses.replace(fig, collected=True, run=str(uuid.uuid4()))
         farm.submit([sample, job])
         # When both end, and the dataset with them
         while any(farm.ledger.job(one.id).state != "done" for one in (sample, job)):
