@@ -18,10 +18,17 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | room | question |
 |---|---|
 | `spec` | what is a dataset asked to be, what is a sample? |
-| `reading` | which rows does a file hold? |
-| `prompts` | which prompts does a template mean? |
+| `sources` | where do a file's bytes lie, and what are they once unpacked? |
+| `reading` | which rows does a file hold? (`lines`, `tables`, `objects`, `columnar`: by its format) |
+| `wildcards` | which lines does a wildcard stand for? |
+| `prompts` | which prompts does a template mean? (`syntax`: how it is read; `options`: how it is chosen from) |
+| `images` | which input image does a cell name? |
+| `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
 | `planning` | which samples do the rows mean, and is each of them possible? |
 | `folder` | where does it lie, and how is it written whole? |
+| `asking` | how is a dataset asked for from afar, and who plans it? |
+| `seats` | which process feeds which dataset? |
+| `serve` | which datasets are fed, and by which process? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
 | `sharding` | how does a shard look, byte by byte? |
 | `tars` | how is a sample found in a tar, and put into one? |
@@ -34,4 +41,5 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
 | `card` | what does the dataset say of itself? |
 | `verifying` | is what lies in the shards what was made? |
+| `desk` | what can be asked of a farm's datasets, and how far is each? |
 """

@@ -109,13 +109,12 @@ def _fed_alone(settings: Settings, env: dict[str, str], samples: int) -> dict[st
     folder = Folder(farm.store, "bench")
     moulds, size = Moulds(farm, folder.plan().spec), folder.plan().spec.shard_samples
     stage = subprocess.Popen([sys.executable, "-m", "tests.bench.fake_stage"], env=env, cwd=ROOT)
-    done, began = 0, time.perf_counter()
+    done, began, before = 0, time.perf_counter(), list[str]()
     try:
         for number in range(-(-samples // size)):
             jobs = [moulds.job(one, -1, 50, 3600.0) for one in folder.samples(number)]
             ids = [handle.id for handle in farm.submit(jobs)]
-            if number:
-                done += _forgotten(farm, before)
+            done += _forgotten(farm, before)
             before = ids
         done += _forgotten(farm, before)
         took = time.perf_counter() - began
