@@ -20,6 +20,9 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `reading` | which rows does a file hold? |
 | `prompts` | which prompts does a template mean? |
 | `planning` | which samples do the rows mean, and is each of them possible? |
+| `files`, `peeking` | where does a file lie that came over the network, and what does it begin with? |
+| `previewing` | what would its first rows become? |
+| `asking` | how is a dataset asked for from afar, and who plans it? |
 | `folder` | where does it lie, and how is it written whole? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
 | `sharding` | how does a shard look, byte by byte? |

@@ -53,6 +53,8 @@ class DatasetSpec(BaseModel):
         (), description="also of each stage before the last: its picture (`base`), its latents (`latents`)"
     )
     kept_columns: bool = Field(True, description="columns of the file that are no parameters go into the samples")
+    automatic: bool = Field(True, description="a column that is called like what it can give is taken as that")
+    left_out: tuple[str, ...] = Field((), description="columns of the file that are passed over")
 
 
 @dataclass(frozen=True, slots=True)
