@@ -85,8 +85,9 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
         Stopped: `stop` said so.
     """
     folder = Folder(farm.store, name)
-    asked = Asked.model_validate_json(folder.read("asked.json") or b"")
-    store = farm.store
+    if (data := folder.read("asked.json")) is None:
+        return  # deleted since
+    asked, store = Asked.model_validate_json(data), farm.store
 
     def progress(rows: int) -> None:
         if stop():
@@ -106,6 +107,8 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
         rejects = json.dumps([asdict(row) for row in found.rejected]).encode()
         folder.write("rejects.json", rejects, "application/json")
         folder.delete(["progress.json"])
+        if folder.read("asked.json") is None:  # deleted meanwhile
+            folder.delete(folder.names(""))
         _log.info("dataset_planned", dataset=name, samples=found.plan.samples)
     except Unavailable:
         raise

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$")]
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 """A dataset's name: part of keys in the store and of file names."""
 ImageFormat = Literal["png", "webp", "jpg"]
 Templates = Literal["off", "random", "all"]
