@@ -6,7 +6,6 @@ no row is needed, and written; whoever feeds the farm's datasets plans it (see `
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,7 +38,6 @@ from farm.dataset.spec import (
 from farm.dataset.wildcards import Wildcards
 from farm.errors import FieldError, InvalidJob, NotFound
 from farm.plan import wrong
-from farm.stage import STORED
 from farm.sweep import MAX_AXES
 
 router = APIRouter(route_class=Door, prefix="/datasets", tags=["datasets"])
@@ -99,7 +97,8 @@ async def look(request: Request, ask: PreviewAsk, caller: Submitter) -> Response
         told = PreviewView.of(preview(desk.farm, spec, head, planner))
         return Response(told.model_dump_json(), media_type="application/json")
 
-    return await _in_threads(desk, ask)(call)
+    # Rows may name images; even without, few at a time: it takes the processor.
+    return await desk.decode(UNKNOWN, call)
 
 
 @router.post("", status_code=202)
@@ -109,7 +108,7 @@ async def create(request: Request, ask: DatasetAsk, caller: Submitter) -> Datase
     The same once more is the same dataset.
     """
     desk = desk_of(request)
-    return await _in_threads(desk, ask)(_ask, desk, caller, ask)
+    return await desk.work(_ask, desk, caller, ask)
 
 
 def _ask(desk: Desk, caller: Caller, given: DatasetAsk) -> DatasetView:
@@ -142,26 +141,20 @@ def _checked(desk: Desk, caller: Caller, given: RowsAsk, name: str) -> tuple[Dat
 
 
 def _spec(desk: Desk, caller: Caller, given: RowsAsk, name: str) -> DatasetSpec:
-    named = given.chain if isinstance(given.chain, str) else None
-    data = dict(given.chain) if named is None else {"stages": desk.farm.catalog.preset(named).stages}
+    chain = given.chain
+    data = dict(chain) if isinstance(chain, dict) else {"stages": desk.farm.catalog.preset(chain).stages}
     texts = {"prompt": given.prompt, "negative_prompt": given.negative_prompt}
     data |= {name: text for name, text in texts.items() if text is not None}
     if given.parameters and isinstance(data.get("stages"), list):
         data["stages"] = override(data["stages"], given.parameters)
-    chain = parse_chain(data)
-    check_images(chain, desk.kept, caller)
+    parsed = parse_chain(data)
+    check_images(parsed, desk.kept, caller)
     names = set(DatasetSpec.model_fields) & set(RowsAsk.model_fields) - {"chain"}
     told: dict[str, Any] = {name: getattr(given, name) for name in names & given.model_fields_set}
     told |= {key: tuple(told[key]) for key in ("keep", "left_out") if key in told}
-    told["chain"] = chain.model_dump(mode="json", exclude_unset=True)
+    told["chain"] = parsed.model_dump(mode="json", exclude_unset=True)
     try:
         return DatasetSpec.model_validate({**told, "name": name})
     except ValidationError as error:
         found = (FieldError(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()[:50])
         raise InvalidJob(errors=tuple(found)) from None
-
-
-def _in_threads(desk: Desk, given: RowsAsk) -> Callable[..., Any]:
-    """Where a request is worked out: one with images among few, for they take memory."""
-    has_images = "image" in given.columns or STORED in repr((given.chain, given.parameters, given.sweep))
-    return partial(desk.decode, UNKNOWN) if has_images else desk.work
