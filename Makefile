@@ -13,7 +13,7 @@ demo: ui
 test: $(VENV)/sprites $(VENV)/browser lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-bench: $(STAMP)
+bench: $(VENV)/browser
 	$(BIN)/python -m tests.bench
 
 chaos: $(STAMP)

@@ -113,7 +113,7 @@ class Readers:
         return sorted((read_worker(row) for row in self._server.call("workers")), key=lambda one: one.worker)
 
     def minutes(self, count: int) -> list[Minute]:
-        """How many stages were committed in each of the last `count` minutes, at most a day's, the oldest first."""
+        """What was done in each of the last `count` minutes, at most a day's, the oldest first."""
         return [read_minute(row) for row in self._server.call("minutes", count)]
 
     def isolated(self, worker: str) -> float:

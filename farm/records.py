@@ -234,11 +234,15 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class Minute:
-    """How many stages were committed in one minute, by queue and by worker. `t`: its begin, ms since 1970."""
+    """How many stages were committed in one minute, by queue and by worker. `t`: its begin, ms since 1970.
+
+    `images`: how many jobs each worker ended as done, by its last stage or by publishing what another job had drawn.
+    """
 
     t: int
     queues: dict[str, int]
     workers: dict[str, int]
+    images: dict[str, int]
 
 
 @dataclass(frozen=True)

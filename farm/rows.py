@@ -128,11 +128,11 @@ def read_worker(row: list[Any]) -> WorkerRecord:
 
 def read_minute(row: list[Any]) -> Minute:
     """The minute in a row of `minutes.lua`."""
-    told: dict[str, dict[str, int]] = {"queue": {}, "worker": {}}
+    told: dict[str, dict[str, int]] = {"queue": {}, "worker": {}, "image": {}}
     for name, many in zip(row[1][::2], row[1][1::2], strict=True):
         what, _, of = name.partition(" ")
         told[what][of] = int(many)
-    return Minute(int(row[0]), told["queue"], told["worker"])
+    return Minute(int(row[0]), told["queue"], told["worker"], told["image"])
 
 
 def read_attempt(row: dict[str, str]) -> Attempt:

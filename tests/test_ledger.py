@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -522,6 +523,27 @@ def test_a_later_joiner_of_a_last_stage_gets_a_publish_execution(ledger: Ledger)
         done(ledger, own, "whatever")
         assert state(ledger, name) == "done"
         assert ledger.job(name).outputs == ("final",)
+
+
+def test_the_minute_counts_stages_and_who_finished_pictures(ledger: Ledger) -> None:
+    # Given: a chain of two stages, of which two workers draw one each, and one that asks for the same later
+    submit(ledger, job("a", "s0", "s1"))
+    done(ledger, take(ledger, "first"))
+    done(ledger, take(ledger, "last", "q1"))
+    submit(ledger, job("b", "s0", "s1"))
+    # When: its result is published by a third
+    done(ledger, take(ledger, "third", "q1"))
+    # Then: stages are those that were drawn, and each picture is its finisher's
+    minutes = ledger.minutes(2)  # one of them may have ended meanwhile
+    for name, told in (
+        ("queues", {"q0": 1, "q1": 1}),
+        ("workers", {"first": 1, "last": 1}),
+        ("images", {"last": 1, "third": 1}),
+    ):
+        found = Counter[str]()
+        for one in minutes:
+            found.update(getattr(one, name))
+        assert found == told, name
 
 
 # ------------------------------------------------------------------------------------------------ fail

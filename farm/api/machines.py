@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
@@ -102,6 +103,14 @@ class QueueView(View):
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What each worker did in the last minute, by its name: stages committed, and pictures finished."""
+
+    stages: Mapping[str, float]
+    images: Mapping[str, float]
+
+
 class WorkerView(View):
     """One live worker. Its name, host and process are the operator's to know."""
 
@@ -119,10 +128,14 @@ class WorkerView(View):
     checkpoints: list[str] = Field(description="whose pipelines it holds")
     jobs: list[str] = Field(description="some of those that wait for what it runs; an admin is told")
     per_minute: float = Field(description="stages that it committed in the last minute")
+    images_per_minute: float = Field(
+        description="pictures that it finished in the last minute: jobs that it ended as done, by their last stage or "
+        "by publishing what another job had drawn"
+    )
 
     @classmethod
-    def of(cls, worker: WorkerRecord, caller: Caller, done: Mapping[str, float]) -> WorkerView:
-        """The view of a record, as `caller` may see it; `done`: stages in the last minute, by worker."""
+    def of(cls, worker: WorkerRecord, caller: Caller, rates: Rates) -> WorkerView:
+        """The view of a record, as `caller` may see it."""
         told, info = caller.is_admin, worker.info
         return cls(
             name=worker.worker if told else None, host=worker.host if told else None, pid=worker.pid if told else None,
@@ -130,7 +143,8 @@ class WorkerView(View):
             running=len(worker.held), device=info.get("device", ""), memory_bytes=_bytes(info, "memory_bytes"),
             memory_total_bytes=_bytes(info, "memory_total_bytes"),
             checkpoints=[name for name in info.get("checkpoints", "").split(",") if name],
-            jobs=list(worker.jobs) if told else [], per_minute=done.get(worker.worker, 0.0),
+            jobs=list(worker.jobs) if told else [], per_minute=rates.stages.get(worker.worker, 0.0),
+            images_per_minute=rates.images.get(worker.worker, 0.0),
         )  # fmt: skip
 
 
@@ -207,8 +221,8 @@ async def stats(request: Request) -> dict[str, int]:
 async def workers(request: Request, caller: Reader) -> list[WorkerView]:
     """The live workers."""
     desk = desk_of(request)
-    found, done = await desk.ask(lambda: (desk.farm.ledger.workers(), _last_minute(desk)))
-    return [WorkerView.of(worker, caller, done) for worker in found]
+    found, rates = await desk.ask(lambda: (desk.farm.ledger.workers(), _last_minute(desk)))
+    return [WorkerView.of(worker, caller, rates) for worker in found]
 
 
 @router.get("/throughput", dependencies=[needs("read")])
@@ -252,12 +266,15 @@ async def _drain(request: Request, worker: str, caller: Caller, *, on: bool) -> 
     return await desk.ask(call)
 
 
-def _last_minute(desk: Desk) -> dict[str, float]:
-    """Stages that each worker committed in the last sixty seconds, the minute before taken as even."""
+def _last_minute(desk: Desk) -> Rates:
+    """What each worker did in the last sixty seconds, the minute before taken as even."""
     before, now = desk.farm.ledger.minutes(2)
     left = 1 - max(0.0, min((time.time() * 1000 - now.t) / 60000, 1.0))
-    names = {*before.workers, *now.workers}
-    return {name: round(before.workers.get(name, 0) * left + now.workers.get(name, 0), 1) for name in names}
+
+    def rate(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, float]:
+        return {name: round(old.get(name, 0) * left + new.get(name, 0), 1) for name in {*old, *new}}
+
+    return Rates(rate(before.workers, now.workers), rate(before.images, now.images))
 
 
 def _bytes(info: Mapping[str, str], name: str) -> int | None:

@@ -15,12 +15,13 @@ local function measure(exec)
   redis.call('HSET', key, 'count', count, 'mean_ms', string.format('%.3f', mean), 'wall_ms', string.format('%.3f', wall))
 end
 
--- How many stages each queue and each worker has done in each minute, for a day.
+-- How many stages each queue and each worker has done in each minute, and how many jobs each worker has ended with their
+-- picture, for a day.
 local DAY = 86400000
-local function count(queue, worker)
+local function count(what, name)
+  if not name then return end
   local key = P .. 'minute:' .. math.floor(NOW / 60000)
-  redis.call('HINCRBY', key, 'queue ' .. queue, 1)
-  if worker then redis.call('HINCRBY', key, 'worker ' .. worker, 1) end
+  redis.call('HINCRBY', key, what .. ' ' .. name, 1)
   redis.call('PEXPIRE', key, DAY)
 end
 
@@ -31,7 +32,8 @@ local function take(exec, token, output, published)
   if publish ~= '1' then
     clear(worker)
     measure(exec)
-    count(queue, worker)
+    count('queue', queue)
+    count('worker', worker)
   end
   redis.call('HSET', key, 'output', output, 'committed_token', token, 'committed_ms', NOW)
   redis.call('HDEL', key, 'code', 'message')
@@ -45,10 +47,12 @@ local function take(exec, token, output, published)
     if publish == '1' then
       event(job, 'committed', subject)
       finish(job, 'done', '', '', subject)
+      count('image', worker)
     elseif at + 1 == tonumber(n) and (published[job] or is_collected(job)) then
       event(job, 'committed', subject)
       redis.call('HSET', jk(job), 'out' .. at, output, 'epoch' .. at, epoch)
       finish(job, 'done', '', '', subject)
+      count('image', worker)
     elseif i <= FAN then
       event(job, 'committed', subject)
       attach(job, exec)

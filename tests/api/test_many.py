@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import zipfile
 from io import BytesIO
 
@@ -185,3 +186,21 @@ def test_stages_are_counted_by_the_minute(site: Site, hand: Hand, ada: httpx2.Cl
     drawn(ada, hand)
     assert counted() == before + 2
     problem(ada.get("/api/v1/throughput", params={"minutes": 1441}), 422, "invalid_field")
+
+
+def test_a_workers_pictures_are_counted_beside_its_stages(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a chain of two stages, and a worker that nobody has heard of
+    name, chain = f"w{secrets.token_hex(4)}", {"stages": [{"kind": "text2img"}, {"kind": "upscale"}]}
+    made(ada.post(JOBS, json=txt(chain=chain)))
+    # When it draws the first, Then it has done a stage, and finished no picture
+    counted = []
+    for queue in (QUEUE, "upscale.tiny-x4"):
+        (claim,), _ = hand.ledger.claim([queue], name, "boot")
+        hand.serve(claim)
+        hand.ledger.register(name, "boot", [queue], "idle", {})
+        with site.client("", "admin") as admin:
+            found = {one["name"]: one for one in admin.get("/api/v1/workers").json()}
+        counted.append((round(found[name]["per_minute"]), round(found[name]["images_per_minute"])))
+    # And with the last stage it has finished one
+    assert counted == [(1, 0), (2, 1)]
+    hand.ledger.unregister(name, "boot")

@@ -19,8 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import api, chains, overhead
+from tests.bench import api, chains, overhead, page
 from tests.conftest import TINY
+from tests.ui.browser import find
 
 FARM = str(Path(sys.executable).with_name("farm"))
 
@@ -78,6 +79,11 @@ def main() -> None:
         console.print(table)
         (Path(folder) / "api").mkdir()
         console.print(api.table_of(Path(folder) / "api"))
+        (Path(folder) / "page").mkdir()
+        if find() is None:
+            console.print("no Chromium here: the dashboard is not measured; `python -m tests.ui.browser` installs one")
+        else:
+            console.print(page.table_of(Path(folder) / "page"))
     table = Table(title="start, median of 9", title_justify="left")
     for title in ("command", "ms"):
         table.add_column(title)

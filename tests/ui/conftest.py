@@ -20,6 +20,15 @@ from tests.ui.browser import find, flags
 
 __all__ = ["models_dir", "rig"]
 WAIT_MS = 60_000
+DROP = """
+([data, name]) => {
+  const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0)), dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], name, {type: 'image/png'}));
+  const told = {dataTransfer: dropped, bubbles: true, cancelable: true};
+  document.querySelector('main').dispatchEvent(new DragEvent('drop', told));
+}
+"""
+"""Drops a picture, given as base64 of its bytes and its name."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from io import BytesIO
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tests.ui.conftest import WAIT_MS, Dashboard, Watched
+from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched
 
 expect.set_options(timeout=WAIT_MS)
+KEPT = "JSON.parse(Object.entries(localStorage).find(([key]) => key.startsWith('farm.form.'))[1])"
+"""The form, as the browser keeps it."""
 
 
 def chain(page: Page, name: str) -> None:
@@ -141,3 +144,49 @@ def test_pictures_go_home_and_on(dashboard: Dashboard, tmp_path: Path) -> None:
     page.get_by_role("dialog", name=re.compile("^Delete")).get_by_role("button", name="Delete").click()
     expect(tiles).to_have_count(1)
     assert not watched.trouble
+
+
+def test_what_fills_the_form_is_taken_back(dashboard: Dashboard, watched: Watched) -> None:
+    # Given a job, and a form that somebody has written
+    job = dashboard.rig.farm.render("a pear", chain="txt", steps=2, seed=4).wait(120)
+    page = watched.page
+    chain(page, "refine")
+    page.get_by_label("Prompt", exact=True).fill("what took long to write")
+    page.get_by_label("Negative prompt").fill("nor this")
+    page.get_by_placeholder("random").fill("77")
+    page.get_by_label("Stage 2 is on").uncheck()
+    page.wait_for_function(f"() => {{ const told = {KEPT}; return told.seed === 77 && !told.cards[1].on }}")
+    before = page.evaluate(f"() => {KEPT}")
+
+    def recalled() -> None:
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("a pear")
+        expect(page.get_by_role("list", name="Stages").get_by_role("listitem")).to_have_count(1)
+
+    def is_as_it_was() -> None:
+        expect(page.get_by_text("The form is as it was.").last).to_be_visible()
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("what took long to write")
+        page.wait_for_function(f"(before) => JSON.stringify({KEPT}) === JSON.stringify(before)", arg=before)
+
+    # When a job fills it, Then the button gives it back
+    page.get_by_role("link", name="Queue").click()
+    page.get_by_role("link", name="a pear", exact=True).click()
+    page.get_by_role("button", name="Use all").click()
+    recalled()
+    undo = page.get_by_role("button", name="Undo")
+    undo.focus()
+    page.keyboard.press("Enter")
+    is_as_it_was()
+    # And so does the key, after a picture's own words
+    page.evaluate(DROP, [base64.b64encode(job.pngs()[0]).decode(), "drawn.png"])
+    recalled()
+    undo.wait_for()
+    page.locator("h1").first.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("Control+z")
+    is_as_it_was()
+    # And in a field the key is the field's
+    page.get_by_role("link", name="Queue").click()
+    page.get_by_role("link", name="a pear", exact=True).click()
+    page.get_by_role("button", name="Remix").click()
+    recalled()
+    page.get_by_label("Prompt", exact=True).press("Control+z")
+    expect(undo).to_be_visible()

@@ -9,6 +9,32 @@ from tests.ui.conftest import WAIT_MS, Dashboard
 
 expect.set_options(timeout=WAIT_MS)
 
+TELLING = """
+{
+  const Plain = EventSource;
+  window.EventSource = class extends Plain {
+    addEventListener(type, hear, ...rest) {
+      if (type === "job") window.__hear = hear;
+      super.addEventListener(type, (event) => {
+        if (type === "job") window.__last = event;
+        hear(event);
+      }, ...rest);
+    }
+  };
+}
+"""
+"""Has the test tell the page what the farm does not."""
+MANY = """
+(many) => {
+  const told = JSON.parse(window.__last.data), old = "2000-01-01T00:00:00Z";
+  for (let at = 0; at < many; at++) {
+    const data = JSON.stringify({...told, id: `other${at}`, run: "others", created: old});
+    window.__hear({data, lastEventId: window.__last.lastEventId});
+  }
+  return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+}
+"""
+
 
 @pytest.fixture(scope="module")
 def waiting(dashboard: Dashboard) -> dict[str, str]:
@@ -85,4 +111,53 @@ def test_a_view_of_what_has_ended_asks_for_nothing(dashboard: Dashboard) -> None
     # When nothing happens for as long as several looks would take, Then none is made
     page.wait_for_timeout(2000)
     assert asked == []
+    assert not watched.trouble
+
+
+def test_a_listed_job_is_as_it_is_however_much_is_told(dashboard: Dashboard) -> None:
+    # Given a job that waited when it was listed, and has ended since
+    job = dashboard.rig.farm.render("one of very many", chain="txt")
+    watched = dashboard.open("/settings")
+    page = watched.page
+    page.context.add_init_script(TELLING)
+    page.goto(f"{dashboard.url}/queue")
+    row = page.get_by_role("listitem").filter(has_text="one of very many")
+    expect(row).to_contain_text("queued")
+    job.cancel()
+    expect(row).to_contain_text("cancelled")
+    # When far more is told than is held
+    page.evaluate(MANY, 60_000)
+    # Then it is still what it is, and so is each thing that may be done with it
+    expect(row.get_by_role("button", name="Retry")).to_be_visible()
+    expect(row).to_contain_text("cancelled")
+    assert not watched.trouble
+
+
+def test_a_run_is_retried_and_stays_open_in_the_address(dashboard: Dashboard) -> None:
+    # Given a run of which one job was cancelled
+    run = dashboard.rig.farm.run("a fold", chain="txt", count=3)
+    run[0].cancel()
+    watched = dashboard.open("/queue")
+    page = watched.page
+    fold = page.get_by_role("listitem").filter(has_text="run of 3 jobs")
+    expect(fold).to_contain_text("1 cancelled")
+    # When it is retried, Then that one waits again
+    fold.get_by_role("button", name="Retry the run").click()
+    expect(page.get_by_text("The run is retried.")).to_be_visible()
+    expect(fold).to_contain_text("3 queued")
+    expect(fold.get_by_role("button", name="Retry the run")).to_have_count(0)
+    assert [job.state for job in run] == ["queued"] * 3
+    # And when it is opened, Then it is open after a reload, too
+    rows = page.get_by_role("listitem").filter(has=page.get_by_role("link", name="a fold"))
+    expect(rows).to_have_count(0)
+    fold.get_by_role("button", name="Jobs of the run").click()
+    expect(rows).to_have_count(3)
+    page.reload()
+    expect(rows).to_have_count(3)
+    fold.get_by_role("button", name="Jobs of the run").click()
+    page.reload()
+    expect(fold).to_be_visible()
+    expect(rows).to_have_count(0)
+    for job in run:
+        job.cancel()
     assert not watched.trouble

@@ -7,7 +7,7 @@ import type { JobView, Snapshot, Steered } from "./types";
 
 const AT_ONCE = 1000;
 export type Act = "cancel" | "pause" | "resume" | "retry";
-const SAID: Record<Act, string> = { cancel: "cancelled", pause: "paused", resume: "resumed", retry: "queued again" };
+const SAID: Record<Act, string> = { cancel: "cancelled", pause: "paused", resume: "resumed", retry: "retried" };
 
 /** Steers a job; what became of it is shown at once, without waiting for the event. */
 export async function steer(id: string, act: Act): Promise<boolean> {

@@ -127,6 +127,15 @@ export function valuesOf(axis: Axis): unknown[] {
   });
 }
 
+/** Gives what makes the form as it is now once more, whatever was put into it since. */
+export function restoring(): () => void {
+  const kept = $state.snapshot(form);
+  return () => {
+    given += 1;
+    Object.assign(form, kept);
+  };
+}
+
 export type Recalled = "all" | "prompt" | "seed" | "size" | "remix";
 
 /** Fills the form from a job: `remix` is all but the seed. */
@@ -156,10 +165,13 @@ export function recall(job: Pick<JobView, "chain" | "seed"> & { id?: string }, w
   }
 }
 
+let given = 0;
+
 /** Gives the image that a job began with once more, as it was fitted. */
 async function regive(id: string): Promise<void> {
+  const turn = ++given;
   const { image } = await get<Spec>(`jobs/${part(id)}/spec`).catch(() => ({ image: null }));
-  if (!image) return;
+  if (!image || turn !== given) return;
   const { sha256, width, height } = image;
   form.given = { image: `sha256:${sha256}`, width, height, shown: `${BASE}/jobs/${part(id)}/inputs/${sha256}` };
 }

@@ -6,12 +6,15 @@ import type { Snapshot } from "./types";
 import { ended } from "./words";
 
 const BACK_MS = 2000;
+/** So many are held before those that have ended, and that no view shows, are forgotten. */
 const FORGET = 50_000;
 
-/** The newest snapshot of every job that was told since the page was opened. */
+/** The newest snapshot of every job that was told since the page was opened; of very many, of those that are shown. */
 export const jobs = new SvelteMap<string, Snapshot>();
 export const line = $state({ open: false, tried: 0 });
 const heard = new Set<(snapshot: Snapshot) => void>();
+const shown = new Set<(id: string) => boolean>();
+let most = FORGET;
 
 let source: EventSource | null = null;
 let waiting = new Map<string, Snapshot>();
@@ -21,6 +24,12 @@ let drawn = false;
 export function listen(hear: (snapshot: Snapshot) => void): () => void {
   heard.add(hear);
   return () => heard.delete(hear);
+}
+
+/** Has no job be forgotten of which `shows` is true: what it was when it was listed is older. Gives what ends that. */
+export function hold(shows: (id: string) => boolean): () => void {
+  shown.add(shows);
+  return () => shown.delete(shows);
 }
 
 /** Begins to listen to the farm; a connection that breaks is made again by the browser, and after a refusal by us. */
@@ -73,9 +82,11 @@ function draw(): void {
     jobs.set(snapshot.id, snapshot);
     for (const hear of heard) hear(snapshot);
   }
-  if (jobs.size <= FORGET) return;
+  if (jobs.size <= most) return;
   for (const [id, job] of jobs) {
     if (jobs.size <= FORGET) break;
-    if (ended(job.state)) jobs.delete(id);
+    if (ended(job.state) && ![...shown].some((shows) => shows(id))) jobs.delete(id);
   }
+  // Where almost all are shown or open, they are not gone through at every frame.
+  most = Math.max(FORGET, jobs.size) + FORGET / 10;
 }

@@ -1,7 +1,7 @@
 // Which jobs are there, the newest first, however many?
 
 import { get, query } from "./api";
-import { jobs, listen } from "./live.svelte";
+import { hold, jobs, listen } from "./live.svelte";
 import { tried } from "./toast.svelte";
 import type { JobPage, JobView, Snapshot } from "./types";
 
@@ -43,9 +43,11 @@ export class Pages {
         if (this.#known.has(job.id)) this.drop([job.id]);
       } else if (!this.#known.has(job.id) && this.#fits(job)) this.#miss(job.created);
     });
+    const unheld = hold((id) => this.#known.has(id));
     return () => {
       clearTimeout(this.#timer);
       unheard();
+      unheld();
     };
   }
 

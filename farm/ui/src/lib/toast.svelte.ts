@@ -6,17 +6,34 @@ export interface Toast {
   id: number;
   text: string;
   kind: "info" | "error";
+  /** What may be done about it, by a button. */
+  act?: { name: string; run: () => void };
 }
 
 const STAYS_MS = 6000;
+/** What asks for a decision stays longer, and as long as it is pointed at or has the focus. */
+const ACT_STAYS_MS = 20_000;
 export const toasts = $state<Toast[]>([]);
 let next = 0;
 
 /** Tells something for a few seconds; an error stays until it is dismissed. */
-export function tell(text: string, kind: Toast["kind"] = "info"): void {
+export function tell(text: string, kind: Toast["kind"] = "info", act?: Toast["act"]): void {
   const id = next++;
-  toasts.push({ id, text, kind });
-  if (kind === "info") setTimeout(() => dismiss(id), STAYS_MS);
+  // Of two that may be undone only the newer can.
+  if (act) for (const old of toasts) delete old.act;
+  toasts.push({ id, text, kind, act });
+  if (kind === "info") setTimeout(leave, act ? ACT_STAYS_MS : STAYS_MS, id);
+}
+
+function leave(id: number): void {
+  if (document.querySelector(`[data-toast="${id}"]:is(:hover, :focus-within)`)) setTimeout(leave, STAYS_MS, id);
+  else dismiss(id);
+}
+
+/** Does what a message offers, once. */
+export function act(toast: Toast): void {
+  dismiss(toast.id);
+  toast.act?.run();
 }
 
 export function dismiss(id: number): void {

@@ -263,6 +263,7 @@ export interface WorkerView {
   checkpoints: string[];
   jobs: string[];
   per_minute: number;
+  images_per_minute: number;
 }
 
 /** Stages that were committed in each minute, the oldest first. */

@@ -32,6 +32,12 @@ export function bytes(count: number | null | undefined): string {
   return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
 }
 
+/** What `whereabouts` says beyond the state, for where that stands before it already. */
+export function beyond(job: Snapshot): string {
+  const told = whereabouts(job);
+  return told === job.state ? "" : told.replace(`${job.state} `, "");
+}
+
 /** Where a job is, in one line: what runs, or why it waits. */
 export function whereabouts(job: Snapshot): string {
   if (job.state === "running") {

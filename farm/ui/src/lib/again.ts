@@ -1,0 +1,48 @@
+// How is what was drawn used once more, on the form, and how is that taken back?
+
+import { recall, refill, restoring, usePreset, form, type Given, type Recalled } from "./form.svelte";
+import { go } from "./route.svelte";
+import { tell } from "./toast.svelte";
+import type { JobView, RecalledView } from "./types";
+
+/** What of a job the form takes, with the button's name and its key. */
+export const RECALLS: readonly [Recalled, string, string][] = [
+  ["all", "Use all", "A"], ["remix", "Remix", "R"], ["prompt", "Prompt", "P"], ["seed", "Seed", "S"], ["size", "Size", "D"],
+];
+
+/** What a key takes of a job, where it is one of those. */
+export const recalledBy = (event: KeyboardEvent): Recalled | undefined =>
+  event.ctrlKey || event.metaKey || event.altKey ? undefined : RECALLS.find(([, , key]) => key === event.key.toUpperCase())?.[0];
+
+/** Fills the form from a job, and goes there. */
+export function useAgain(job: JobView, what: Recalled): void {
+  const undo = restoring();
+  recall(job, what);
+  const whole = what === "all" || what === "remix";
+  told(whole ? "The form is filled. Stages before the first that you change are not run again." : `The ${what} is in the form.`, undo);
+  go("/");
+}
+
+/** Fills the form from what a picture says of itself. */
+export function useSaid(said: RecalledView): void {
+  const undo = restoring();
+  refill(said);
+  told([`The form is filled from a picture of ${said.source}.`, ...said.notes].join(" · "), undo);
+}
+
+/** Has a picture be what a named chain begins with, and goes to the form. */
+export function useGiven(given: Given, prompt: string, preset: string): void {
+  const undo = restoring();
+  usePreset(preset);
+  Object.assign(form, { given, prompt, axes: [] });
+  told("The picture is the input of the chain.", undo);
+  go("/");
+}
+
+function told(text: string, undo: () => void): void {
+  const run = () => {
+    undo();
+    tell("The form is as it was.");
+  };
+  tell(text, "info", { name: "Undo", run });
+}
