@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,11 +107,18 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real S3 server for the session: its `s3_endpoint`, `s3_access_key` and `s3_secret_key` for `Settings`."""
+    with serving_s3(tmp_path_factory.mktemp("s3")) as found:
+        yield found
+
+
+@contextmanager
+def serving_s3(data: Path) -> Iterator[dict[str, str]]:
+    """A real S3 server on the folder `data`, as `s3`."""
     from farm.places import Places
     from farm.servers import await_server, await_store, start_s3
 
-    data, places = tmp_path_factory.mktemp("s3"), Places.new()
-    (data / "logs").mkdir()
+    places = Places.new()
+    (data / "logs").mkdir(parents=True)
     process = start_s3(data, places)
     try:
         await_server("s3", process, data, places)

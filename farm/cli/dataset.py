@@ -15,7 +15,7 @@ import typer
 
 from farm.cli.outcome import Outcome, Table, group, is_plain, say, settings_here, usage
 from farm.cli.submit import assignments, axes
-from farm.errors import Unavailable
+from farm.errors import BadBlob, Unavailable
 
 if TYPE_CHECKING:
     from farm.dataset.desk import Datasets, Planned, Status
@@ -195,6 +195,87 @@ def retry(name: Name) -> Outcome:
     """
     with _open("dataset retry") as (desk, _):
         return _after(desk.retry(name))
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder, or s3://BUCKET/PREFIX; new, or an earlier export.")],
+    format: Annotated[
+        Literal["webdataset", "parquet", "imagefolder"], typer.Option(help="What loaders will read.")
+    ] = "webdataset",
+    dedupe: Annotated[Literal["off", "exact", "near"], typer.Option(help="Of pictures that are alike, one.")] = "off",
+    distance: Annotated[int, typer.Option(help="Bits of the perceptual hash that alike pictures may differ in.")] = 3,
+    unique_prompts: Annotated[bool, typer.Option("--unique-prompts", help="One picture of each prompt.")] = False,
+    blank_below: Annotated[
+        float | None, typer.Option(help="Leave out pictures whose brightness deviates less, 0 to 127.5.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN>=NUMBER", help="Such as clip_score>=0.25; all must hold.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
+    validation: Annotated[float, typer.Option(help="Share that goes into a validation split.")] = 0,
+    file_samples: Annotated[int, typer.Option(help="Samples of a tar or Parquet file.")] = 1000,
+) -> Outcome:
+    """Write a dataset in a form that loads in one line, with its card; what is left out is listed with its reason.
+
+    \b
+    farm dataset export fruit -o fruit/
+    farm dataset export fruit -o s3://bucket/fruit --format parquet --dedupe near --blank-below 3
+    """
+    from pydantic import ValidationError
+
+    from farm.dataset.choosing import ExportSpec
+
+    given: dict[str, Any] = {
+        "format": format, "dedupe": dedupe, "distance": distance, "unique_prompts": unique_prompts,
+        "blank_below": blank_below, "where": tuple(where or ()), "limit": limit, "validation": validation,
+        "file_samples": file_samples,
+    }  # fmt: skip
+    try:
+        spec = ExportSpec(**given)
+    except ValidationError as error:
+        one = error.errors()[0]
+        raise usage(f"--{str(one['loc'][0]).replace('_', '-')}: {one['msg']}") from None
+    with _open("dataset export") as (desk, _):
+        found = desk.export(name, out, spec)
+    told = ", ".join(f"{count:,} {split}" for split, count in found.counts.items())
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count)
+    lines = [f"{out}: {told}" + (f"; left out: {dropped}" if dropped else "")]
+    return Outcome({"out": out, "counts": found.counts, "dropped": found.dropped, "files": found.files}, lines)
+
+
+@app.command()
+def verify(name: Name) -> Outcome:
+    """Read every shard of a dataset again, and tell all that is not as it was written.
+
+    \b
+    farm dataset verify fruit
+    """
+    from dataclasses import asdict
+
+    with _open("dataset verify") as (desk, _):
+        found = desk.verify(name)
+    wrong = [asdict(one) for one in found.problems]
+    lines = [f"shard {one.shard}{f', {one.key}' if one.key else ''}: {one.what}" for one in found.problems[:100]]
+    lines.append(
+        f"{found.samples:,} samples in {found.shards:,} shards, {found.failed:,} failed, {found.bytes / 1e6:,.1f} MB; "
+        f"{len(wrong)} problems" + (f"; {len(found.absent):,} shards are not there yet" if found.absent else "")
+    )
+    error = BadBlob(f"{len(wrong)} things are not as they were written") if wrong else None
+    return Outcome({**asdict(found), "problems": wrong}, lines, error)
+
+
+@app.command()
+def card(name: Name) -> Outcome:
+    """Print what a dataset says of itself: the README.md that an export of all of it has.
+
+    \b
+    farm dataset card fruit
+    """
+    with _open("dataset card") as (desk, _):
+        text = desk.card(name)
+    return Outcome({"card": text}, text.splitlines())
 
 
 @app.command()

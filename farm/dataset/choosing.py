@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.dataset.quality import MAX_DISTANCE, duplicates
 from farm.dataset.sharding import MEASURED, NUMBERS
-from farm.dataset.shelves import Shards, read_table
+from farm.dataset.shelves import Shards, read_schema, read_table
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
 
 if TYPE_CHECKING:
@@ -178,12 +178,16 @@ def joined(shards: Shards, number: int, scores: Sequence[str]) -> pa.Table:
     Raises:
         BadBlob: a table cannot be read, or a score is no number.
     """
+    with shards.parquet(number) as path:
+        return _scored(read_table(path), shards.scores(number), scores, number)
+
+
+def _scored(table: pa.Table, extra: pa.Table | None, scores: Sequence[str], number: int) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    with shards.parquet(number) as path:
-        table = read_table(path)
-    extra = shards.scores(number)
+    if extra is not None and "key" not in extra.column_names:
+        raise BadBlob(f"shard {number}: its scores do not say by `key` whose they are")
     places = None if extra is None else pc.index_in(table["key"], value_set=pc.cast(extra["key"], pa.string()))
     for name in scores:
         if extra is None or name not in extra.column_names:
@@ -217,26 +221,26 @@ def _looked(shards: Shards, names: set[str]) -> _Looked:
     import pyarrow.compute as pc
 
     parts, sizes, seen, schema = [], [], dict[str, None](), None
-    own = set(NUMBERS + MEASURED)
+    own = names & set(NUMBERS + MEASURED)
+    looked = sorted(own | {"key", "sample", "luma_std", "phash", "pixels", "prompt"})
     for number in shards.numbers():
         extra = shards.scores(number)
         here = [] if extra is None else [name for name in extra.column_names if name != "key"]
         seen |= dict.fromkeys(here)
-        table = joined(shards, number, sorted(names & set(here)))
-        bare = table.select([name for name in table.column_names if name not in names & set(here)]).schema
-        if clash := set(here) & set(bare.names):
-            raise BadBlob(f"shard {number}: the score {min(clash)} has the name of a column")
-        if schema is None:
-            schema = bare
-        elif schema != bare:
-            raise BadBlob(f"shard {number} has other columns than those before it: they are not of one dataset")
-        columns = {name: table[name] for name in ("key", "sample", "luma_std", "phash")}
+        with shards.parquet(number) as path:
+            fields = read_schema(path)
+            if schema is None:
+                schema = fields
+            elif schema != fields:
+                raise BadBlob(f"shard {number} has other columns than those before it: they are not of one dataset")
+            if clash := set(here) & set(fields.names):
+                raise BadBlob(f"shard {number}: the score {min(clash)} has the name of a column")
+            later = sorted(names - set(fields.names))
+            table = _scored(read_table(path, looked), extra, later, number)
+        columns: dict[str, Any] = {name: table[name] for name in ("key", "sample", "luma_std", "phash")}
         columns["pixels"] = pc.utf8_slice_codeunits(table["pixels"], 0, 16)
         columns["wording"] = pa.chunked_array([pa.array(map(_wording, table["prompt"].to_pylist()), pa.string())])
-        for name in sorted(names):
-            given = name in table.column_names and (name in own or name in here)
-            column = pc.cast(table[name], pa.float64()) if given else pa.nulls(table.num_rows, pa.float64())
-            columns[name] = column
+        columns |= {name: pc.cast(table[name], pa.float64()) for name in sorted(own) + later}
         parts.append(pa.table(columns))
         sizes.append(table.num_rows)
     if schema is None:

@@ -22,14 +22,20 @@ from pydantic import ValidationError
 
 from farm.chain import Chain
 from farm.client import Farm
+from farm.dataset.card import About, Figures, Licensed, card
+from farm.dataset.choosing import ExportSpec
+from farm.dataset.exporting import Exported, export
 from farm.dataset.folder import Folder, Plan, State, datasets, read_sample
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds, run_of
 from farm.dataset.planning import Planner, plan_rows
 from farm.dataset.reading import header, rows
 from farm.dataset.seats import Seats
+from farm.dataset.sharding import schema
+from farm.dataset.shelves import TargetBucket, TargetFolder
 from farm.dataset.sources import Source, digest
 from farm.dataset.spec import DatasetSpec, RowError, Sample
+from farm.dataset.verifying import Report, verify
 from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate_many
@@ -242,6 +248,51 @@ class Datasets:
             if len(found) >= limit:
                 break
         return found[:limit]
+
+    # ------------------------------------------------------------------------------------------------ collect
+
+    def export(self, name: str, out: str, spec: ExportSpec, work: Path | None = None) -> Exported:
+        """Writes a dataset, as far as it is done, to a folder or `s3://bucket/prefix` (see `farm.dataset.exporting`).
+
+        Raises:
+            InvalidJob, NotFound, Conflict, BadBlob: as `exporting.export`.
+        """
+        folder = self.folder(name)
+        target = TargetBucket(self._farm.store, out) if out.startswith("s3://") else TargetFolder(Path(out))
+        return export(folder, target, spec, self._about(folder), work=work)
+
+    def verify(self, name: str) -> Report:
+        """What is wrong with the shards that are there: all of them are read. Raises NotFound."""
+        return verify(self.folder(name))
+
+    def card(self, name: str) -> str:
+        """What an export of all of it would say of itself. Raises NotFound."""
+        folder = self.folder(name)
+        plan, stats = folder.plan(), [folder.stats(number) for number in folder.numbers()]
+        made = sum(int(one["successes"]) for one in stats)
+        size = sum(int(file["bytes"]) for one in stats for file in one["files"].values())
+        columns = {field.name: str(field.type) for field in schema(plan.columns)}
+        figures = Figures({"train": made}, made, sum(int(one["failed"]) for one in stats), {}, size, columns)
+        return card(self._about(folder), ExportSpec(), figures)
+
+    def _about(self, folder: Folder) -> About:
+        """What the card says beside the shards."""
+        plan, stats = folder.plan(), [folder.stats(number) for number in folder.numbers()]
+        weights = tuple(
+            Licensed(
+                name=one["name"],
+                source=one.get("repo") or ("built by " + one["build"] if "build" in one else "files of its operator"),
+                revision=one.get("revision") or f"files of the SHA-256 {one['manifest'][:16]}",
+                licence=one["licence"],
+            )
+            for one in plan.checkpoints
+        )
+        took = {}
+        if stats and (span := max(one["ended"] for one in stats) - min(one["began"] for one in stats)) > 0:
+            made = sum(int(one["successes"]) for one in stats)
+            took = {"samples a second, from the first submit to the last shard": f"{made / span:.2f}"}
+        safety = self._farm.settings.safety
+        return About(plan.spec, plan.source["name"], plan.rows, weights, took, safety)
 
     # ------------------------------------------------------------------------------------------------ steer
 

@@ -26,7 +26,7 @@ import structlog
 from farm.client import Farm
 from farm.dataset.folder import Folder, Plan
 from farm.dataset.moulds import Moulds, run_of
-from farm.dataset.sharding import ShardWriter
+from farm.dataset.sharding import ShardWriter, Written, write
 from farm.dataset.spec import Failed, Picture, Sample
 from farm.errors import BadBlob, NotFound
 from farm.job import MAX_DEADLINE_S
@@ -34,8 +34,8 @@ from farm.ledger import CHUNK
 from farm.records import OPEN, JobRecord
 
 _log = structlog.get_logger(__name__)
-FETCHERS = 8
-"""Threads that read results from the store: each waits for a server most of its time."""
+FETCHERS = 4
+"""Threads that read results from the store, decode and measure them: half of the time they wait, or hold no lock."""
 LOOK_S = 2.0
 """How often the operator's wishes are read, seconds."""
 TRIES = 3
@@ -232,9 +232,9 @@ class Feeder:
         failed, lost = list[Failed](), list[str]()
         with TemporaryDirectory(prefix="shard-") as temporary:
             with ShardWriter(Path(temporary), shard.number, self.plan.spec, self.plan.columns) as writer:
-                for sample, job, picture in self._pictures(shard, failed):
+                for sample, job, written in self._pictures(shard, failed):
                     try:
-                        writer.add(picture.result())
+                        writer.put(written.result())
                     except BadBlob as error:
                         _log.warning("picture_lost", dataset=self.name, sample=sample.key, error=error.message)
                         shard.lost[job] = shard.lost.get(job, 0) + 1
@@ -260,9 +260,9 @@ class Feeder:
         seconds = round(time.monotonic() - began, 2)
         _log.info("shard", dataset=self.name, shard=shard.number, samples=stats["successes"], seconds=seconds)
 
-    def _pictures(self, shard: Shard, failed: list[Failed]) -> Iterator[tuple[Sample, str, Future[Picture]]]:
+    def _pictures(self, shard: Shard, failed: list[Failed]) -> Iterator[tuple[Sample, str, Future[Written]]]:
         """What the jobs of a shard made, in order and read ahead a little; the others are added to `failed`."""
-        ahead = deque[tuple[Sample, str, Future[Picture]]]()
+        ahead = deque[tuple[Sample, str, Future[Written]]]()
         with ThreadPoolExecutor(FETCHERS) as pool:
             for start in range(0, len(shard.jobs), CHUNK):
                 records = {one.job: one for one in self._farm.ledger.read(shard.jobs[start : start + CHUNK])}
@@ -271,13 +271,13 @@ class Feeder:
                     if record.state != "done":
                         failed.append(Failed(sample, record.state, record.code, record.message))
                         continue
-                    ahead.append((sample, job, pool.submit(self._picture, sample, record)))
+                    ahead.append((sample, job, pool.submit(self._written, sample, record)))
                     if len(ahead) > 2 * FETCHERS:
                         yield ahead.popleft()
             yield from ahead
 
-    def _picture(self, sample: Sample, record: JobRecord) -> Picture:
-        """What a job made of a sample. Raises BadBlob where that is gone or damaged."""
+    def _written(self, sample: Sample, record: JobRecord) -> Written:
+        """What the shard has of what a job made. Raises BadBlob where that is gone or damaged."""
         store, keep = self._farm.store, self.plan.spec.keep
         outputs: list[dict[str, Any]] = [json.loads(output) for output in record.outputs]
         kept: dict[str, bytes] = {}
@@ -288,7 +288,8 @@ class Feeder:
                 kept[f"stage{index}.safetensors"] = store.get_blob(output["blob"], output["bytes"])
         last = outputs[-1]
         data = store.get_blob(last["blob"], last["bytes"])
-        return Picture(sample, data, json.loads(record.spec)["recipes"], last["made"], kept)
+        picture = Picture(sample, data, json.loads(record.spec)["recipes"], last["made"], kept)
+        return write(picture, self.plan.spec, self.plan.columns)
 
     # ------------------------------------------------------------------------------------------------ telling
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.dataset.spec import DatasetSpec, Sample
-from farm.errors import Conflict, NotFound
+from farm.errors import BadBlob, Conflict, NotFound
 from farm.job import canonical
 from farm.store import Store, reaching
 
@@ -206,19 +206,28 @@ class Folder:
 
     @contextmanager
     def tar(self, number: int) -> Iterator[Path]:
-        """The shard's tar as a file of this machine, for a while. Raises NotFound."""
+        """The shard's tar as a file of this machine, for a while. Raises BadBlob."""
         with self._local(f"shards/{number:05d}.tar") as path:
+            yield path
+
+    @contextmanager
+    def parquet(self, number: int) -> Iterator[Path]:
+        """The shard's table, likewise. Raises BadBlob."""
+        with self._local(f"shards/{number:05d}.parquet") as path:
             yield path
 
     @contextmanager
     def _local(self, path: str) -> Iterator[Path]:
         with TemporaryDirectory() as folder:
             target = Path(folder) / Path(path).name
-            with reaching("read of a dataset"):
-                found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
-                with closing(found["Body"]) as body, target.open("wb") as file:
-                    while block := body.read(1 << 20):
-                        file.write(block)
+            try:
+                with reaching("read of a dataset"):
+                    found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
+                    with closing(found["Body"]) as body, target.open("wb") as file:
+                        while block := body.read(1 << 20):
+                            file.write(block)
+            except NotFound:
+                raise BadBlob(f"{target.name} is missing") from None
             yield target
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 GROUP = 100
 """Pictures of a Parquet row group, the least that a loader fetches. Source: the hub's advice for streaming images."""
+GROUP_BYTES = 1 << 25
+"""And so many bytes of pictures at most, for a row group lies in memory several times while it is written."""
 Row = dict[str, Any]
 Put = Callable[[str, Path], None]
 
@@ -96,6 +98,7 @@ class Tables(Form):
 
     _writer: pq.ParquetWriter
     _rows: list[Row]
+    _bytes: int
 
     def _begin(self) -> None:
         import pyarrow as pa
@@ -109,19 +112,20 @@ class Tables(Form):
         self._writer = pq.ParquetWriter(
             self._folder / "table", schema, compression="zstd", use_dictionary=["negative_prompt", "recipe", "made"]
         )
-        self._rows = []
+        self._rows, self._bytes = [], 0
 
     def _take(self, entry: Entry, row: Row) -> None:
         extension, data = entry.picture()
+        self._bytes += len(data)
         self._rows.append({"image": {"bytes": data, "path": f"{entry.key}.{extension}"}, **row})
-        if len(self._rows) == GROUP:
+        if len(self._rows) == GROUP or self._bytes >= GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
         self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))
-        self._rows.clear()
+        self._rows, self._bytes = [], 0
 
     def _end(self, whole: bool) -> None:
         with self._writer:

@@ -20,37 +20,28 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from math import isfinite
 from random import Random
 from typing import Any
 
 from farm.dataset.options import MANY, Again, Choice, Node, Once, Sequence, Text, product
+from farm.dataset.syntax import SIGN, bad_template, command_of, said
 from farm.dataset.wildcards import Wildcards
-from farm.errors import InvalidJob, Unavailable
+from farm.errors import InvalidJob
 
 __all__ = ["MANY", "Template", "Wildcards"]
 
-TEMPLATE_CHARS = 10_000
-"""Longest template and line, characters. Source: the parser takes a second for it."""
-MAX_DEPTH, MAX_NESTED = 16, 32
-"""How deep braces may lie within each other, and choices with those of wildcards. Source: the parser takes some 25
-calls for each brace, Python has 1,000."""
+MAX_NESTED = 32
+"""How deep choices may lie within each other, with those of wildcards. Source: each takes ten of 1,000 calls."""
 MAX_SIZE = 100_000
 """Most characters of one prompt and steps to make it. Source: a prompt has 2,000."""
 MAX_PICKED = 64
 """Most options that are picked together."""
-INSTALL = "pip install 'latent-farm[dataset]'"
-COMMENT = re.compile(r"^[ \t]*#(?:[ \t].*)?(?:\n|\Z)", re.M)
-SIGN = re.compile(rf"[{{}}]|__|{COMMENT.pattern}", re.M)
-"""What is not said as it stands: a text without one is no template."""
-KEPT = {"$": "\ufdd0", "#": "\ufdd1", "//": "\ufdd2", "/*": "\ufdd3"}
-"""What stands, on the way through the parser, for signs that begin nothing. Source: Unicode 23.7, codes no text has."""
-WRAP = "\ufdd4{"
-"""What begins a wrapping instead of %{, so that % is a sign like others."""
 WEIGHT = re.compile(r"(\d+\.?\d*|\.\d+)::")
 Known = Mapping[str, Node]
 """What each variable is."""
+Options = tuple[tuple[Node, float], ...]
+"""What can be chosen, with weights."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Template:
         if self.count > limit:
             told = f"{self.count:,}" if self.count < MANY else f"more than {MANY:,}"
             hint = "have fewer options, or let some be drawn at random"
-            raise InvalidJob(f"the template means {told} prompts, at most {limit:,} are taken", code=CODE, hint=hint)
+            raise bad_template(f"the template means {told} prompts, at most {limit:,} are taken", hint)
         return (self._told(texts) for texts in product(self.tree.parts, {}))
 
     def draw(self, random: Random) -> tuple[str, tuple[str, ...]]:
@@ -98,94 +89,10 @@ class Template:
         return self._told(self.tree.drawn(random, {}))
 
     def _told(self, texts: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-        chosen = (text for part, text in zip(self.tree.parts, texts, strict=True) if isinstance(part, Choice | Once))
+        chosen = (
+            text.strip() for part, text in zip(self.tree.parts, texts, strict=True) if isinstance(part, Choice | Once)
+        )
         return self.tree.said(texts), tuple(chosen)
-
-
-CODE = "bad_template"
-
-
-def _bad(why: str, hint: str = "") -> InvalidJob:
-    return InvalidJob(why, code="bad_template", hint=hint)
-
-
-# ------------------------------------------------------------------------------------------------------------ parsing
-
-
-@lru_cache(1024)
-def _command(text: str) -> Any:
-    """What the parser makes of a template."""
-    try:
-        from dynamicprompts.parser.parse import parse
-        from pyparsing import ParseBaseException
-    except ModuleNotFoundError as error:
-        raise Unavailable(f"templates need {error.name}", hint=INSTALL) from None
-    text = COMMENT.sub("", text)
-    if len(text) > TEMPLATE_CHARS:
-        raise _bad(f"{len(text):,} characters, a template has at most {TEMPLATE_CHARS:,}")
-    if any(code in text for code in (*KEPT.values(), WRAP[0])):
-        raise _bad("the template holds a code that no text has")
-    if found := re.search(r"\\[{}]", text):
-        raise _bad(f"character {found.start() + 1}: there are no escapes; a template cannot say {{ or }}")
-    if "%{" in text:
-        raise _bad(f"character {text.index('%{') + 1}: %{{..}} is not taken; write the words around the options")
-    _check_depth(text)
-    try:
-        return parse(_kept(text), _config())
-    except ParseBaseException as error:
-        raise _bad(_why(text, error.loc)) from None
-    except RecursionError:
-        raise _bad(f"more than {MAX_DEPTH} options lie within each other") from None
-    except (ValueError, OverflowError):  # a number of thousands of digits
-        raise _bad("a number in the template is too large") from None
-
-
-@lru_cache(1)
-def _config() -> Any:
-    """The parser's settings: one object for good, by which it finds what it built."""
-    from dynamicprompts.parser.config import ParserConfig
-
-    return ParserConfig(wrap_start=WRAP)
-
-
-def _kept(text: str) -> str:
-    """The template as the parser is given it: it would drop what follows a # wherever it stands."""
-    text = re.sub(r"#|//|/\*", lambda sign: KEPT[sign[0]], text)
-    return re.sub(r"(?<!\$)\$(?![${])", KEPT["$"], text)
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for sign in re.finditer(r"[{}]", text):
-        depth += 1 if sign[0] == "{" else -1
-        if depth > MAX_DEPTH:
-            raise _bad(f"character {sign.start() + 1}: more than {MAX_DEPTH} options lie within each other")
-
-
-def _why(text: str, place: int) -> str:
-    """What is wrong with a template that the parser does not take from `place` on."""
-    open_at: list[int] = []
-    for sign in re.finditer(r"[{}]", text):
-        if sign[0] == "{":
-            open_at.append(sign.start())
-        elif open_at:
-            open_at.pop()
-    if open_at:
-        return f"the {{ at character {open_at[-1] + 1} is never closed"
-    marks = [mark.start() for mark in re.finditer("__", text)]
-    if len(marks) % 2:
-        return f"the __ at character {marks[-1] + 1} has no other: a wildcard is __name__"
-    if "$$" in text:
-        told = "before $$ stands how many, between two of them what joins (ASCII without # $ { } //)"
-        return f"character {place + 1}: {told}: {{2$$a|b|c}}, {{1-2$$ and $$a|b|c}}"
-    return f"it cannot be read from character {place + 1} on: {text[place : place + 40]!r}"
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
-Options = tuple[tuple[Node, float], ...]
-"""What can be chosen, with weights."""
 
 
 class _Reader:
@@ -199,9 +106,9 @@ class _Reader:
         """The tree of a template or of a wildcard's line."""
         if not SIGN.search(text):
             return Text(text)
-        found = self._node(_command(text), known, above)
+        found = self._node(command_of(text), known, above)
         if any(isinstance(part, Text) and "}" in part.text for part in _parts(found)):
-            raise _bad("a } closes nothing", "take it out: a template cannot say { or }")
+            raise bad_template("a } closes nothing", "take it out: a template cannot say { or }")
         return found
 
     def _node(self, command: Any, known: Known, above: tuple[str, ...]) -> Node:
@@ -209,7 +116,7 @@ class _Reader:
         from dynamicprompts.commands import variable_commands as variables
 
         if isinstance(command, commands.LiteralCommand):
-            found: Node = Text(_said(command.literal))
+            found: Node = Text(said(command.literal))
         elif isinstance(command, commands.VariantCommand):
             found = self._choice(command, known, above)
         elif isinstance(command, commands.WildcardCommand):
@@ -220,9 +127,9 @@ class _Reader:
             tokens = command.tokens if isinstance(command, commands.SequenceCommand) else [command]
             found = self._sequence(tokens, known, above)
         if found.size > MAX_SIZE:
-            raise _bad(f"a prompt of this template may have more than {MAX_SIZE:,} characters and choices")
+            raise bad_template(f"a prompt of this template may have more than {MAX_SIZE:,} characters and choices")
         if found.depth > MAX_NESTED:
-            raise _bad(f"more than {MAX_NESTED} choices lie within each other")
+            raise bad_template(f"more than {MAX_NESTED} choices lie within each other")
         return found
 
     def _sequence(self, tokens: list[Any], known: Known, above: tuple[str, ...]) -> Node:
@@ -232,7 +139,7 @@ class _Reader:
         given = [token for token in tokens if isinstance(token, VariableAssignmentCommand)]
         for token in given:
             if sum(token.name == other.name for other in given) > 1:
-                raise _bad(f"the variable {token.name} is given twice", "give the second another name")
+                raise bad_template(f"the variable {token.name} is given twice", "give the second another name")
             if token.name in known and not token.overwrite:
                 continue
             value = self._node(token.value, here, above)
@@ -250,7 +157,7 @@ class _Reader:
             return known[command.name]
         if command.default is None:
             hint = f"give it in the template, ${{{command.name}=..}}, or a default, ${{{command.name}:..}}"
-            raise _bad(f"the variable {command.name} is not given", hint)
+            raise bad_template(f"the variable {command.name} is not given", hint)
         return self._node(command.default, known, above)
 
     def _choice(self, command: Any, known: Known, above: tuple[str, ...]) -> Node:
@@ -264,15 +171,15 @@ class _Reader:
             name = "{..}"
             options = tuple((self._option(v.value, known, above), v.weight) for v in command.variants)
             if len(options) == 1 and isinstance(options[0][0], Text) and not options[0][0].text:
-                raise _bad("{} has no options")
-        return _chosen(options, name, command.min_bound, command.max_bound, _said(command.separator))
+                raise bad_template("{} has no options")
+        return _chosen(options, name, command.min_bound, command.max_bound, said(command.separator))
 
     def _option(self, command: Any, known: Known, above: tuple[str, ...]) -> Node:
         found = self._node(command, known, above)
         start = _parts(found)[0]
         if isinstance(start, Text) and "::" in start.text:
             weight = start.text.partition("::")[0].strip()
-            raise _bad(f"{weight[:40]!r} before :: is no weight", "write a number from 0 on, as in {0.5::a|b}")
+            raise bad_template(f"{weight[:40]!r} before :: is no weight", "write a number from 0 on, as in {0.5::a|b}")
         return found
 
     def _wildcard(self, command: Any, known: Known, above: tuple[str, ...]) -> Node:
@@ -289,17 +196,19 @@ class _Reader:
         """What a wildcard is called, and the lines of all that it means."""
         _check_sign(command)
         if isinstance(command.wildcard, str):
-            said = command.wildcard
+            name = command.wildcard
         else:
             parts = _parts(self._node(command.wildcard, known, above))
-            said = "".join(part.text for part in parts if isinstance(part, Text))
+            name = "".join(part.text for part in parts if isinstance(part, Text))
             if not all(isinstance(part, Text) for part in parts):
-                raise _bad("a wildcard's name cannot be chosen", "choose between wildcards: {__a__|__b__}")
-        name = _said(said).strip()
+                raise bad_template("a wildcard's name cannot be chosen", "choose between wildcards: {__a__|__b__}")
+        name = said(name).strip()
         names = self._wildcards.matching(name)
         if not names:
             near = get_close_matches(name, self._wildcards.lines, 3, 0.5)
-            raise _bad(f"there is no wildcard __{name}__", f"there is __{'__, __'.join(near)}__" if near else "")
+            raise bad_template(
+                f"there is no wildcard __{name}__", f"there is __{'__, __'.join(near)}__" if near else ""
+            )
         here = {**known, **{key: self._node(value, known, above) for key, value in command.variables.items()}}
         if len(names) == 1:
             return f"__{name}__", self._of(names[0], here, above)
@@ -309,9 +218,9 @@ class _Reader:
         """The lines of one wildcard, made once for each of what its variables are, where it may have any."""
         trail = (*above, name)
         if name in above:
-            raise _bad(f"a wildcard leads back to itself: {' > '.join(trail)}")
+            raise bad_template(f"a wildcard leads back to itself: {' > '.join(trail)}")
         if len(trail) > MAX_NESTED:
-            raise _bad(f"more than {MAX_NESTED} wildcards lie within each other")
+            raise bad_template(f"more than {MAX_NESTED} wildcards lie within each other")
         lines = self._wildcards.lines[name]
         kept = self._wildcards.known
         key: tuple[Any, ...] = ("lines", f"__{name}__")
@@ -332,17 +241,10 @@ class _Reader:
         except InvalidJob as error:
             if error.message.startswith(_IN):
                 raise
-            raise _bad(f"{_IN}{above[-1]}__, {line[:40]!r}: {error.message}", error.hint) from None
+            raise bad_template(f"{_IN}{above[-1]}__, {line[:40]!r}: {error.message}", error.hint) from None
 
 
 _IN = "in __"
-
-
-def _said(text: str) -> str:
-    """A text with the signs that were kept from the parser."""
-    for sign, code in KEPT.items():
-        text = text.replace(code, sign)
-    return text
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
@@ -351,8 +253,10 @@ def _parts(node: Node) -> tuple[Node, ...]:
 
 def _check_sign(command: Any) -> None:
     if command.sampling_method is not None:
-        sign = {"random": "~", "combinatorial": "!", "cyclical": "@"}[command.sampling_method.value]
-        raise _bad(f"{sign} before options is not taken: the dataset says whether all or some at random are meant")
+        sign = {"random": "~", "combinatorial": "!", "cycle": "@"}[command.sampling_method.value]
+        raise bad_template(
+            f"{sign} before options is not taken: the dataset says whether all or some at random are meant"
+        )
 
 
 def _chosen(
@@ -363,17 +267,17 @@ def _chosen(
     nodes: dict[Node | str, Node] = {}
     for node, weight in options:
         if not isfinite(weight):
-            raise _bad(f"a weight in {name} is too large")
+            raise bad_template(f"a weight in {name} is too large")
         if weight > 0:
             key = node.text if isinstance(node, Text) else node
             nodes.setdefault(key, node)
             weights[key] = weights.get(key, 0.0) + weight
     if not nodes:
-        raise _bad(f"{name} has no options", "a weight of 0 leaves an option out" if options else "")
+        raise bad_template(f"{name} has no options", "a weight of 0 leaves an option out" if options else "")
     if low > len(nodes):
-        raise _bad(f"{low} of the options of {name} are to be picked, it has {len(nodes)}")
+        raise bad_template(f"{low} of the options of {name} are to be picked, it has {len(nodes)}")
     if not high:
-        raise _bad(f"0 of the options of {name} are to be picked")
+        raise bad_template(f"0 of the options of {name} are to be picked")
     if min(high, len(nodes)) > MAX_PICKED:
-        raise _bad(f"{high} of the options of {name} are to be picked, at most {MAX_PICKED} are taken")
+        raise bad_template(f"{high} of the options of {name} are to be picked, at most {MAX_PICKED} are taken")
     return Choice(tuple(nodes.values()), tuple(weights.values()), low, min(high, len(nodes)), separator)

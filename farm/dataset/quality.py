@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    Numbers = np.ndarray[Any, Any]
+
 BITS = 64
+SMALL, PAIRS = 1024, 1 << 24
+"""So few hashes are all compared with all; of alike pairs so many are listed at once, 8 bytes each."""
 MAX_DISTANCE = 8
 """Bits in which alike pictures may differ. Source: beyond some ten bits a 64-bit phash calls strangers alike."""
 
@@ -46,17 +50,16 @@ class Measures:
 def measure(image: Image) -> Measures:
     """The measures of an RGB picture, rounded so that the last bit of a machine's arithmetic does not show."""
     import imagehash
+    from PIL import ImageStat
 
     luma = image.convert("L")
     counts = luma.histogram()
-    pixels = sum(counts)
-    mean = sum(level * count for level, count in enumerate(counts)) / pixels
-    variance = sum((level - mean) ** 2 * count for level, count in enumerate(counts)) / pixels
+    brightness = ImageStat.Stat(counts)
     return Measures(
         phash=str(imagehash.phash(luma)),
-        luma_mean=round(mean, 3),
-        luma_std=round(variance**0.5, 3),
-        luma_top=round(max(counts) / pixels, 5),
+        luma_mean=round(brightness.mean[0], 3),
+        luma_std=round(brightness.stddev[0], 3),
+        luma_top=round(max(counts) / brightness.count[0], 5),
     )
 
 
@@ -83,47 +86,90 @@ def duplicates(hashes: Sequence[str], distance: int) -> list[int]:
     order = np.argsort(first)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    kept = _kept(unique[order], distance)
-    places = first[order][kept]
-    found: list[int] = places[rank[which]].tolist()
+    kept = np.arange(len(order))
+    if distance:
+        _settle(kept, unique[order], kept.copy(), distance)
+    found: list[int] = first[order][kept][rank[which]].tolist()
     return found
 
 
-def _kept(values: np.ndarray[Any, Any], distance: int) -> np.ndarray[Any, Any]:
-    """For each of these hashes, no two equal, the place of the kept one that it repeats, or its own."""
+def _settle(found: Numbers, values: Numbers, places: Numbers, distance: int) -> None:
+    """Sets `found` at `places` (ascending, their values all different) to the place of the kept one, or to its own.
+
+    Where so many pairs are alike that listing them would fill the memory, the first half is settled, then what of the
+    second is alike to something kept there is out, then the rest: no list is longer than `PAIRS`.
+    """
     import numpy as np
 
-    found = np.arange(len(values))
-    if not distance:
-        return found
-    pairs = np.concatenate([np.empty(0, np.int64), *_alike(values, distance)])
-    # later << 32 | earlier: sorted, every hash comes after all that it may repeat
-    for pair in np.unique(pairs).tolist():
-        later, earlier = pair >> 32, pair & 0xFFFFFFFF
-        if found[later] == later and found[earlier] == earlier:
-            found[later] = earlier
-    return found
+    held = values[places]
+    pairs = _pairs(held, distance)
+    if pairs is not None:
+        # later << 32 | earlier: sorted, every hash comes after all that it may repeat
+        for pair in np.unique(pairs).tolist():
+            later, earlier = places[pair >> 32], places[pair & 0xFFFFFFFF]
+            if found[later] == later and found[earlier] == earlier:
+                found[later] = earlier
+        return
+    first, second = np.array_split(places, 2)
+    _settle(found, values, first, distance)
+    kept = first[found[first] == first]
+    repeated = _first_alike(values[kept], values[second], distance)
+    out = repeated < len(kept)
+    found[second[out]] = kept[repeated[out]]
+    _settle(found, values, second[~out], distance)
 
 
-def _alike(values: np.ndarray[Any, Any], distance: int) -> Iterator[np.ndarray[Any, Any]]:
-    """The pairs within `distance`, some more than once, each as later << 32 | earlier."""
+def _pairs(values: Numbers, distance: int) -> Numbers | None:
+    """The pairs within `distance`, some more than once, each as later << 32 | earlier; None where they are too many."""
+    import numpy as np
+
+    if len(values) <= SMALL:
+        later, earlier = np.nonzero(np.bitwise_count(values[:, None] ^ values) <= distance)
+        return (later << 32 | earlier)[earlier < later]
+    found, count = [np.empty(0, np.int64)], 0
+    for mask in _masks(distance):
+        cut = values & mask
+        order = np.argsort(cut, kind="stable")
+        cut, ordered = cut[order], values[order]
+        # Within a group of equal cuts each one is compared with the next, then with the next but one, and so on.
+        left, step = np.arange(len(values)), 1
+        while left.size:
+            left = left[left + step < len(values)]
+            left = left[cut[left] == cut[left + step]]
+            near = left[np.bitwise_count(ordered[left] ^ ordered[left + step]) <= distance]
+            # The sort is stable, so the later of the two has the later place.
+            found.append(order[near + step] << 32 | order[near])
+            count, step = count + near.size, step + 1
+            if count > PAIRS:
+                return None
+    return np.concatenate(found)
+
+
+def _first_alike(kept: Numbers, values: Numbers, distance: int) -> Numbers:
+    """For each of `values` the place of the first of `kept` within `distance`; the length of `kept` where none is."""
+    import numpy as np
+
+    first = np.full(len(values), len(kept))
+    for mask in _masks(distance):
+        cut = kept & mask
+        order = np.argsort(cut, kind="stable")
+        low, high = (np.searchsorted(cut[order], values & mask, side) for side in ("left", "right"))
+        live = np.nonzero(low < high)[0]
+        while live.size:
+            at = order[low[live]]
+            near = np.bitwise_count(kept[at] ^ values[live]) <= distance
+            first[live[near]] = np.minimum(first[live[near]], at[near])
+            low[live] += 1
+            live = live[low[live] < high[live]]
+    return first
+
+
+def _masks(distance: int) -> Iterator[np.uint64]:
+    """The bits that are looked at together: of any two hashes within `distance`, some mask's bits are equal."""
     import numpy as np
 
     matched = -(-distance // 3)
     count = distance + matched
     edges = [BITS * place // count for place in range(count + 1)]
     blocks = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
-    for chosen in combinations(blocks, matched):
-        cut = values & np.uint64(sum(chosen))
-        order = np.argsort(cut, kind="stable")
-        cut, sorted_values = cut[order], values[order]
-        # Within a group of equal cuts each one is compared with the next, then with the next but one, and so on.
-        left, step = np.arange(len(values)), 1
-        while left.size:
-            left = left[left + step < len(values)]
-            left = left[cut[left] == cut[left + step]]
-            near = left[np.bitwise_count(sorted_values[left] ^ sorted_values[left + step]) <= distance]
-            if near.size:
-                # The sort is stable, so the later of the two has the later place.
-                yield order[near + step] << 32 | order[near]
-            step += 1
+    return (np.uint64(sum(chosen)) for chosen in combinations(blocks, matched))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 from farm.dataset.encoding import decode, encode
 from farm.dataset.quality import measure
 from farm.dataset.spec import DatasetSpec, Failed, Picture, sample_id
-from farm.dataset.tars import PICTURES, Entry, TarWriter, entries
+from farm.dataset.tars import PICTURES, TarWriter, entries
 from farm.errors import BadBlob
 from farm.image import hash_pixels
 from farm.job import canonical
@@ -69,60 +69,27 @@ class ShardWriter:
         self._folder, self._number, self._spec, self._columns = folder, number, spec, tuple(columns)
         self._fresh = folder / f".{number:05d}.parquet.part"
         self._tar = TarWriter(folder / f".{number:05d}.tar.part")
+        self._table = TableWriter(self._fresh, columns)
+        self._in_order, self._last = True, ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *what: object) -> None:
+        self._table.close()
         self._tar.__exit__(*what)
         for path in (self._tar.path, self._fresh):
             path.unlink(missing_ok=True)
 
     def add(self, picture: Picture) -> None:
-        """Adds one sample.
+        """Adds one sample. Raises Conflict where it is in the shard already, and as `write`."""
+        self.put(write(picture, self._spec, self._columns))
 
-        Raises:
-            BadBlob: the picture cannot be decoded, carries no recipe, or lacks a kept file that others have.
-            Conflict: the sample is in the shard already.
-        """
-        sample = picture.sample
-        expected = kept_files(picture.recipes, self._spec)
-        if sorted(picture.kept) != expected:
-            raise BadBlob(
-                f"of the sample {sample.key} there is {', '.join(sorted(picture.kept)) or 'nothing'} beside the "
-                f"picture, where all have {', '.join(expected) or 'nothing'}"
-            )
-        image = decode(picture.data)
-        data = encode(picture.data, image, self._spec.image_format, self._spec.image_quality)
-        known = {
-            "key": sample.key,
-            "sample": sample_id(self._spec.name, sample.row, sample.variant),
-            "row": sample.row,
-            "variant": sample.variant,
-            "prompt": sample.prompt,
-            "negative_prompt": sample.negative_prompt,
-            "seed": sample.seed,
-            "width": image.width,
-            "height": image.height,
-            "choices": canonical(list(sample.choices)),
-            "checkpoints": [recipe["checkpoint"]["name"] for recipe in picture.recipes],
-            "recipe": canonical(picture.recipes),
-            "made": canonical(picture.made),
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "pixels": hash_pixels(image),
-            **asdict(measure(image)),
-        }
-        if self._columns:
-            known["columns"] = {name: sample.columns.get(name, "") for name in self._columns}
-        self._tar.add(
-            sample.key,
-            {
-                self._spec.image_format: data,
-                "txt": sample.prompt.encode(),
-                "json": canonical(known).encode(),
-                **{name: picture.kept[name] for name in expected},
-            },
-        )
+    def put(self, written: Written) -> None:
+        """Adds one sample that was made ready elsewhere. Raises Conflict where it is in the shard already."""
+        self._tar.add(written.key, written.files)
+        self._in_order, self._last = self._in_order and written.key > self._last, written.key
+        self._table.add(written.known, len(written.files[self._spec.image_format]))
 
     def keep(self, tar: Path) -> None:
         """Adds the samples of an earlier try of this shard, byte by byte; those that were added since stay.
@@ -130,6 +97,7 @@ class ShardWriter:
         Raises:
             BadBlob: it is no whole tar.
         """
+        self._in_order = False
         with entries(tar) as found:
             for entry in found:
                 if entry.key not in self._tar.places:
@@ -138,9 +106,10 @@ class ShardWriter:
     def finish(self, failed: Sequence[Failed]) -> Shard:
         """Writes both files under their names, and says what is in them."""
         self._tar.close()
+        self._table.close()
+        if not self._in_order:
+            self._again()
         tar, parquet = (self._folder / f"{self._number:05d}.{end}" for end in ("tar", "parquet"))
-        with entries(self._tar.path) as found:
-            image_bytes = write_table(self._fresh, found, self._columns)
         self._tar.path.replace(tar)
         self._fresh.replace(parquet)
         failures = [
@@ -161,11 +130,69 @@ class ShardWriter:
             "count": made + len(failures),
             "successes": made,
             "failed": len(failures),
-            "image_bytes": image_bytes,
+            "image_bytes": self._table.image_bytes,
             "files": {path.name: file_facts(path) for path in (tar, parquet)},
             "failures": failures,
         }
         return Shard(self._number, tar, parquet, facts)
+
+
+    def _again(self) -> None:
+        """The table once more, from the tar: its samples did not come in the order of their keys."""
+        self._table = TableWriter(self._fresh, self._columns)
+        with entries(self._tar.path) as found:
+            for entry in found:
+                size = sum(size for name, (_, size) in entry.files.items() if name in PICTURES)
+                self._table.add(entry.known(), size)
+        self._table.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One sample as a shard has it: its files by extension, and what its JSON says."""
+
+    key: str
+    files: Mapping[str, bytes]
+    known: Mapping[str, Any]
+
+
+def write(picture: Picture, spec: DatasetSpec, columns: Sequence[str]) -> Written:
+    """What a shard has of a picture. Threads may do this for several at once.
+
+    Raises:
+        BadBlob: the picture cannot be decoded, carries no recipe, or lacks a kept file that others have.
+    """
+    sample = picture.sample
+    expected = kept_files(picture.recipes, spec)
+    if sorted(picture.kept) != expected:
+        raise BadBlob(
+            f"of the sample {sample.key} there is {', '.join(sorted(picture.kept)) or 'nothing'} beside the "
+            f"picture, where all have {', '.join(expected) or 'nothing'}"
+        )
+    image = decode(picture.data)
+    data = encode(picture.data, image, spec.image_format, spec.image_quality)
+    known = {
+        "key": sample.key,
+        "sample": sample_id(spec.name, sample.row, sample.variant),
+        "row": sample.row,
+        "variant": sample.variant,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
+        "seed": sample.seed,
+        "width": image.width,
+        "height": image.height,
+        "choices": canonical(list(sample.choices)),
+        "checkpoints": [recipe["checkpoint"]["name"] for recipe in picture.recipes],
+        "recipe": canonical(picture.recipes),
+        "made": canonical(picture.made),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "pixels": hash_pixels(image),
+        **asdict(measure(image)),
+    }
+    if columns:
+        known["columns"] = {name: sample.columns.get(name, "") for name in columns}
+    files = {spec.image_format: data, "txt": sample.prompt.encode(), "json": canonical(known).encode()}
+    return Written(sample.key, files | {name: picture.kept[name] for name in expected}, known)
 
 
 def kept_files(recipes: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> list[str]:
@@ -191,23 +218,33 @@ def schema(columns: Sequence[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def write_table(path: Path, found: Iterator[Entry], columns: Sequence[str]) -> int:
-    """Writes the table of these samples; how many bytes their pictures have."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class TableWriter:
+    """The table of samples that come one by one; `image_bytes` counts their pictures' bytes."""
 
-    fields, image_bytes, rows = schema(columns), 0, list[dict[str, Any]]()
-    with pq.ParquetWriter(path, fields, compression="zstd") as writer:
-        for entry in found:
-            known = entry.known()
-            rows.append({**known, "choices": json.loads(known["choices"])})
-            image_bytes += sum(size for name, (_, size) in entry.files.items() if name in PICTURES)
-            if len(rows) == ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, fields))
-                rows.clear()
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, fields))
-    return image_bytes
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        import pyarrow.parquet as pq
+
+        self._fields, self._rows, self.image_bytes = schema(columns), list[dict[str, Any]](), 0
+        self._writer = pq.ParquetWriter(path, self._fields, compression="zstd")
+
+    def add(self, known: Mapping[str, Any], image_bytes: int) -> None:
+        """Adds the row of one sample."""
+        self._rows.append({**known, "choices": json.loads(known["choices"])})
+        self.image_bytes += image_bytes
+        if len(self._rows) == ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Ends the file; once more does nothing."""
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._fields))
+        self._rows.clear()
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from farm.errors import BadBlob, NotFound
+from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
+from farm.store import Store, reaching
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,8 +128,49 @@ class TargetFolder:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def read_table(path: Path) -> pa.Table:
-    """The table in a parquet file.
+class TargetBucket:
+    """A place in S3, `s3://bucket/prefix`, reached as the farm's own store is.
+
+    Raises:
+        InvalidJob: it is not written so.
+    """
+
+    def __init__(self, store: Store, uri: str) -> None:
+        found = re.fullmatch(r"s3://([a-z0-9.-]{3,63})/(.+?)/*", uri)
+        if found is None:
+            raise InvalidJob(errors=(FieldError("out", "a folder, or s3://BUCKET/PREFIX"),))
+        self._client, self._bucket, self._prefix = store.client, found[1], found[2] + "/"
+
+    def names(self) -> set[str]:
+        with reaching("list an export"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            return {one["Key"][len(self._prefix) :] for page in pages for one in page.get("Contents", [])}
+
+    def read(self, name: str) -> bytes:
+        with reaching("read an export"):
+            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
+
+    def put(self, name: str, path: Path) -> None:
+        with reaching("write an export"), path.open("rb") as file:
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=file)
+
+    def remove(self, name: str) -> None:
+        with reaching("delete an export"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in a Parquet file, or these columns of it."""
+    return _parquet(path, lambda file: file.read(columns))
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """The fields of the table in a Parquet file."""
+    return _parquet(path, lambda file: file.schema_arrow)
+
+
+def _parquet(path: Path, look: Callable[[Any], Any]) -> Any:
+    """What `look` finds in a Parquet file.
 
     Raises:
         BadBlob: it cannot be read.
@@ -137,7 +179,7 @@ def read_table(path: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        # Without `partitioning` a folder called a=b would add a column.
-        return pq.read_table(path, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            return look(file)
     except (pa.ArrowException, OSError) as error:
         raise BadBlob(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from None

@@ -21,7 +21,7 @@ import yaml
 from farm.errors import InvalidJob
 
 SUFFIXES = {".txt", ".yaml", ".yml", ".json"}
-MAX_FILES, MAX_FILE_BYTES, MAX_BYTES = 10_000, 16 * 2**20, 64 * 2**20
+MAX_FILES, MAX_LINES, MAX_FILE_BYTES, MAX_BYTES = 10_000, 1_000_000, 16 * 2**20, 64 * 2**20
 """Of one folder. Source: the largest collections that are shared have some thousand files and some 10 MB."""
 MAX_DEPTH = 32
 """How deep mappings may lie within each other."""
@@ -60,7 +60,7 @@ class Wildcards:
         if not folder.is_dir():
             raise _bad(folder, "there is no such folder")
         found: dict[str, tuple[str, ...]] = {}
-        size = 0
+        size = lines_in_all = 0
         for path in _files(folder):
             data = _bytes(path, folder)
             size += len(data)
@@ -70,6 +70,9 @@ class Wildcards:
                 if name in found:
                     raise _bad(path.relative_to(folder), f"the wildcard {name!r} is given by another file, too")
                 found[name] = lines
+                lines_in_all += len(lines)
+                if lines_in_all > MAX_LINES:
+                    raise _bad(folder, f"more than {MAX_LINES:,} lines")
         return cls(found)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,13 @@ def test_scores_that_cannot_be_joined_are_told(
     score(tmp_path / "one", 0, {"key": ["000000000"], **values})
     with pytest.raises(BadBlob, match=told):
         export(shards, TargetFolder(tmp_path / "out"), ExportSpec(), about)
+
+
+def test_scores_of_nobody_are_told(maker: Maker, tmp_path: Path) -> None:
+    shards = write(maker, tmp_path / "one", [maker.picture(0)])
+    score(tmp_path / "one", 0, {"taste": [1.0]})
+    with pytest.raises(BadBlob, match="its scores do not say by `key` whose they are"):
+        choose(shards, ExportSpec())
 
 
 # ------------------------------------------------------------------------------------------- what is written
@@ -387,7 +396,9 @@ def test_webdataset_loads_the_tars(exported: Any) -> None:
     assert all(image.size == (64, 64) and text == known["prompt"] for image, text, known in rows)
 
 
-def test_a_parquet_file_is_fetched_in_small_groups(maker: Maker, tmp_path: Path, about: About) -> None:
+def test_a_parquet_file_is_fetched_in_small_groups(
+    maker: Maker, tmp_path: Path, about: About, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given 250 samples, which may be one picture
     many = replace(maker.picture(0))
     spec = maker.spec.model_copy(update={"shard_samples": 1000})
@@ -397,3 +408,16 @@ def test_a_parquet_file_is_fetched_in_small_groups(maker: Maker, tmp_path: Path,
     export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format="parquet"), about)
     found = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").metadata
     assert [found.row_group(i).num_rows for i in range(found.num_row_groups)] == [100, 100, 50]
+    # And in smaller ones where pictures are large
+    monkeypatch.setattr("farm.dataset.forms.GROUP_BYTES", 40 * len(many.data))
+    export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format="parquet"), about)
+    found = pq.ParquetFile(tmp_path / "out" / "data" / "train-00000-of-00001.parquet").metadata
+    assert {found.row_group(i).num_rows for i in range(found.num_row_groups)} == {40, 10}
+
+
+def test_nothing_heavy_is_loaded_until_it_is_needed() -> None:
+    code = (
+        "import sys, farm.dataset.exporting, farm.dataset.verifying\n"
+        "print({'pyarrow', 'numpy', 'imagehash', 'scipy', 'pandas'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import combinations
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from farm.dataset import quality
 from farm.dataset.quality import MAX_DISTANCE, duplicates, measure
 from farm.errors import InvalidJob
 from tests.dataset.made import drawn
@@ -29,15 +34,18 @@ near = st.lists(st.integers(0, 63), max_size=12).map(lambda bits: sum({1 << bit 
     seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4),
     steps=st.lists(st.tuples(st.integers(0, 3), near), max_size=60),
     distance=st.integers(0, MAX_DISTANCE),
+    small=st.sampled_from([1, 8, 1000]),
+    pairs=st.sampled_from([0, 10, 1000]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_it_finds_what_comparing_all_with_all_finds(
-    seeds: list[int], steps: list[tuple[int, int]], distance: int
+    seeds: list[int], steps: list[tuple[int, int]], distance: int, small: int, pairs: int
 ) -> None:
     # Given hashes near to a few, so that many are alike
     values = seeds + [seeds[which % len(seeds)] ^ change for which, change in steps]
-    # When, then
-    found = duplicates([f"{value:016x}" for value in values], distance)
+    # When they are sought in whole, in halves, and in the halves of these; then it is always the same
+    with patch.multiple(quality, SMALL=small, PAIRS=pairs):
+        found = duplicates([f"{value:016x}" for value in values], distance)
     assert found == brute(values, distance)
 
 
@@ -61,6 +69,24 @@ def test_the_first_is_kept_and_a_drift_is_cut() -> None:
     values = [(1 << bits) - 1 for bits in range(10)]
     # Then a kept one stands for the next three
     assert duplicates([f"{value:016x}" for value in values], 3) == [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]
+
+
+def test_memory_does_not_grow_with_the_pairs() -> None:
+    # Given all hashes of 13 bits: 33 million pairs, of which a million and a half are alike, by three masks each
+    values = np.random.default_rng(3).permutation(1 << 13)
+    hashes = [f"{value:016x}" for value in values]
+    # When a hundred thousand may be listed
+    tracemalloc.start()
+    with patch.object(quality, "PAIRS", 100_000):
+        found = duplicates(hashes, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Then what is kept are words of a code: few, and each other one is near to the one that it is said to repeat
+    kept = sorted(set(found))
+    assert len(kept) < 400
+    assert all((int(values[a]) ^ int(values[b])).bit_count() > 3 for a, b in combinations(kept, 2))
+    assert all((int(values[i]) ^ int(values[first])).bit_count() <= 3 for i, first in enumerate(found))
+    assert peak < 16_000_000  # the pairs alone would take three times that
 
 
 def test_many_equal_ones_cost_no_more() -> None:

@@ -22,7 +22,7 @@ from sd_parsers.data import Generators
 
 from farm.dataset.encoding import decode, encode, recipe_in
 from farm.dataset.quality import measure
-from farm.dataset.sharding import Shard, ShardWriter, write_table
+from farm.dataset.sharding import Shard, ShardWriter
 from farm.dataset.spec import Failed, Picture, sample_id
 from farm.dataset.tars import TarWriter, entries
 from farm.errors import BadBlob, Conflict
@@ -165,7 +165,7 @@ def test_what_is_not_finished_leaves_nothing(tmp_path: Path) -> None:
     folder.mkdir()
     with suppress(ZeroDivisionError), ShardWriter(folder, 0, maker.spec, ()) as writer:
         writer.add(maker.picture(1))
-        assert len(list(folder.iterdir())) == 1
+        assert len(list(folder.iterdir())) == 2
         raise ZeroDivisionError
     assert list(folder.iterdir()) == []
 
@@ -255,8 +255,9 @@ def test_what_a_sample_lacks_is_told(tmp_path: Path) -> None:
             entry.read("webp")
         with pytest.raises(BadBlob, match="cannot be read"):
             entry.known()
-    with entries(tmp_path / "odd.tar") as found, pytest.raises(BadBlob):
-        write_table(tmp_path / "odd.parquet", found, ())
+    with ShardWriter(tmp_path, 0, Maker(tmp_path / "made").spec, ()) as writer, pytest.raises(BadBlob):
+        writer.keep(tmp_path / "odd.tar")
+        writer.finish([])
 
 
 # ------------------------------------------------------------------------------------------- what others read

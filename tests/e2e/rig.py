@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from farm.client import Farm
 from farm.records import WorkerRecord
+from farm.servers import environment
+from farm.settings import Settings
 from tests.conftest import TINY, Valkey, pause
 
 ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
@@ -125,3 +127,22 @@ def rig_of(farm: Farm, env: Mapping[str, str], folder: Path, valkey: Valkey) -> 
     finally:
         rig.stop()
         farm.close()
+
+
+@contextmanager
+def fresh_rig(folder: Path, models_dir: Path, s3: Mapping[str, str], **more: Any) -> Iterator[Rig]:
+    """A farm without workers: a Valkey and a bucket of its own, short leases; `more` settings."""
+    valkey = Valkey(folder / "valkey").start()
+    times = {"lease_s": 3.0, "deaf_s": 3.0, "drain_grace_s": 5.0, **more}
+    settings = Settings.load(
+        redis_url=valkey.url, data=folder, models=models_dir, bucket=f"rig-{secrets.token_hex(6)}", **s3, **times
+    )
+    env = {**environment(settings), "FARM_MODELS": str(models_dir), "OMP_NUM_THREADS": "1"}
+    env |= {f"FARM_{name.upper()}": str(value) for name, value in times.items()}
+    farm = Farm(settings)
+    farm.store.ensure_bucket()
+    try:
+        with rig_of(farm, env, folder, valkey) as rig:
+            yield rig
+    finally:
+        valkey.kill()
