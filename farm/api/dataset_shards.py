@@ -14,10 +14,11 @@ from starlette.responses import RedirectResponse
 
 from farm.api.callers import Caller
 from farm.api.dataset_views import FailurePage, FailureView, ShardPage, ShardView
-from farm.api.datasets import READERS, found_dataset, planned_dataset
+from farm.api.datasets import READERS, found_dataset
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader
 from farm.api.views import BASE
+from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder
 from farm.dataset.sheets import sheet
 from farm.dataset.spec import MAX_SHARDS
@@ -26,10 +27,15 @@ from farm.errors import NotFound
 router = APIRouter(route_class=Door, prefix="/datasets", tags=["datasets"])
 SHARDS = 100
 """Shards of one page."""
+MOST_OF_CARD = 1000
+"""A card counts all shards, which are read for it: of more than so many no call waits."""
 FOR_EVER = "private, max-age=31536000, immutable"
 """Cache header of what never changes under its address. Source: RFC 8246."""
 _WEBP: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}, "description": "a WebP"},
+}
+_MARKDOWN: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/markdown": {"schema": {"type": "string"}}}, "description": "Markdown"},
 }
 Number = Annotated[int, Path(ge=0, lt=MAX_SHARDS, description="a shard's number, from 0")]
 After = Annotated[int, Query(ge=0, lt=MAX_SHARDS, description="the shard that the page begins with")]
@@ -47,7 +53,7 @@ async def failures(
     desk = desk_of(request)
 
     def call() -> FailurePage:
-        status, found = planned_dataset(desk, caller, dataset), list[FailureView]()
+        status, found = found_dataset(desk, caller, dataset), list[FailureView]()
         if not status.failed:
             return FailurePage(failures=[], next=None)
         end = min(status.shards, after + SHARDS)
@@ -73,7 +79,7 @@ async def shards(
     desk = desk_of(request)
 
     def call() -> ShardPage:
-        status = planned_dataset(desk, caller, dataset)
+        status = found_dataset(desk, caller, dataset)
         end, here = min(status.shards, after + limit), f"{BASE}/datasets/{dataset}/shards"
         found = [ShardView.of(stats, here) for _, stats in _stats(desk, dataset, range(after, end)) if stats]
         return ShardPage(shards=found, next=end if end < status.shards else None)
@@ -116,6 +122,20 @@ async def contact_sheet(
     folder = await desk.ask(_shard, desk, caller, dataset, shard)
     data = await desk.shrink(sheet, folder, shard)
     return Response(data, media_type="image/webp", headers={"Cache-Control": FOR_EVER if v else "private, no-cache"})
+
+
+@router.get("/{dataset}/card", response_class=Response, responses=_MARKDOWN)
+async def card(request: Request, dataset: str, caller: Reader) -> Response:
+    """What an export of a whole dataset would say of itself: its README.md."""
+    desk = desk_of(request)
+
+    def call() -> str:
+        status = found_dataset(desk, caller, dataset)
+        if not 0 < status.shards <= MOST_OF_CARD:
+            raise NotFound(f"there is none here of a dataset without a plan, or of more than {MOST_OF_CARD} shards")
+        return Datasets(desk.farm).card(dataset)
+
+    return Response(await desk.work(call), media_type="text/markdown")
 
 
 def _shard(desk: Desk, caller: Caller, name: str, number: int) -> Folder:

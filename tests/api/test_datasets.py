@@ -273,7 +273,8 @@ def test_a_dataset_is_asked_for_planned_and_steered(site: Site, ada: httpx2.Clie
     assert asked(ada, "fruit", sweep=[{"seed": [1, 2]}])["state"] == "planning"
     # What is not planned cannot be steered, and has no shards
     problem(ada.post(f"{DATASETS}/fruit/start"), 409, "conflict")
-    problem(ada.get(f"{DATASETS}/fruit/shards"), 409, "conflict")
+    assert ada.get(f"{DATASETS}/fruit/shards").json()["shards"] == []
+    problem(ada.get(f"{DATASETS}/fruit/card"), 404, "not_found")
     # When
     carry_out(site.farm, "fruit", lambda: False)
     # Then
@@ -287,6 +288,7 @@ def test_a_dataset_is_asked_for_planned_and_steered(site: Site, ada: httpx2.Clie
     assert ada.get(f"{DATASETS}/fruit/shards").json() == {"shards": [], "next": None}
     assert ada.get(f"{DATASETS}/fruit/failures").json() == {"failures": [], "next": None}
     problem(ada.get(f"{DATASETS}/fruit/shards/0/tar"), 404, "not_found")
+    assert "# fruit" in ada.get(f"{DATASETS}/fruit/card").text
     problem(ada.get(f"{DATASETS}/fruit/shards/0/sheet"), 404, "not_found")
     # And the same once more is still the same, another one is none
     assert asked(ada, "fruit", sweep=[{"seed": [1, 2]}])["state"] == "planned"
