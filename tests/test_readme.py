@@ -23,7 +23,19 @@ from farm.webhooks import TOPICS
 from workers.demo.family import WORDS
 
 README = Path(__file__).parents[1] / "README.md"
-TAGS = ("jobs", "runs", "events", "artifacts", "uploads", "farm", "quarantine", "session", "health", "tokens")
+TAGS = (
+    "jobs",
+    "runs",
+    "events",
+    "artifacts",
+    "uploads",
+    "datasets",
+    "farm",
+    "quarantine",
+    "session",
+    "health",
+    "tokens",
+)
 """The order in which the calls are told."""
 METHODS = ("get", "post", "patch", "delete")
 

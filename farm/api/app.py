@@ -15,6 +15,10 @@ from farm.api import (
     archive,
     artifacts,
     check,
+    dataset_asks,
+    dataset_files,
+    dataset_shards,
+    datasets,
     events,
     fork,
     grants,
@@ -74,7 +78,7 @@ def make_app(
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
     for room in (
         events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants,
-        prompts,
+        prompts, dataset_files, dataset_asks, dataset_shards, datasets,
     ):  # fmt: skip
         api.include_router(room.router)
     api.include_router(login.router)
@@ -83,7 +87,7 @@ def make_app(
     app.include_router(health.router)
     app.include_router(page.routes(page.read_files(page.BUILT)))
     problems.install(app)
-    app.add_middleware(Guard, max_upload_bytes=settings.max_upload_bytes)
+    app.add_middleware(Guard, max_upload_bytes=settings.max_upload_bytes, max_dataset_bytes=settings.max_dataset_bytes)
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -11,12 +11,13 @@ is four jobs. Images are named as `sha256:HEX`, as an upload answers. Nothing he
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from farm import whose
 from farm.api.callers import Caller
 from farm.api.kept import Kept
 from farm.chain import Chain, Keep, override, parse_chain
@@ -29,7 +30,6 @@ from farm.records import Lane
 from farm.stage import MAX_SEED, STORED
 from farm.sweep import MAX_AXES
 
-_STORED = re.compile(f"{STORED}[0-9a-f]{{64}}")
 _OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself; every other name of a sweep or of `parameters` is a stage's."""
 
@@ -107,25 +107,15 @@ def _chain(farm: Farm, ask: JobAsk, changes: Mapping[str, Any]) -> Chain:
 
 def check_images(chain: Chain, kept: Kept, caller: Caller, first: int = 0) -> None:
     """Refuses images that stages, from `first` on, name otherwise than as the caller's uploads: no path, no address."""
-    for index, stage in enumerate(chain.stages[first:], first):
-        for loc, (value, _) in stage.uploads().items():
-            _check_own(kept, caller, value, f"stages.{index}.{loc}")
+    whose.check_images(chain, partial(kept.owns_image, caller.owner), first)
 
 
 def _image(farm: Farm, kept: Kept, caller: Caller, name: str | None) -> bytes | None:
     """The bytes of the image that the chain begins with."""
     if name is None:
         return None
-    _check_own(kept, caller, name, "image")
+    whose.check_own(name, "image", partial(kept.owns_image, caller.owner))
     try:
         return farm.inbox.get_blob(name.removeprefix(STORED), farm.settings.max_area * 4)
     except BadBlob:
         raise wrong("image", "no such image is stored; upload it", "bad_image") from None
-
-
-def _check_own(kept: Kept, caller: Caller, name: str, loc: str) -> None:
-    if not _STORED.fullmatch(name):
-        raise wrong(loc, "sha256:HEX, as an upload answers; files and addresses are not read", "bad_image")
-    # Somebody else's is told as if there were none: a hash must not tell who has a picture.
-    if not kept.owns_image(caller.owner, name.removeprefix(STORED)):
-        raise wrong(loc, "no such image is stored; upload it", "bad_image")

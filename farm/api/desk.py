@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
@@ -31,6 +32,7 @@ from farm.errors import Busy, FarmError
 from farm.ledger import FAN
 from farm.scripts import Server, within
 from farm.settings import Settings
+from farm.store import Store
 from farm.tokens import Tokens
 from farm.webhooks import Webhooks
 
@@ -60,6 +62,15 @@ DECODER_S = 20.0
 """How long a call waits for a decoder, seconds: less than the 30 s that clients wait."""
 
 
+class AnsweringFarm(Farm):
+    """The farm as calls ask it: its store, too, is waited for no longer than a call may be."""
+
+    @cached_property
+    def store(self) -> Store:
+        """The artifacts in S3."""
+        return self.inbox
+
+
 class Desk:
     """The farm's client, what the API keeps beside the ledger, and the threads in which both are asked."""
 
@@ -67,7 +78,9 @@ class Desk:
         self.settings, self.auth, self.heartbeat_s = settings, auth, heartbeat_s
         # Two containers may share a host's name and a pid.
         self.name = f"api-{platform.node()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self.farm = Farm(settings)
+        self.farm = AnsweringFarm(settings)
+        self.patient = Store(settings)
+        """The store, for what takes longer than a call may be kept waiting."""
         self._server = Server(settings, FAN)
         self.tokens, self.kept = Tokens(self._server), Kept(self._server, settings.retention_s)
         self.sessions, self.limits = Sessions(self._server, self.tokens), Limits(self._server, settings)
@@ -79,6 +92,8 @@ class Desk:
         self._unlimited = anyio.CapacityLimiter(float("inf"))
         self.uploading = 0
         """Bytes of uploads that are held in memory now."""
+        self.receiving = Counter[str]()
+        """Files of rows that are on their way, by owner."""
 
     def deliverer(self, patience: Patience) -> Deliverer:
         """What tells the endpoints of webhooks; `patience`: how long one is waited for."""

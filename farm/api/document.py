@@ -93,6 +93,8 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
     for ask in (schemas["JobAsk"]["properties"], other):
         ask["deadline_s"]["anyOf"][0]["maximum"] = MAX_DEADLINE_S
         ask["parameters"] |= _parameters()
+    for name in ("PreviewAsk", "DatasetAsk"):
+        _refine_rows(schemas[name]["properties"], schemas["Chain"]["properties"])
     for name in _taken(found):
         _bound(schemas[name])
     parts["securitySchemes"] = _SECURITY
@@ -151,9 +153,22 @@ def _refine(ask: dict[str, Any], chain: Mapping[str, Any], settings: Settings) -
         ask[name]["anyOf"][0] = {key: chain[name][key] for key in ("type", "maxLength", "pattern")}
     ask["image"]["anyOf"][0] = {"type": "string", "pattern": f"^{STORED}[0-9a-f]{{64}}$"}
     ask["count"]["maximum"] = settings.max_count
-    axis = ask["sweep"]["items"]
+    _refine_axis(ask["sweep"]["items"], f"{_named()}|fit|exact|reuse|keep")
+
+
+def _refine_rows(ask: dict[str, Any], chain: Mapping[str, Any]) -> None:
+    """The same of what is asked of rows."""
+    ask["chain"]["anyOf"] = _PRESET_OR_CHAIN
+    for name in ("prompt", "negative_prompt"):
+        ask[name]["anyOf"][0] = {key: chain[name][key] for key in ("type", "maxLength", "pattern")}
+    ask["parameters"] |= _parameters()
+    ask["columns"]["propertyNames"] = {"pattern": f"^({_named()}|image|fit|exact|reuse)$"}
+    _refine_axis(ask["sweep"]["items"], f"{_named()}|fit|exact|reuse")
+
+
+def _refine_axis(axis: dict[str, Any], named: str) -> None:
     axis["additionalProperties"]["items"] = {"$ref": _HERE + "Value"}
-    axis["propertyNames"] = {"pattern": f"^({_named()}|fit|exact|reuse|keep)$"}
+    axis["propertyNames"] = {"pattern": f"^({named})$"}
     axis["minProperties"] = axis["additionalProperties"]["minItems"] = 1
 
 
@@ -241,8 +256,8 @@ def _statuses(path: str, call: Mapping[str, Any], *, known: bool, writes: bool) 
         found.add(400)
     if "{" in path or call["operationId"] in ("session.end", "artifacts.archive"):
         found.add(404)
-    changes_job = "/jobs" in path or "/runs" in path
-    if known and writes and changes_job and not path.endswith("/dry-run"):
+    changes = any(part in path for part in ("/jobs", "/runs", "/datasets"))
+    if known and writes and changes and not path.endswith(("/dry-run", "/preview", "/files")):
         found.add(409)
     return found
 

@@ -30,6 +30,8 @@ ALIVE = "/healthz"
 """Answered however much there is to do: who is busy must not be killed for it."""
 UPLOADS = ("/api/v1/uploads", "/api/v1/pictures/read")
 """The addresses that take more: as much as an input image may have."""
+DATASETS = "/api/v1/datasets/files"
+"""The address that takes as much as a file of rows may have."""
 MAX_HEAD_BYTES, MAX_HEADERS = 32768, 200
 """Largest head of a request, and most headers in it. Source: browsers send up to 16 KiB of cookies."""
 BODY_S = 10.0
@@ -58,10 +60,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Guard:
-    """Wraps the app. `max_upload_bytes` bounds the body of an upload, `MAX_BODY_BYTES` every other."""
+    """Wraps the app. `max_upload_bytes` bounds an uploaded image, `max_dataset_bytes` a file of rows, `MAX_BODY_BYTES`
+    every other body."""
 
-    def __init__(self, app: ASGIApp, max_upload_bytes: int) -> None:
-        self._app, self._max_upload_bytes = app, max_upload_bytes
+    def __init__(self, app: ASGIApp, max_upload_bytes: int, max_dataset_bytes: int) -> None:
+        self._app = app
+        self._larger = {
+            **dict.fromkeys(UPLOADS, max_upload_bytes), DATASETS: max_dataset_bytes, LOGIN: MAX_LOGIN_BYTES
+        }  # fmt: skip
         self._calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,8 +80,7 @@ class Guard:
         # As the server has it: it leaves out the body of what answers a HEAD.
         is_head, call = scope["method"] == "HEAD", anyio.CancelScope()
         scope = {**scope, "method": "GET"} if is_head else scope
-        larger = {**dict.fromkeys(UPLOADS, self._max_upload_bytes), LOGIN: MAX_LOGIN_BYTES}
-        limit = larger.get(scope["path"], MAX_BODY_BYTES)
+        limit = self._larger.get(scope["path"], MAX_BODY_BYTES)
         begun, brought, whole, since = False, 0, False, anyio.current_time()
 
         async def counted() -> Message:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from farm.errors import BadBlob, Conflict, InvalidJob, QuotaExceeded, Unavailable
 from farm.scripts import Server, within
+from farm.whose import own_image, owns_image
 
 
 class Kept:
@@ -54,8 +55,8 @@ class Kept:
 
     def own_image(self, owner: str, sha256: str) -> None:
         """Notes that the owner may name the stored image."""
-        self._server.run("SET", f"upload:{owner}:{sha256}", "1", "EX", self._retention)
+        own_image(self._server, owner, sha256, self._retention)
 
     def owns_image(self, owner: str, sha256: str) -> bool:
         """Whether the owner may name the stored image."""
-        return bool(self._server.run("EXISTS", f"upload:{owner}:{sha256}"))
+        return owns_image(self._server, owner, sha256)

@@ -25,6 +25,9 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `images` | which input image does a cell name? |
 | `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
 | `planning` | which samples do the rows mean, and is each of them possible? |
+| `files`, `peeking` | where does a file lie that came over the network, and what does it begin with? |
+| `previewing` | what would its first rows become? |
+| `asking` | how is a dataset asked for from afar, and who plans it? |
 | `folder` | where does it lie, and how is it written whole? |
 | `asking` | how is a dataset asked for from afar, and who plans it? |
 | `seats` | which process feeds which dataset? |

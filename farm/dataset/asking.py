@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 import structlog
@@ -23,6 +25,8 @@ from farm.dataset.sources import source_of
 from farm.dataset.spec import DatasetSpec
 from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, FarmError, InvalidJob, Unavailable
+from farm.scripts import Server
+from farm.whose import owns_image
 
 _log = structlog.get_logger(__name__)
 TELL_ROWS = 20_000
@@ -50,14 +54,19 @@ def ask(farm: Farm, asked: Asked) -> bool:
     Raises:
         Conflict: there is another dataset of this name, or another one was asked for.
     """
-    folder = Folder(farm.store, asked.spec.name)
+    folder, data = Folder(farm.store, asked.spec.name), asked.model_dump_json().encode()
     there = folder.read("asked.json")
-    if there is not None and Asked.model_validate_json(there) == asked:
-        if folder.read("refused.json") is None:
-            return False
-    elif folder.names("") and folder.read("refused.json") is None:
+    if there is None:
+        if not folder.names("") and folder.write_first("asked.json", data, "application/json"):
+            return True
+        there = folder.read("asked.json")  # somebody else's, who was quicker
+    before = None if there is None else Asked.model_validate_json(there)
+    refused = folder.read("refused.json") is not None
+    if before == asked and not refused:
+        return False
+    if before is None or before.owner != asked.owner or not refused:
         raise Conflict(f"there is another dataset {asked.spec.name!r} already", hint="choose another name")
-    folder.write("asked.json", asked.model_dump_json().encode(), "application/json")
+    folder.write("asked.json", data, "application/json")
     folder.delete(["refused.json"])
     return True
 
@@ -76,8 +85,9 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
         Stopped: `stop` said so.
     """
     folder = Folder(farm.store, name)
-    asked = Asked.model_validate_json(folder.read("asked.json") or b"")
-    store = farm.store
+    if (data := folder.read("asked.json")) is None:
+        return  # deleted since
+    asked, store = Asked.model_validate_json(data), farm.store
 
     def progress(rows: int) -> None:
         if stop():
@@ -89,13 +99,16 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
         source = source_of(f"s3://{store.bucket}/{asked.file}", store=store, format=asked.format)
         spec = asked.spec.model_dump(exclude={"name", "chain"}, exclude_unset=True)
         wildcards = Wildcards({name: tuple(lines) for name, lines in asked.wildcards.items()})
-        found = Datasets(farm).plan(
-            source, name, asked.spec.chain, wildcards=wildcards, partial=asked.partial,
-            progress=progress, owner=asked.owner, file_name=asked.file_name, **spec,
-        )  # fmt: skip
+        with closing(Server(farm.settings)) as server:
+            found = Datasets(farm).plan(
+                source, name, asked.spec.chain, wildcards=wildcards, partial=asked.partial, progress=progress,
+                owner=asked.owner, file_name=asked.file_name, owns=partial(owns_image, server, asked.owner), **spec,
+            )  # fmt: skip
         rejects = json.dumps([asdict(row) for row in found.rejected]).encode()
         folder.write("rejects.json", rejects, "application/json")
         folder.delete(["progress.json"])
+        if folder.read("asked.json") is None:  # deleted meanwhile
+            folder.delete(folder.names(""))
         _log.info("dataset_planned", dataset=name, samples=found.plan.samples)
     except Unavailable:
         raise

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,9 +43,12 @@ from farm.inputs import PATIENCE_S
 from farm.protocol import ChainSource
 from farm.scripts import within
 from farm.stage import STORED
+from farm.whose import Owns, check_images
 
 TEXTUAL = ("csv", "tsv", "txt")
 """Formats whose cells are text, so that numbers have to be read from it."""
+FIRST = 20
+"""So many samples are shown of a plan."""
 SILENT_S = 30.0
 """A feeder that tells nothing for so long says nothing of its speed."""
 
@@ -113,6 +117,7 @@ class Datasets:
         file_name: str = "",
         partial: bool = False,
         store: bool = True,
+        owns: Owns | None = None,
         progress: Callable[[int], None] | None = None,
         **asked: Any,
     ) -> Planned:
@@ -120,21 +125,28 @@ class Datasets:
 
         `chain_fields` are what `Farm.chain` takes beside the chain, `asked` fields of DatasetSpec. Images that rows
         name lie in `folder`; without one only stored images can be named. Without `store` nothing is written.
-        `file_name` is what the file is called where its source has another name.
+        `file_name` is what the file is called where its source has another name. With `owns`, which says which stored
+        images may be named, no files can.
 
         Raises:
             Refused: rows are wrong, and not `partial`; nothing was planned.
             InvalidJob: the file or what is asked for is wrong; nothing was planned.
             Conflict: there is another dataset of this name.
         """
-        told = self._stored(self._farm.chain(chain, **(chain_fields or {})))
+        asked_chain = self._farm.chain(chain, **(chain_fields or {}))
+        if owns is not None:
+            check_images(asked_chain, owns)
+        told = self._stored(asked_chain)
         try:
             spec = DatasetSpec.model_validate({"name": name, "chain": told, **asked})
         except ValidationError as error:
             found = [FieldError(".".join(map(str, one["loc"])) or "dataset", one["msg"]) for one in error.errors()[:50]]
             raise InvalidJob(errors=tuple(found)) from None
-        images = Images(self._farm, spec, folder, store=store)
-        planner = Planner(self._farm, spec, wildcards or Wildcards(), images.input, text=source.format in TEXTUAL)
+        images = Images(self._farm, spec, folder, store=store, owns=owns)
+        planner = Planner(
+            self._farm, spec, wildcards or Wildcards(), images.input, text=source.format in TEXTUAL, owns=owns,
+            store=store,
+        )  # fmt: skip
         if source.format in ("csv", "tsv", "parquet"):
             planner.check_header(header(source))
         sha256, size_bytes = digest(source)
@@ -159,10 +171,20 @@ class Datasets:
             stages.append(stage.with_uploads(named) if named else stage)
         return chain.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json", exclude_unset=True)
 
-    def _first(self, folder: Path, count: int = 20) -> list[Sample]:
+    def _first(self, folder: Path) -> list[Sample]:
         """The first samples of a plan that lies in `folder`."""
         with gzip.open(folder / "plan" / "00000.jsonl.gz") as file:
-            return [read_sample(line) for line in islice(file, count)]
+            return [read_sample(line) for line in islice(file, FIRST)]
+
+    def planned(self, name: str) -> Planned:
+        """What a dataset was planned to be. Raises NotFound where it was not."""
+        folder = self.folder(name)
+        plan = folder.plan()
+        with gzip.open(BytesIO(folder.read("plan/00000.jsonl.gz") or gzip.compress(b""))) as file:
+            first = [read_sample(line) for line in islice(file, FIRST)]
+        rejected = [RowError(**row) for row in json.loads(folder.read("rejects.json") or b"[]")]
+        estimate = self._estimate(plan.spec, first[0], plan.samples) if first else Estimate()
+        return Planned(plan, rejected, estimate, first, fresh=False)
 
     def _estimate(self, spec: DatasetSpec, sample: Sample, samples: int) -> Estimate:
         """What all samples would take if all were like this one."""
@@ -187,9 +209,7 @@ class Datasets:
         if (plan := folder.planned()) is None:
             return self._unplanned(folder, told)
         control = folder.control()
-        fed = False
-        with suppress(Unavailable), within(PATIENCE_S):
-            fed = bool(self._seats(lambda seats: seats.holder(name)))
+        fed = self._is_fed(name)
         done, failed, open_ = told.get("done", 0), told.get("failed", 0), told.get("open", {})
         awake = fed and control.state == "running" and time.time() - told.get("updated", 0) < SILENT_S
         rate = told.get("rate") if awake else None
@@ -208,7 +228,8 @@ class Datasets:
             folder.plan()
         return Status(
             name=folder.name, state="planning" if refused is None else "refused", samples=0, done=0, failed=0, shards=0,
-            shards_done=0, size_bytes=0, rows=told.get("planning", 0), rejected=0, priority=50, fed=False, open={},
+            shards_done=0, size_bytes=0, rows=told.get("planning", 0), rejected=0, priority=50,
+            fed=refused is None and self._is_fed(folder.name), open={},
             rate=None, eta_s=None, owner=json.loads(asked or b"{}").get("owner", ""),
             refused=json.loads(refused) if refused else None,
         )  # fmt: skip
@@ -301,6 +322,10 @@ class Datasets:
             raise Conflict(f"nothing of {name} has failed")
         return self._steer(name, state="running", round=folder.control().round + 1)
 
+    def prioritise(self, name: str, priority: int) -> Status:
+        """Puts its samples before or behind other bulk jobs: 0 to 100, higher runs first. Raises NotFound."""
+        return self._steer(name, priority=priority)
+
     def _steer(self, name: str, **changes: Any) -> Status:
         try:
             Folder(self._farm.store, name).steer(**changes)
@@ -322,6 +347,12 @@ class Datasets:
                 self._farm.ledger.cancel_run(run)
                 self._farm.ledger.forget(self._farm.ledger.run_jobs(run))
         folder.delete(folder.names(""))
+
+    def _is_fed(self, name: str) -> bool:
+        """Whether a process has its seat, as far as Redis answers."""
+        with suppress(Unavailable), within(PATIENCE_S):
+            return bool(self._seats(lambda seats: seats.holder(name)))
+        return False
 
     def _seats(self, call: Callable[[Seats], str]) -> str:
         seats = Seats(self._farm.settings)

@@ -100,6 +100,17 @@ class Folder:
                 Bucket=self.store.bucket, Key=self.key(path), Body=data, ContentType=content_type
             )
 
+    def write_first(self, path: str, data: bytes, content_type: str) -> bool:
+        """Whether this writer was the first to write the object; otherwise nothing was written."""
+        arguments: dict[str, Any] = {
+            "Bucket": self.store.bucket,
+            "Key": self.key(path),
+            "Body": data,
+            "ContentType": content_type,
+        }
+        with reaching("write of a dataset"):
+            return self.store.put_first(arguments)
+
     def names(self, part: str) -> list[str]:
         """The names of the objects that begin with `part`, sorted."""
         start = self.key("")
@@ -135,15 +146,8 @@ class Folder:
         self.delete(set(self.names("plan/")) - set(paths))
         for path in paths:
             self.write(path, folder / path, "application/gzip")
-        arguments: dict[str, Any] = {
-            "Bucket": self.store.bucket,
-            "Key": self.key("plan.json"),
-            "Body": plan.model_dump_json(indent=1).encode(),
-            "ContentType": "application/json",
-        }
-        with reaching("write of a dataset"):
-            if self.store.put_first(arguments):
-                return True
+        if self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json"):
+            return True
         return self._same(self.plan(), plan)
 
     def planned(self) -> Plan | None:

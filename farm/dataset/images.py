@@ -18,6 +18,7 @@ from farm.job import InputImage
 from farm.plan import wrong
 from farm.stage import STORED
 from farm.store import reaching
+from farm.whose import Owns, check_own
 
 MOST = 1000
 """Names whose image is remembered: rows that name the same one mostly stand together."""
@@ -26,8 +27,11 @@ MOST = 1000
 class Images:
     """The input images of one dataset. Files are looked for in `folder`; without one there are none."""
 
-    def __init__(self, farm: Inputs, spec: DatasetSpec, folder: Path | None, *, store: bool) -> None:
-        self._farm, self._folder, self._store = farm, folder, store
+    def __init__(
+        self, farm: Inputs, spec: DatasetSpec, folder: Path | None, *, store: bool, owns: Owns | None = None
+    ) -> None:
+        """`owns`: which stored images may be named; all of them without it."""
+        self._farm, self._folder, self._store, self._owns = farm, folder, store, owns
         self._chain = farm.chain(spec.chain)
         self._known: dict[str, InputImage] = {}
 
@@ -55,6 +59,8 @@ class Images:
         return self._known[cell]
 
     def _data(self, cell: str) -> bytes | Path:
+        if self._owns is not None:
+            check_own(cell, "image", self._owns)
         if cell.startswith(STORED):
             try:
                 most = self._farm.settings.max_area * 4

@@ -13,6 +13,7 @@ from uuid import NAMESPACE_OID, uuid5
 from farm.dataset.spec import DatasetSpec, Sample, sample_id
 from farm.inputs import Inputs
 from farm.job import InputImage, Job, Mould, make_mould
+from farm.whose import Owns, check_images
 
 MOST = 2000
 """Shapes kept at a time: some 10 KB each. A file with a free number in every row has as many shapes as rows."""
@@ -21,8 +22,9 @@ MOST = 2000
 class Moulds:
     """The shapes of a dataset's samples. Any call may raise InvalidJob, for a shape that is not possible."""
 
-    def __init__(self, farm: Inputs, spec: DatasetSpec) -> None:
-        self._farm, self._spec = farm, spec
+    def __init__(self, farm: Inputs, spec: DatasetSpec, *, owns: Owns | None = None, store: bool = True) -> None:
+        """`owns`: which stored images may be named, where no files may. Without `store` nothing is stored."""
+        self._farm, self._spec, self._owns, self._store = farm, spec, owns, store
         self._made: dict[tuple[str, str], Mould] = {}
 
     def of(self, changes: Mapping[str, Any], image: InputImage | None = None) -> Mould:
@@ -33,11 +35,14 @@ class Moulds:
                 self._made.clear()
             keep = {"keep": "image"} if "base" in self._spec.keep else {}
             chain = self._farm.chain(self._spec.chain, **{**keep, **changes})
+            if self._owns is not None:
+                check_images(chain, self._owns)
             if any(stage.uploads() for stage in chain.stages):
                 from farm.stage import Size
 
                 chain, uploads = self._farm.fitted(chain, Size(image.width, image.height) if image else None)
-                self._farm.store_all(uploads)
+                if self._store:
+                    self._farm.store_all(uploads)
             self._made[key] = make_mould(chain, self._farm.catalog, self._farm.settings, image)
         return self._made[key]
 

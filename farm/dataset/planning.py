@@ -34,6 +34,7 @@ from farm.job import InputImage, Mould
 from farm.plan import wrong
 from farm.stage import ALIASES, MAX_SEED, Prompt, kinds
 from farm.sweep import count_of, variants
+from farm.whose import Owns
 
 TOLD = 100
 """So many of a file's errors are told one by one; the others are counted."""
@@ -50,8 +51,18 @@ Picture = Callable[[Any], InputImage]
 class Planner:
     """Makes samples of rows. `picture` gives the stored input image that a cell names."""
 
-    def __init__(self, farm: Inputs, spec: DatasetSpec, wildcards: Wildcards, picture: Picture, *, text: bool) -> None:
-        """`text`: cells are text, so that numbers have to be read from it.
+    def __init__(
+        self,
+        farm: Inputs,
+        spec: DatasetSpec,
+        wildcards: Wildcards,
+        picture: Picture,
+        *,
+        text: bool,
+        owns: Owns | None = None,
+        store: bool = True,
+    ) -> None:
+        """`text`: cells are text, so that numbers have to be read from it. `owns` and `store`: see `Moulds`.
 
         Raises:
             InvalidJob: the spec itself is wrong.
@@ -65,22 +76,22 @@ class Planner:
         self._starts_from_image = _starts_from_image(spec.chain)
         self._targets = self._mapped()
         for name in {name for axis in spec.sweep for name in axis}:
-            if name not in self._known():
+            if name not in self.known():
                 raise wrong(f"sweep.{name}", "no stage of this chain has this parameter", "unknown_field")
-        self._moulds = Moulds(farm, spec)
+        self._moulds = Moulds(farm, spec, owns=owns, store=store)
         self._noted: Mould | None = None
         self._draws = Random()  # noqa: S311 — seeded for every row
         self.columns: dict[str, None] = {}
         self.sizes: dict[tuple[int, int], None] = {}
         self.checkpoints: dict[str, dict[str, Any]] = {}
 
-    def _known(self) -> set[str]:
+    def known(self) -> set[str]:
         """What a column may give."""
         return {*TEXTS, *CHAIN, "seed", "image", *self._parameters}
 
     def _mapped(self) -> dict[str, str]:
         """What the columns that the spec names give."""
-        known = self._known()
+        known = self.known()
         for ours in self._spec.columns:
             if ours not in known:
                 raise wrong(f"columns.{ours}", "neither a prompt, seed or image nor a parameter of this chain")
@@ -95,6 +106,11 @@ class Planner:
             if theirs not in have:
                 told = ", ".join(have)[:300]
                 raise wrong(f"columns.{ours}", f"the file has no column {theirs!r}; it has {told}", "unknown_column")
+        for theirs in self._spec.left_out:
+            if theirs not in have:
+                raise wrong("left_out", f"the file has no column {theirs!r}", "unknown_column")
+            if theirs in self._targets:
+                raise wrong("left_out", f"{theirs!r} gives {self._targets[theirs]}")
 
     def samples(self, row: Row, start: int) -> list[Sample]:
         """The samples of one row, of which the first is the dataset's sample `start`.
@@ -156,7 +172,9 @@ class Planner:
         """What a row gives, and its other columns as text."""
         given, columns = dict[str, Any](), dict[str, str]()
         for column, value in row.values.items():
-            target = self._targets.get(column) or self._taken(column)
+            if column in self._spec.left_out:
+                continue
+            target = self.target(column)
             if target is None:
                 if self._spec.kept_columns:
                     columns[column] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -166,10 +184,16 @@ class Planner:
                 given[target] = self._value(target, value)
         return given, columns
 
+    def target(self, column: str) -> str | None:
+        """What a column gives; None for one that goes into the samples as it is, or nowhere."""
+        if column in self._spec.left_out:
+            return None
+        return self._targets.get(column) or self._taken(column)
+
     def _taken(self, column: str) -> str | None:
         """What a column that the spec does not name gives by its own name."""
-        if column in self._spec.columns:
-            return None  # another column gives that
+        if not self._spec.automatic or column in self._spec.columns:
+            return None  # or another column gives that
         if column in TEXTS or column == "seed" or (column == "image" and self._starts_from_image):
             return column
         return column if column in self._parameters else None
@@ -314,7 +338,7 @@ def plan_rows(
                 try:
                     samples = planner.samples(row, writer.samples)
                 except InvalidJob as error:
-                    found = [RowError(row.number, *told) for told in _columns_of(error, spec, row)]
+                    found = row_errors(error, spec, row)
                 else:
                     if not wrongs or partial:
                         for sample in samples:
@@ -347,8 +371,8 @@ def plan_rows(
     )
 
 
-def _columns_of(error: InvalidJob, spec: DatasetSpec, row: Row) -> list[tuple[str, str, str]]:
-    """The errors of one row as (column, code, message): by the file's own columns."""
+def row_errors(error: InvalidJob, spec: DatasetSpec, row: Row) -> list[RowError]:
+    """What is wrong with one row, by the file's own columns."""
     found = []
     for one in error.errors or (FieldError("", error.message, error.code),):
         name = one.loc.removeprefix("stages.")
@@ -358,9 +382,8 @@ def _columns_of(error: InvalidJob, spec: DatasetSpec, row: Row) -> list[tuple[st
             for ours in (name, last, *(alias for alias, field in ALIASES.items() if field == last))
             if (column := spec.columns.get(ours, ours)) in row.values
         ]
-        found.append(
-            (columns[0] if columns else "", one.code, one.msg if columns else f"{one.loc}: {one.msg}".lstrip(": "))
-        )
+        told = one.msg if columns else f"{one.loc}: {one.msg}".lstrip(": ")
+        found.append(RowError(row.number, columns[0] if columns else "", one.code, told))
     return found
 
 

@@ -71,7 +71,7 @@ def source_of(where: str | Path, *, store: Store | None = None, format: str | No
     # A Path would make one slash of the two.
     is_object = isinstance(where, str) and where.startswith(S3)
     name = str(where).rstrip("/").rpartition("/")[2] if is_object else Path(where).name
-    found, gz = _format(name, format)
+    found, gz = format_of(name, format)
     if is_object:
         if store is None:
             raise bad_file(name, "an object in S3 needs a store to read it through")
@@ -89,8 +89,8 @@ def source_of(where: str | Path, *, store: Store | None = None, format: str | No
     return Source(name, lambda: path.open("rb"), found, gz)
 
 
-def _format(name: str, given: str | None) -> tuple[Format, bool]:
-    """The format that is meant, and whether it is packed."""
+def format_of(name: str, given: str | None) -> tuple[Format, bool]:
+    """The format of a file, by its name where none is given, and whether it is packed. Raises InvalidJob."""
     told = PurePosixPath(f"x.{given.lower().lstrip('.')}" if given else name.lower())
     gz = told.suffix == ".gz" or (given is not None and name.lower().endswith(".gz"))
     suffix = (told.with_suffix("") if told.suffix == ".gz" else told).suffix

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$")]
+NAME = r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 """A dataset's name: part of keys in the store and of file names."""
 ImageFormat = Literal["png", "webp", "jpg"]
 Templates = Literal["off", "random", "all"]
@@ -53,6 +54,8 @@ class DatasetSpec(BaseModel):
         (), description="also of each stage before the last: its picture (`base`), its latents (`latents`)"
     )
     kept_columns: bool = Field(True, description="columns of the file that are no parameters go into the samples")
+    automatic: bool = Field(True, description="a column that is called like what it can give is taken as that")
+    left_out: tuple[str, ...] = Field((), description="columns of the file that are passed over")
 
 
 @dataclass(frozen=True, slots=True)

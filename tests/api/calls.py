@@ -12,7 +12,11 @@ from farm.api.app import make_app
 from farm.settings import Settings
 
 DOCUMENT: dict[str, Any] = json.loads(json.dumps(make_app(Settings()).openapi()))
-BODIES: dict[str, Any] = {"jobs.move": {"priority": 1}, "jobs.fork": {"from_stage": 1}}
+BODIES: dict[str, Any] = {
+    "jobs.move": {"priority": 1},
+    "jobs.fork": {"from_stage": 1},
+    "datasets.move": {"priority": 1},
+}
 """A body for each call with an id that needs one."""
 
 

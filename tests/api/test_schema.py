@@ -39,7 +39,7 @@ no-shrink = true
 [[operations]]
 include-operation-id = [
     "jobs.create", "jobs.dry_run", "jobs.fork", "jobs.ls", "runs.ls", "farm.check", "uploads.upload",
-    "farm.read", "farm.picture",
+    "farm.read", "farm.picture", "datasets.upload", "datasets.look", "datasets.create", "datasets.ls",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
 

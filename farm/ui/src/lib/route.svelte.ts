@@ -1,12 +1,12 @@
 // Which view does the address name, and with what?
 
 /** Views by the first part of the path; "" is the one that the page begins with. */
-export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "workers", "settings"] as const;
+export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings"] as const;
 export type View = (typeof VIEWS)[number];
 
 interface Place {
   view: View;
-  /** What stands behind the view: a job's id. */
+  /** What stands behind the view: a job's id, a dataset's name. */
   id: string;
   query: Record<string, string>;
 }

@@ -291,6 +291,178 @@ export interface SessionView {
   csrf_token: string | null;
 }
 
+export interface RowErrorView {
+  row: number;
+  column: string;
+  code: string;
+  message: string;
+}
+
+export interface RowView {
+  row: number;
+  values: Record<string, string>;
+}
+
+export interface FileView {
+  id: string;
+  name: string;
+  format: string;
+  size_bytes: number;
+  columns: string[];
+  rows: RowView[];
+  errors: RowErrorView[];
+}
+
+export interface SampleView {
+  key: string;
+  row: number;
+  variant: number;
+  prompt: string;
+  negative_prompt: string;
+  seed: number;
+  changes: Record<string, unknown>;
+  choices: string[];
+  columns: Record<string, string>;
+}
+
+export interface ColumnView {
+  name: string;
+  gives: string | null;
+}
+
+export interface RowCount {
+  row: number;
+  samples: number;
+}
+
+export interface PreviewView {
+  columns: ColumnView[];
+  known: string[];
+  counts: RowCount[];
+  first: SampleView[];
+  errors: RowErrorView[];
+  sizes: number[][];
+  stages: PlannedView[];
+  cost_s: number | null;
+}
+
+export interface DatasetAsk {
+  name: string;
+  file: string;
+  chain?: string | ChainSpec;
+  prompt?: string | null;
+  negative_prompt?: string | null;
+  columns?: Record<string, string>;
+  automatic?: boolean;
+  left_out?: string[];
+  sweep?: Record<string, unknown[]>[];
+  templates?: "off" | "random" | "all";
+  wildcards?: Record<string, string[]>;
+  variants?: number;
+  seed?: number;
+  shard_samples?: number;
+  image_format?: "png" | "webp" | "jpg";
+  image_quality?: number;
+  keep?: ("base" | "latents")[];
+  partial?: boolean;
+}
+
+export interface RefusedView {
+  code: string;
+  message: string;
+  hint: string;
+  count: number;
+  rows: RowErrorView[];
+  errors: WrongField[];
+}
+
+export interface DatasetView {
+  name: string;
+  owner: string;
+  state: string;
+  samples: number;
+  done: number;
+  failed: number;
+  open: Record<string, number>;
+  shards: number;
+  shards_done: number;
+  size_bytes: number;
+  rows: number;
+  rejected: number;
+  priority: number;
+  fed: boolean;
+  rate: number | null;
+  eta_s: number | null;
+  refused: RefusedView | null;
+}
+
+export interface DatasetPage {
+  datasets: DatasetView[];
+  next: string | null;
+}
+
+export interface PlanView {
+  source: string;
+  sha256: string;
+  chain: ChainSpec;
+  sweep: Record<string, unknown[]>[];
+  templates: string;
+  image_format: string;
+  shard_samples: number;
+  columns: string[];
+  sizes: number[][];
+  checkpoints: Record<string, unknown>[];
+  cost_s: number | null;
+  eta_s: number | null;
+  size_bytes_most: number;
+  rejects: RowErrorView[];
+  first: SampleView[];
+}
+
+export interface Snippet {
+  loader: string;
+  text: string;
+}
+
+export interface DatasetDetail extends DatasetView {
+  plan: PlanView | null;
+  load: Snippet[];
+}
+
+export interface FailureView {
+  key: string;
+  row: number;
+  variant: number;
+  state: string;
+  code: string;
+  message: string;
+}
+
+export interface FailurePage {
+  failures: FailureView[];
+  next: number | null;
+}
+
+export interface ShardFile {
+  size_bytes: number;
+  sha256: string;
+  url: string;
+}
+
+export interface ShardView {
+  shard: number;
+  samples: number;
+  failed: number;
+  tar: ShardFile;
+  parquet: ShardFile;
+  sheet: string;
+}
+
+export interface ShardPage {
+  shards: ShardView[];
+  next: number | null;
+}
+
 export interface WrongField {
   loc: string;
   msg: string;

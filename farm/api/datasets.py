@@ -1,0 +1,190 @@
+"""How are datasets listed, looked at and steered over HTTP?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
+
+from farm.api.asks import Ask
+from farm.api.callers import Caller
+from farm.api.dataset_views import DatasetDetail, DatasetPage, DatasetView, PlanView, Snippet
+from farm.api.desk import Desk, desk_of
+from farm.api.door import Door, Reader, Submitter
+from farm.dataset.desk import Datasets, Status
+from farm.dataset.folder import Folder, datasets
+from farm.dataset.spec import NAME
+from farm.errors import Conflict, NotFound
+
+router = APIRouter(route_class=Door, prefix="/datasets", tags=["datasets"])
+READERS = 8
+"""Objects that are read at the same time: each read waits for the store."""
+PAGE = 50
+"""Datasets of one page."""
+_LOOKS = {"planning": "it is still being planned", "refused": "it was refused: ask for it again"}
+
+
+class Steer(Ask):
+    """Another place in the line."""
+
+    priority: int = Field(ge=0, le=100, description="among bulk jobs; higher runs first")
+
+
+@router.get("", response_model=DatasetPage)
+async def ls(
+    request: Request,
+    caller: Reader,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
+    cursor: Annotated[str | None, Query(pattern=NAME, description="`next` of the page before")] = None,
+) -> Response:
+    """The caller's datasets, by name; an admin's are everybody's."""
+    desk = desk_of(request)
+
+    def call() -> Response:
+        names = [name for name in datasets(desk.farm.store) if cursor is None or name > cursor]
+        found, last = list[DatasetView](), None
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(names), READERS):
+                some = names[start : start + READERS]
+                for name, status in zip(some, pool.map(partial(_status, desk), some), strict=True):
+                    if len(found) == limit:
+                        page = DatasetPage(datasets=found, next=last)
+                        return Response(page.model_dump_json(), media_type="application/json")
+                    if status is not None and _owns(caller, status):
+                        found.append(DatasetView.of(status))
+                    last = name
+        return Response(DatasetPage(datasets=found).model_dump_json(), media_type="application/json")
+
+    return await desk.work(call)
+
+
+@router.get("/{dataset}")
+async def show(request: Request, dataset: str, caller: Reader) -> DatasetDetail:
+    """A dataset: how far it is, what it was planned to be, and how it is loaded."""
+    desk = desk_of(request)
+
+    def call() -> DatasetDetail:
+        status = found_dataset(desk, caller, dataset)
+        plan = None if status.state in _LOOKS else PlanView.of(Datasets(desk.farm).planned(dataset))
+        load = list(_load(desk, dataset)) if plan else []
+        return DatasetDetail(**DatasetView.of(status).model_dump(), plan=plan, load=load)
+
+    return await desk.work(call)
+
+
+@router.post("/{dataset}/start")
+async def start(request: Request, dataset: str, caller: Submitter) -> DatasetView:
+    """Has a dataset run, or go on; interactive jobs go before it."""
+    return await _steer(request, dataset, caller, Datasets.start)
+
+
+@router.post("/{dataset}/pause")
+async def pause(request: Request, dataset: str, caller: Submitter) -> DatasetView:
+    """Holds a dataset; what runs may still end, nothing new begins."""
+    return await _steer(request, dataset, caller, Datasets.pause)
+
+
+@router.post("/{dataset}/resume")
+async def resume(request: Request, dataset: str, caller: Submitter) -> DatasetView:
+    """Lets a paused dataset go on."""
+    return await _steer(request, dataset, caller, Datasets.resume)
+
+
+@router.post("/{dataset}/retry")
+async def retry(request: Request, dataset: str, caller: Submitter) -> DatasetView:
+    """Tries again what of a dataset has failed, once every sample was tried."""
+    return await _steer(request, dataset, caller, Datasets.retry)
+
+
+@router.patch("/{dataset}")
+async def move(request: Request, dataset: str, ask: Steer, caller: Submitter) -> DatasetView:
+    """Puts a dataset before or behind other bulk jobs."""
+    return await _steer(request, dataset, caller, lambda desk, name: desk.prioritise(name, ask.priority))
+
+
+@router.delete("/{dataset}", status_code=204, response_class=Response)
+async def delete(request: Request, dataset: str, caller: Submitter) -> None:
+    """Deletes a dataset that does not run: its plan, shards and jobs. What was exported stays."""
+    desk = desk_of(request)
+
+    def call() -> None:
+        found_dataset(desk, caller, dataset)
+        Datasets(desk.farm).rm(dataset)
+
+    await desk.work(call)
+
+
+async def _steer(request: Request, dataset: str, caller: Caller, act: Callable[[Datasets, str], Status]) -> DatasetView:
+    """The dataset after `act`."""
+    desk = desk_of(request)
+
+    def call() -> DatasetView:
+        planned_dataset(desk, caller, dataset)
+        return DatasetView.of(act(Datasets(desk.farm), dataset))
+
+    return await desk.work(call)
+
+
+def _status(desk: Desk, name: str) -> Status | None:
+    try:
+        return Datasets(desk.farm).status(name)
+    except NotFound:  # its planning broke off, or it is being deleted
+        return None
+
+
+def _owns(caller: Caller, status: Status) -> bool:
+    return caller.is_admin or status.owner == caller.owner
+
+
+def found_dataset(desk: Desk, caller: Caller, name: str) -> Status:
+    """How far the dataset is.
+
+    Raises:
+        NotFound: there is none, or it is somebody else's, which is told alike.
+    """
+    status = _status(desk, name) if re.fullmatch(NAME, name) else None
+    if status is None or not _owns(caller, status):
+        raise NotFound("there is no such dataset")
+    return status
+
+
+def planned_dataset(desk: Desk, caller: Caller, name: str) -> Status:
+    """The same of one that has a plan. Raises NotFound, Conflict."""
+    status = found_dataset(desk, caller, name)
+    if status.state in _LOOKS:
+        raise Conflict(_LOOKS[status.state])
+    return status
+
+
+def _load(desk: Desk, name: str) -> Iterator[Snippet]:
+    """How its shards are read once they lie in a folder of its name."""
+    folder = desk.farm.store.uri(Folder(desk.farm.store, name).key("shards"))
+    fetch = f"aws s3 sync {folder} {name}   # or the shards one by one, below"
+    yield Snippet(loader="fetch", text=fetch)
+    yield Snippet(
+        loader="datasets",
+        text="from datasets import load_dataset\n\n"
+        f'dataset = load_dataset("webdataset", data_files={{"train": "{name}/*.tar"}}, split="train", streaming=True)\n'
+        "print(next(iter(dataset)))",
+    )
+    yield Snippet(
+        loader="webdataset",
+        text="from glob import glob\n\nimport webdataset\n\n"
+        f'files = sorted(glob("{name}/*.tar"))\n'
+        'pairs = webdataset.WebDataset(files, shardshuffle=False).decode("pil")\n'
+        'for picture, prompt, known in pairs.to_tuple("png;webp;jpg", "txt", "json"):\n'
+        '    print(picture.size, prompt, known["seed"])',
+    )
+    yield Snippet(
+        loader="parquet",
+        text=f'import pyarrow.dataset\n\ntable = pyarrow.dataset.dataset("{name}", format="parquet", '
+        "exclude_invalid_files=True).to_table()\nprint(table.num_rows, table.column_names)",
+    )
+    yield Snippet(
+        loader="export", text=f"farm dataset export {name} -o {name}/ --format parquet   # webdataset, imagefolder"
+    )

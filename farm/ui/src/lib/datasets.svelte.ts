@@ -1,0 +1,144 @@
+// Which dataset is to be made of which file, and how is it asked for?
+
+import { BASE, door, Refused } from "./api";
+import { asked as onForm, card, valuesOf, type Axis, type Card } from "./form.svelte";
+import { offer } from "./offer.svelte";
+import type { ChainSpec, DatasetAsk, DatasetView, FileView, PreviewView, Problem } from "./types";
+
+/** What a column gives: a parameter's name, or one of these. */
+export const KEPT = "";
+export const LEFT_OUT = "-";
+
+interface Draft {
+  file: FileView | null;
+  /** What each column gives, as the user or the farm has said. */
+  gives: Record<string, string>;
+  /** A named chain; "form" for the one on the form. */
+  preset: string;
+  cards: Card[];
+  prompt: string;
+  negative: string;
+  axes: Axis[];
+  templates: "off" | "random" | "all";
+  variants: number;
+  wildcards: Record<string, string[]>;
+  name: string;
+  shard: number;
+  format: "png" | "webp" | "jpg";
+  quality: number;
+  keep: ("base" | "latents")[];
+  seed: number;
+  partial: boolean;
+}
+
+function fresh(): Draft {
+  return {
+    file: null, gives: {}, preset: "txt", cards: [], prompt: "", negative: "", axes: [], templates: "off", variants: 4,
+    wildcards: {}, name: "", shard: 1000, format: "png", quality: 90, keep: [], seed: 0, partial: false,
+  };
+}
+
+/** What is being filled in; it stays until the page is loaded again. */
+export const draft = $state<Draft>(fresh());
+
+export function startAnew(): void {
+  Object.assign(draft, fresh());
+}
+
+/** Takes a named chain's stages, or those on the form. */
+export function useChain(name: string): void {
+  const stages = name === "form" ? (onForm().chain as ChainSpec).stages : offer.chains.find((one) => one.name === name)?.stages;
+  draft.preset = name;
+  draft.cards = (stages ?? []).map(card);
+}
+
+/** Takes a file that was uploaded. */
+export function useFile(file: FileView): void {
+  draft.file = file;
+  draft.gives = {};
+  if (!draft.name) draft.name = named(file.name);
+}
+
+/** A dataset's name after a file's. */
+function named(file: string): string {
+  const stem = file.toLowerCase().replace(/(\.(csv|tsv|json|jsonl|ndjson|txt|parquet))?(\.gz)?$/, "");
+  const found = stem.replace(/[^a-z0-9._-]+/g, "-").replace(/^[^a-z0-9]+|[^a-z0-9]+$/g, "").slice(0, 64);
+  return found.length > 1 ? found : "dataset";
+}
+
+/** What a column gives, as shown: what the user said, else what the farm takes it for. */
+export const given = (column: string, preview: PreviewView | null): string =>
+  draft.gives[column] ?? guessed(preview?.columns.find((one) => one.name === column)?.gives);
+const guessed = (gives: string | null | undefined): string => (gives === null ? LEFT_OUT : (gives ?? KEPT));
+
+/** What is asked for, as the API takes it. */
+export function asked(): Omit<DatasetAsk, "name"> {
+  const chain: ChainSpec = { stages: draft.cards.filter((one) => one.on).map((one) => one.spec) };
+  const told = Object.entries(draft.gives);
+  const columns = Object.fromEntries(told.filter(([, gives]) => gives !== KEPT && gives !== LEFT_OUT).map(([column, gives]) => [gives, column]));
+  return {
+    file: draft.file!.id,
+    chain,
+    ...(draft.prompt && { prompt: draft.prompt }),
+    ...(draft.negative && { negative_prompt: draft.negative }),
+    columns,
+    // Once a column's meaning was chosen, all of them are said.
+    automatic: !told.length,
+    left_out: told.filter(([, gives]) => gives === LEFT_OUT).map(([column]) => column),
+    sweep: draft.axes.filter((axis) => axis.field && axis.values.trim()).map((axis) => ({ [axis.field]: valuesOf(axis) })),
+    templates: draft.templates,
+    ...(draft.templates === "random" && { variants: draft.variants }),
+    ...(draft.templates !== "off" && { wildcards: draft.wildcards }),
+    seed: draft.seed,
+    shard_samples: draft.shard,
+    image_format: draft.format,
+    image_quality: draft.quality,
+    keep: draft.keep,
+  };
+}
+
+/** Says what every column gives, beginning with what the farm takes each for, and changes one. */
+export function choose(column: string, gives: string, preview: PreviewView | null): void {
+  const all = Object.fromEntries((draft.file?.columns ?? []).map((name) => [name, given(name, preview)]));
+  // What one column gives no other does.
+  if (gives !== KEPT && gives !== LEFT_OUT) for (const name of Object.keys(all)) if (all[name] === gives) all[name] = KEPT;
+  draft.gives = { ...all, [column]: gives };
+}
+
+/** Uploads a file of rows; `told` hears the share that has gone up. Throws Refused. */
+export function send(file: File, told: (share: number) => void, stop: AbortSignal): Promise<FileView> {
+  return new Promise((done, refuse) => {
+    // fetch does not tell how much of a body has gone up.
+    const call = new XMLHttpRequest();
+    call.open("POST", `${BASE}/datasets/files?name=${encodeURIComponent(file.name)}`);
+    call.setRequestHeader("Content-Type", "application/octet-stream");
+    if (door.csrf) call.setRequestHeader("X-CSRF-Token", door.csrf);
+    call.responseType = "json";
+    call.upload.onprogress = (event) => event.lengthComputable && told(event.loaded / event.total);
+    call.onload = () => {
+      if (call.status === 201) return done(call.response as FileView);
+      if (call.status === 401) door.closed();
+      const problem = (call.response ?? {}) as Partial<Problem>;
+      refuse(new Refused({ ...problem, status: call.status, detail: problem.detail ?? `The farm answered ${call.status}.` }));
+    };
+    call.onerror = () => refuse(new Refused({ detail: "The farm cannot be reached." }));
+    call.onabort = () => refuse(new Refused({ detail: "The upload was stopped." }));
+    stop.addEventListener("abort", () => call.abort());
+    call.send(file);
+  });
+}
+
+/** How a dataset's samples stand, as a run's jobs do: what is in shards, what is in work, and the rest. */
+export function states(one: DatasetView): Record<string, number> {
+  const dead = ["failed", "quarantined", "cancelled", "expired"].reduce((sum, state) => sum + (one.open[state] ?? 0), one.failed);
+  const done = one.done + (one.open.done ?? 0);
+  const running = one.open.running ?? 0;
+  const rest = Math.max(0, one.samples - done - dead - running);
+  return { done, running, [one.state === "paused" ? "paused" : "queued"]: rest, failed: dead };
+}
+
+/** Why a dataset does not go on though it is to; "" where it does, or is not to. */
+export function waits(one: DatasetView): string {
+  if (one.fed || (one.state !== "planning" && one.state !== "running")) return "";
+  return one.state === "planning" ? "It waits for its turn to be planned." : "It waits for a feeder.";
+}

@@ -1,0 +1,195 @@
+"""Can a person make a dataset of a file, run it and take it home, with the page alone?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from farm.dataset.desk import Datasets
+from tests.dataset.farms import FeederProcess
+from tests.e2e.rig import until
+from tests.ui.conftest import WAIT_MS, Dashboard, Watched
+
+expect.set_options(timeout=WAIT_MS)
+FRUIT = ("apple", "pear", "plum", "lemon", "fig", "melon", "cherry", "lime")
+TABLE = "caption,mood,notes\n" + "".join(f"a {FRUIT[row % len(FRUIT)]} number {row},calm,x{row}\n" for row in range(60))
+
+
+@pytest.fixture(scope="module")
+def feeder(dashboard: Dashboard) -> Iterator[FeederProcess]:
+    """The process that plans and feeds the farm's datasets."""
+    process = FeederProcess(dashboard.rig).start()
+    yield process
+    process.stop()
+
+
+def drop(page: Page, name: str, text: str) -> None:
+    """Drops a file on the page, as a hand does."""
+    page.evaluate(
+        """([name, text]) => {
+            const data = new DataTransfer();
+            data.items.add(new File([text], name, { type: "text/csv" }));
+            const told = { dataTransfer: data, bubbles: true, cancelable: true };
+            document.querySelector("main").dispatchEvent(new DragEvent("dragover", told));
+            document.querySelector("main").dispatchEvent(new DragEvent("drop", told));
+        }""",
+        [name, text],
+    )
+
+
+def test_a_table_becomes_a_dataset(
+    dashboard: Dashboard, feeder: FeederProcess, watched: Watched, shots: Path, tmp_path: Path
+) -> None:
+    page = watched.page
+    # Given a farm without datasets, and a table that is dropped on the page
+    page.get_by_role("link", name="Datasets").click()
+    expect(page.get_by_text("There is no dataset yet.")).to_be_visible()
+    page.get_by_role("link", name="New dataset").click()
+    drop(page, "Fruit rows.csv", TABLE)
+    # When it is said what its columns give, and what is made of each row
+    rows = page.get_by_role("region", name="First rows")
+    expect(rows.get_by_role("row")).to_have_count(21)
+    expect(rows).to_contain_text("a cherry number 6")
+    column = page.get_by_label("What the column caption gives")
+    expect(column).to_have_value("")
+    column.select_option("prompt")
+    page.get_by_label("What the column notes gives").select_option("leave out")
+    page.get_by_label("Every row runs").select_option("txt")
+    page.get_by_text("Its stages (1)").click()
+    page.get_by_role("button", name="Parameters of stage 1").click()
+    steps = page.get_by_label("Stage 1: text2img").get_by_label("steps", exact=True)
+    steps.fill("20")
+    steps.press("Tab")
+    page.get_by_text("Sweep: several of each row").click()
+    page.get_by_role("button", name="Add an axis").click()
+    page.get_by_label("Values of axis 1").fill("1, 2")
+    # Then the preview tells it
+    expect(page.get_by_text("40 samples of the first 20 rows, 64 × 64")).to_be_visible()
+    samples = page.get_by_role("region", name="Samples of the first rows")
+    expect(samples.get_by_role("columnheader", name="mood")).to_be_visible()
+    expect(samples.get_by_role("columnheader", name="notes")).to_have_count(0)
+    expect(samples.get_by_role("row").nth(2)).to_contain_text("a apple number 0")
+    page.screenshot(path=shots / "form.png", full_page=True)
+    # When it is planned
+    expect(page.get_by_label("Name", exact=True)).to_have_value("fruit-rows")
+    page.get_by_label("Name", exact=True).fill("fruit")
+    page.get_by_label("Samples of a shard").fill("20")
+    page.get_by_role("button", name="Plan").click()
+    # Then nothing runs, and it is told what would
+    expect(page.get_by_text("Nothing runs until you start it.")).to_be_visible()
+    plan = page.get_by_label("Plan", exact=True)
+    expect(plan).to_contain_text("120 in 6 shards")
+    expect(plan).to_contain_text("Fruit_rows.csv, 60 rows")
+    expect(plan).to_contain_text("64 × 64, png; at most 1.5 MB")
+    page.screenshot(path=shots / "planned.png", full_page=True)
+    # When it is started, held, and let go on
+    page.get_by_role("button", name="Start").click()
+    progress = page.get_by_label("How far it is")
+    expect(progress.get_by_role("img", name=re.compile(r"[1-9]\d* done"))).to_be_visible()
+    page.get_by_role("button", name="Pause").click()
+    expect(progress.get_by_role("status")).to_have_text("paused")
+    page.get_by_label("Priority").select_option("75")
+    expect(page.get_by_text("Its priority is 75.")).to_be_visible()
+    page.screenshot(path=shots / "paused.png", full_page=True)
+    page.get_by_role("button", name="Resume").click()
+    # Then it is done
+    expect(progress.get_by_role("status")).to_have_text("done", timeout=240_000)
+    expect(progress).to_contain_text("6 of 6 shards")
+    assert (Datasets(dashboard.rig.farm).status("fruit").done, Datasets(dashboard.rig.farm).status("fruit").failed) == (
+        120,
+        0,
+    )
+    # And its shards are seen, and come home
+    shards = page.get_by_label("Shards", exact=True)
+    expect(shards.get_by_role("listitem")).to_have_count(6)
+    shards.get_by_role("img").first.scroll_into_view_if_needed()
+    page.wait_for_function(
+        "() => [...document.images].some((one) => one.src.includes('/sheet') && one.naturalWidth > 0)"
+    )
+    with page.expect_download() as loaded:
+        shards.get_by_role("link", name="Shard 0 as tar").click()
+    loaded.value.save_as(tmp_path / "0.tar")
+    assert (tmp_path / "0.tar").read_bytes()[257:262] == b"ustar"
+    # And its card is read as it is
+    page.get_by_role("button", name="Open the card").click()
+    expect(page.get_by_role("region", name="Card")).to_contain_text("# fruit")
+    page.get_by_role("button", name="Copy: WebDataset").click()
+    expect(page.get_by_text(re.compile("is copied|are selected"))).to_be_visible()
+    page.screenshot(path=shots / "done.png", full_page=True)
+    # And the list has it
+    page.get_by_role("link", name="All datasets").click()
+    row = page.get_by_role("link", name=re.compile("^fruit done"))
+    expect(row).to_contain_text("6 of 6 shards")
+    page.screenshot(path=shots / "list.png")
+    # When it is deleted, Then it is gone
+    row.click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog", name="Delete fruit?").get_by_role("button", name="Delete it").click()
+    expect(page.get_by_text("There is no dataset yet.")).to_be_visible()
+
+
+def test_wrong_rows_are_shown_where_they_are(feeder: FeederProcess, watched: Watched, shots: Path) -> None:
+    page = watched.page
+    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
+    # Given a file of which two rows are wrong, and one among those that are not looked at first
+    text = "prompt,steps\na pear,2\na plum,none\na fig\n" + "a lime,2\n" * 30 + "a lemon,-3\n"
+    page.locator("input[type=file]").first.set_input_files(
+        {"name": "odd.csv", "mimeType": "text/csv", "buffer": text.encode()}
+    )
+    # Then those among the first are told with row, column and code
+    wrong = page.get_by_role("region", name="Wrong rows among the first")
+    expect(wrong.get_by_role("row", name=re.compile("^2 steps .* invalid_field"))).to_be_visible()
+    expect(wrong.get_by_role("row", name=re.compile("^3 .*2 cells|^3 .*header has 2.* bad_row"))).to_be_visible()
+    expect(page.get_by_label("What the column steps gives")).to_have_value("steps")
+    page.screenshot(path=shots / "wrong.png", full_page=True)
+    # When it is planned, Then all of them are
+    page.get_by_role("button", name="Plan").click()
+    expect(page.get_by_role("heading", name="It cannot be planned")).to_be_visible()
+    told = page.get_by_role("region", name="Rows that are wrong")
+    expect(told.get_by_role("row")).to_have_count(4)
+    expect(told.get_by_role("row", name=re.compile("^34 steps .* invalid_field"))).to_be_visible()
+    page.screenshot(path=shots / "refused.png", full_page=True)
+    # When they are to be left out, Then the rest is planned under the same name
+    page.get_by_role("link", name="Back to the form").click()
+    page.get_by_label("Leave wrong rows out").check()
+    page.get_by_role("button", name="Plan").click()
+    expect(page.get_by_label("Plan", exact=True)).to_contain_text("31 rows; 3 left out")
+    expect(page.get_by_role("region", name="Rows that were left out").get_by_role("row")).to_have_count(4)
+
+
+def test_what_is_no_table_is_said_at_once(watched: Watched) -> None:
+    page = watched.page
+    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
+    drop(page, "x.csv", "prompt,prompt\na,b\n")
+    expect(page.get_by_role("alert")).to_contain_text("two columns are called")
+    drop(page, "x.exe", "prompt\na\n")
+    expect(page.get_by_role("alert")).to_contain_text("not known")
+    drop(page, "good.csv", "prompt\na\n")
+    expect(page.get_by_role("region", name="First rows")).to_be_visible()
+    # A chain that cannot be is told before anything is planned
+    page.get_by_label("Every row runs").select_option("img")
+    expect(page.get_by_label("Preview")).to_contain_text("image")
+
+
+def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Watched) -> None:
+    page = watched.page
+    # Given a dataset that is to run, and nobody who feeds it
+    desk = Datasets(dashboard.rig.farm)
+    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
+    drop(page, "lonely.csv", "prompt\na\n")
+    expect(page.get_by_role("region", name="First rows")).to_be_visible()
+    page.get_by_role("button", name="Plan").click()
+    # Then that is said, and what helps
+    expect(page.get_by_text("nobody feeds datasets")).to_be_visible()
+    expect(page.get_by_text("farm dataset feed")).to_be_visible()
+    process = FeederProcess(dashboard.rig).start()
+    try:
+        expect(page.get_by_text("Nothing runs until you start it.")).to_be_visible()
+    finally:
+        process.stop()
+    desk.rm("lonely")
+    until(lambda: all(one.name != "lonely" for one in desk.ls()), 20)
