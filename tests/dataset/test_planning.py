@@ -74,7 +74,7 @@ def test_a_column_gives_what_it_is_called_and_others_go_along(farm: Farm) -> Non
             "seed": "9",
             "steps": "3",
             "1.strength": "0.75",
-            "label": "fruit",
+            "label": "x",
         },
         text=True,
     )
