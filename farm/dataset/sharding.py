@@ -136,7 +136,6 @@ class ShardWriter:
         }
         return Shard(self._number, tar, parquet, facts)
 
-
     def _again(self) -> None:
         """The table once more, from the tar: its samples did not come in the order of their keys."""
         self._table = TableWriter(self._fresh, self._columns)
