@@ -166,9 +166,10 @@ def test_what_is_no_table_is_said_at_once(watched: Watched) -> None:
     page = watched.page
     page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
     drop(page, "x.csv", "prompt,prompt\na,b\n")
-    expect(page.get_by_role("alert")).to_contain_text("two columns are called")
+    told = page.get_by_label("File").get_by_role("alert")
+    expect(told).to_contain_text("two columns are called")
     drop(page, "x.exe", "prompt\na\n")
-    expect(page.get_by_role("alert")).to_contain_text("not known")
+    expect(told).to_contain_text("not known")
     drop(page, "good.csv", "prompt\na\n")
     expect(page.get_by_role("region", name="First rows")).to_be_visible()
     # A chain that cannot be is told before anything is planned
