@@ -184,7 +184,7 @@ class Checkpoint(Weights):
 
 
 class Adapter(Weights):
-    """Named weights beside a checkpoint's: LoRA, textual inversion, IP-Adapter, ControlNet, VAE, safety checker."""
+    """Named weights beside a checkpoint's: LoRA, textual inversion, IP-Adapter, ControlNet, VAE, safety checker, …"""
 
     type: AdapterType
     weights: str | None = Field(
@@ -198,7 +198,7 @@ class Adapter(Weights):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        folder = self.type in ("controlnet", "vae", "safety_checker")
+        folder = self.type in ("controlnet", "vae", "safety_checker", "clip")
         if folder and self.file is not None:
             raise ValueError(f"a {self.type} is a folder: its config.json says what it is")
         if not folder and self.file is None and self.weights is None:
@@ -324,6 +324,22 @@ class Catalog(_Entry):
                 msg = f"{name} is of the space {found.space}, {checkpoint.name} of {checkpoint.space}; {choose}"
             else:
                 msg = f"{name} is a {found.type} for {found.family}, not a {type_} for {family}; {choose}"
+            raise InvalidJob(errors=(FieldError(loc, msg, "wrong_adapter"),))
+        return self.adapters[name]
+
+    def judge(self, name: str, type_: AdapterType, loc: str) -> Adapter:
+        """The adapter `name` of a type that goes on no checkpoint but looks at pictures.
+
+        Raises:
+            InvalidJob: (`unknown_adapter`, `wrong_adapter`) names the field at `loc` and what it may hold.
+        """
+        fitting = sorted(each.name for each in self.adapters.values() if each.type == type_)
+        choose = f"choose one of {', '.join(fitting)}" if fitting else f"the catalog has no {type_}"
+        if name not in self.adapters:
+            msg = f"{name!r} is not in the catalog; {choose}"
+            raise InvalidJob(errors=(FieldError(loc, msg, "unknown_adapter"),))
+        if name not in fitting:
+            msg = f"{name} is a {self.adapters[name].type}, not a {type_}; {choose}"
             raise InvalidJob(errors=(FieldError(loc, msg, "wrong_adapter"),))
         return self.adapters[name]
 

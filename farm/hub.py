@@ -110,7 +110,8 @@ def _hub(checkpoint: Weights, source: Path | None) -> Iterator[None]:
 def _index(checkpoint: Weights) -> str:
     """A small file that a repository of this kind has: with it, its commit is found."""
     if isinstance(checkpoint, Adapter):
-        known = {"controlnet": "config.json", "vae": "config.json", "safety_checker": "safety_checker/config.json"}
+        known = dict.fromkeys(("controlnet", "vae", "clip"), "config.json")
+        known["safety_checker"] = "safety_checker/config.json"
         return known.get(checkpoint.type) or str(checkpoint.weights)
     return "model_index.json"
 
@@ -120,6 +121,10 @@ def _wanted_of_adapter(adapter: Adapter, names: set[str]) -> list[str]:
     variant = f".{adapter.variant}" if adapter.variant else ""
     if adapter.type in ("controlnet", "vae"):
         wanted = {"config.json", f"diffusion_pytorch_model{variant}.safetensors"}
+    elif adapter.type == "clip":
+        wanted = {"config.json", f"model{variant}.safetensors", "preprocessor_config.json"}
+        wanted |= {"tokenizer.json"} if "tokenizer.json" in names else {"vocab.json", "merges.txt"}
+        wanted |= names & {"tokenizer_config.json", "special_tokens_map.json"}
     elif adapter.type == "safety_checker":
         wanted = {"safety_checker/config.json", f"safety_checker/model{variant}.safetensors"}
         wanted.add("feature_extractor/preprocessor_config.json")

@@ -38,12 +38,12 @@ class Readers:
             raise NotFound(f"there is no job {job}")
         return found[0]
 
-    def read(self, jobs: Sequence[str]) -> list[JobRecord]:
-        """Those of `jobs` that there are, with their stages; 200 with each look."""
+    def read(self, jobs: Sequence[str], *, whole: bool = True) -> list[JobRecord]:
+        """Those of `jobs` that there are, with their stages unless not `whole`; 200 with each look."""
         found: list[JobRecord] = []
         for start in range(0, len(jobs), READ):
             chunk = jobs[start : start + READ]
-            found += [read_job(row) for row in self._server.call("job", len(chunk), *chunk)]
+            found += [read_job(row) for row in self._server.call("job", int(whole), len(chunk), *chunk)]
         return found
 
     def jobs(

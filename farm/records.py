@@ -183,6 +183,7 @@ class JobRecord:
     owner: str = ""
     position: int | None = None
     waits_for: str = ""
+    collected: bool = False
 
     @property
     def progress(self) -> float:

@@ -10,6 +10,8 @@ All keys of a farm begin with `{namespace}:`. Most are the ledger's (`farm.ledge
     webhook:<id>:due, :waiting  deliveries: when each is due, and what it says                     farm.api.outbox
     webhooks:leader, :position  who delivers, how far the events were read; :runs: runs that
                                 may have ended                                                     farm.api.outbox
+    webhooks:datasets           word of datasets that are done, until it is to be delivered        farm.webhooks
+    dataset:<name>:feeder       which process feeds it                                             farm.dataset.seats
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Upload:
         return {**handler(core), "x-upload": self.shows or "any"}
 
 
-AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae", "safety_checker"]
+AdapterType = Literal["controlnet", "lora", "textual_inversion", "ip_adapter", "vae", "safety_checker", "clip"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from farm.errors import Conflict, FieldError, InvalidJob, NotFound
 from farm.scripts import Server
 from farm.tokens import OWNER
 
-Topic = Literal["job.done", "job.failed", "job.quarantined", "job.cancelled", "job.expired", "run.done"]
+Topic = Literal["job.done", "job.failed", "job.quarantined", "job.cancelled", "job.expired", "run.done", "dataset.done"]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 SECRET_BYTES = 32
 """Random bytes of a secret. Source: Standard Webhooks, between 24 and 64."""
@@ -39,6 +39,8 @@ MAX_URL = 2000
 """Characters of an address. Source: what most servers and proxies take at least."""
 _PREFIX = "whsec_"
 _KEY, _HEALTH = "webhooks", "webhooks:health"
+DATASETS = "webhooks:datasets"
+"""Word of datasets that are done, until it is among what is to be delivered."""
 
 
 class Secret(BaseModel):
@@ -120,6 +122,10 @@ class Webhooks:
         )
         self._put(endpoint)
         return endpoint, secret
+
+    def tell(self, name: str, text: str) -> None:
+        """Leaves word of a dataset that is done, `text` as JSON, for whoever delivers; the same `name` replaces it."""
+        self._server.run("HSET", DATASETS, name, text)
 
     def all(self) -> list[Endpoint]:
         """Every endpoint, by age."""

@@ -7,6 +7,7 @@ with the same id; none is lost while its endpoint is not disabled.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -14,7 +15,7 @@ import anyio
 import structlog
 
 from farm.api.courier import Courier, Patience
-from farm.api.messages import Message, of_job, of_run
+from farm.api.messages import Message, of_dataset, of_job, of_run
 from farm.api.outbox import Outbox
 from farm.api.posting import open_client
 from farm.api.threads import in_thread
@@ -100,6 +101,7 @@ class Deliverer:
         self._open_couriers(active, health, start)
         if not active:
             await in_thread(self._outbox.spread, position=newest)
+            await self._look_at_datasets(active)
             await anyio.sleep(LOOK_S)
             return
         position = await in_thread(self._outbox.position) or f"{min(one.created_ms for one in active)}-0"
@@ -113,6 +115,7 @@ class Deliverer:
             if rows:
                 await in_thread(self._outbox.spread, position=rows[-1].id)
         await self._look_at_runs(active)
+        await self._look_at_datasets(active)
         await anyio.sleep(GATHER_S)
 
     async def _recover(self, active: Sequence[Endpoint], position: str) -> None:
@@ -132,6 +135,8 @@ class Deliverer:
         for job, state, code, at_ms in asked:
             if (record := records.get(job)) is None or (not state and record.state not in ENDED):
                 continue
+            if record.collected:
+                continue  # a sample: its dataset is told of as a whole
             end = (state, code, at_ms) if state else (record.state, record.code, record.ended_ms)
             messages.append(of_job(record, *end))
             if record.run:
@@ -146,6 +151,13 @@ class Deliverer:
                 record = await in_thread(self._ledger.run, run)
                 messages = [of_run(record)] if record.ended_ms else []
             await self._note(active, messages, seen=[run])
+
+    async def _look_at_datasets(self, active: Sequence[Endpoint]) -> None:
+        """Tells of datasets of which every sample was tried."""
+        found = await in_thread(self._outbox.datasets)
+        if found:
+            await self._note(active, [of_dataset(json.loads(text)) for text in found.values()])
+            await in_thread(self._outbox.forget_datasets, list(found))
 
     async def _note(
         self,

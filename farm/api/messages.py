@@ -64,6 +64,13 @@ def of_run(run: RunRecord) -> Message:
     return _message("run.done", run.run, run.owner, run.ended_ms, data)
 
 
+def of_dataset(told: Mapping[str, Any]) -> Message:
+    """The message that every sample of a dataset was tried."""
+    here = f"{BASE}/datasets/{told['id']}"
+    data = {**told, "ended": instant(told["ended"]), "urls": {"self": here}}
+    return _message("dataset.done", told["id"], told["owner"], told["ended"], data)
+
+
 def trial(endpoint: str, at_ms: int) -> Message:
     """A message that says nothing: whoever gets it can check the signature."""
     return _message("farm.test", endpoint, "", at_ms, {"id": endpoint})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from farm.scripts import Server
+from farm.webhooks import DATASETS
 
 QUIET_MS = 2000
 """A run is looked at when none of its jobs has ended for so long, milliseconds: most end close together, and a run of
@@ -80,6 +81,14 @@ class Outbox:
     def later(self, endpoint: str, message: str, delivery: Delivery, pause_s: float) -> None:
         """Puts a delivery off."""
         self._server.call("hook_later", endpoint, message, delivery.model_dump_json(), round(pause_s * 1000))
+
+    def datasets(self) -> dict[str, str]:
+        """Word of datasets that are done, by name and try, as JSON."""
+        return dict(self._server.run("HGETALL", DATASETS))
+
+    def forget_datasets(self, names: Sequence[str]) -> None:
+        """Forgets that word: it is among what is to be delivered."""
+        self._server.run("HDEL", DATASETS, *names)
 
     def runs(self) -> list[str]:
         """Runs to look at now."""

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from farm.cli.outcome import Outcome, Table, group, is_plain, say, settings_here, usage
+from farm.cli.machine import need_worker
+from farm.cli.outcome import INTERRUPTED, Outcome, Table, group, is_plain, say, settings_here, usage
 from farm.cli.submit import assignments, axes
-from farm.errors import BadBlob, Unavailable
+from farm.errors import BadBlob, FarmError, Unavailable
 
 if TYPE_CHECKING:
     from farm.dataset.desk import Datasets, Planned, Status
     from farm.settings import Settings
+    from farm.stage import AdapterType
 
 app = group("dataset", "Bulk datasets: plan a file, run it, export what came of it.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
@@ -198,6 +203,47 @@ def retry(name: Name) -> Outcome:
 
 
 @app.command()
+def score(
+    name: Name,
+    clip: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Gives clip_score: how well a picture fits its prompt.")
+    ] = None,
+    safety: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Gives safety_score: above 0 the safety checker finds something.")
+    ] = None,
+) -> Outcome:
+    """Score the pictures of a dataset, so that an export can choose by it. Ctrl+C leaves; nothing is lost.
+
+    Runs here, on FARM_DEVICE, shard by shard; what was scored by the same files before is not scored again.
+
+    \b
+    farm dataset score fruit --clip clip-b32
+    farm dataset score fruit --clip clip-l14 --safety safety-checker
+    """
+    asked: tuple[tuple[str, str | None, AdapterType], ...] = (
+        ("clip", clip, "clip"), ("safety", safety, "safety_checker")
+    )  # fmt: skip
+    if not (clip or safety):
+        raise usage(
+            "nothing to score with was named", "--clip NAME, --safety NAME, or both; `farm models ls` lists them"
+        )
+    need_worker()
+    with _open("dataset score") as (desk, farm):
+        desk.folder(name)
+        words = [name]
+        for option, entry, type_ in asked:
+            if entry:
+                farm.catalog.lock(farm.catalog.judge(entry, type_, f"--{option}"))
+                words += [f"--{option}", entry]
+    told = _scored(words)
+    lost = f", {told['damaged']:,} of them cannot be read" if told["damaged"] else ""
+    line = (
+        f"{name}  {told['shards']:,} shards scored, {told['samples']:,} pictures{lost}; {told['before']:,} were before"
+    )
+    return Outcome({"name": name, **told}, [line])
+
+
+@app.command()
 def export(
     name: Name,
     out: Annotated[str, typer.Option("-o", "--out", help="Folder, or s3://BUCKET/PREFIX; new, or an earlier export.")],
@@ -369,6 +415,29 @@ def _span(seconds: float | None) -> str:
     if left < 7200:
         return f"{left / 60:.0f} min"
     return f"{left / 3600:.1f} h"
+
+
+def _scored(words: Sequence[str]) -> dict[str, Any]:
+    """What `workers.scoring` gives, in a process of its own, for the farm imports no torch; stderr is the user's."""
+    # -P: what runs is what is installed, not what happens to lie in the current folder.
+    command = [sys.executable, "-P", "-m", "workers.scoring", *words, "--parent", str(os.getpid())]
+    # A group of its own: Ctrl+C reaches it once, from here.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+        try:
+            out, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    if not out:
+        raise FarmError(f"the scoring broke off with exit status {process.returncode}", hint="its last words are above")
+    told: dict[str, Any] = json.loads(out)
+    if "error" in told:
+        raise (Unavailable if told["error"]["code"] == Unavailable.code else FarmError)(
+            told["error"]["message"], code=told["error"]["code"], hint=told["error"]["hint"]
+        )
+    return told
 
 
 @contextmanager

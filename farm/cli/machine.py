@@ -45,7 +45,7 @@ def up(
 
     settings = settings_here("up")
     settings = load_settings(**({"data": data} if data else {}))
-    _need_worker()
+    need_worker()
     _need(API_PARTS, "the API needs", "pip install 'latent-farm[local]'")
     run(settings, _slots(Catalog.load(settings), slots) if slots else None, say)
     return Outcome()
@@ -66,7 +66,7 @@ def demo(
     from farm.local import demo as run
 
     settings = settings_here("demo")
-    _need_worker()
+    need_worker()
     # As Ctrl+C does: what was started is stopped again.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     records: list[JobRecord] = []
@@ -98,7 +98,7 @@ def worker(
     settings = settings_here("worker")
     catalog = Catalog.load(settings)
     slots = _slots(catalog, stage)
-    _need_worker()
+    need_worker()
     for checkpoint in {queue.partition(".")[2] for slot in slots for queue in slot.split(",")}:
         catalog.lock(catalog.checkpoints[checkpoint])
     command = [sys.executable, "-m", "workers.supervisor"]
@@ -157,7 +157,7 @@ def _slots(catalog: Catalog, given: Sequence[str]) -> list[str]:
     return slots
 
 
-def _need_worker() -> None:
+def need_worker() -> None:
     """Nothing, if workers can run here. Raises as `_need`."""
     _need(WORKER_PARTS, "workers need", "pip install 'latent-farm[worker]'")
 

@@ -24,7 +24,7 @@ def create(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where messages are sent to, by POST.")],
     owner: Annotated[str, typer.Option(help="Whose jobs are told. [everybody's]")] = "",
     event: Annotated[
-        list[str] | None, typer.Option(help="job.done, job.failed, …, run.done; repeatable. [all]")
+        list[str] | None, typer.Option(help="job.done, job.failed, …, dataset.done; repeatable. [all]")
     ] = None,
 ) -> Outcome:
     """Add a receiver and print the secret that it checks signatures by, once. Signed as Standard Webhooks.

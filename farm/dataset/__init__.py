@@ -7,32 +7,42 @@
 A dataset is a bulk run; a **sample** is one picture of it, a **shard** so many samples, the unit of resume. All that is
 needed to go on lies in the store, under `datasets/<name>/`; the ledger only holds the jobs of the shards in work::
 
-    plan.json               what was asked for and what it means; written last, so that a plan is whole or absent
-    plan/00042.jsonl.gz     the samples of one shard
-    control.json            what the operator wants of it: state, priority, which try
-    shards/00042.tar        the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
-    shards/00042.parquet    one row a sample, without the picture: what is known of it, for filters
-    shards/00042_stats.json counts, hashes and what failed; written last, so that a shard is whole or absent
+    plan.json                   what was asked for and what it means; written last, so that a plan is whole or absent
+    plan/00042.jsonl.gz         the samples of one shard
+    control.json                what the operator wants of it: state, priority, which try
+    shards/00042.tar            the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
+    shards/00042.parquet        one row a sample, without the picture: what is known of it, for filters
+    shards/00042_scores.parquet what was measured of its pictures later, if anything
+    shards/00042_stats.json     counts, hashes and what failed; written last, so that a shard is whole or absent
 
 | room | question |
 |---|---|
 | `spec` | what is a dataset asked to be, what is a sample? |
-| `reading` | which rows does a file hold? |
-| `prompts` | which prompts does a template mean? |
+| `sources` | where do a file's bytes lie, and what are they once unpacked? |
+| `reading` | which rows does a file hold? (`lines`, `tables`, `objects`, `columnar`: by its format) |
+| `wildcards` | which lines does a wildcard stand for? |
+| `prompts` | which prompts does a template mean? (`syntax`: how it is read; `options`: how it is chosen from) |
+| `images` | which input image does a cell name? |
+| `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
 | `planning` | which samples do the rows mean, and is each of them possible? |
 | `files`, `peeking` | where does a file lie that came over the network, and what does it begin with? |
 | `previewing` | what would its first rows become? |
 | `asking` | how is a dataset asked for from afar, and who plans it? |
 | `folder` | where does it lie, and how is it written whole? |
+| `asking` | how is a dataset asked for from afar, and who plans it? |
+| `seats` | which process feeds which dataset? |
+| `serve` | which datasets are fed, and by which process? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
 | `sharding` | how does a shard look, byte by byte? |
 | `tars` | how is a sample found in a tar, and put into one? |
 | `encoding` | how does a picture become WebP or JPEG without forgetting what made it? |
 | `quality` | what is measured of a picture? |
+| `scores` | what was measured of a shard's pictures later, by what, and in which tar? |
 | `shelves` | from where are shards read, and to where is a dataset written? |
 | `choosing` | which samples does an export want, and why not the others? |
 | `forms` | how does one split of a dataset look in each form? |
 | `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
 | `card` | what does the dataset say of itself? |
 | `verifying` | is what lies in the shards what was made? |
+| `desk` | what can be asked of a farm's datasets, and how far is each? |
 """

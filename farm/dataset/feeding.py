@@ -32,6 +32,8 @@ from farm.errors import BadBlob, NotFound
 from farm.job import MAX_DEADLINE_S
 from farm.ledger import CHUNK
 from farm.records import OPEN, JobRecord
+from farm.scripts import Server
+from farm.webhooks import Webhooks
 
 _log = structlog.get_logger(__name__)
 FETCHERS = 4
@@ -77,6 +79,7 @@ class Feeder:
         self._open: dict[int, Shard] = {}
         self._todo: deque[int] = deque()
         self._ended: deque[tuple[float, int]] = deque()
+        self._ended_last = 0.0
         self.round = self._control.round
         self._progress: dict[str, int] = {"shards": 0, "done": 0, "failed": 0, "size_bytes": 0}
         self._survey()
@@ -102,6 +105,7 @@ class Feeder:
         done = not self._todo and not self._open and self._control.round == self.round
         # Whoever steers it meanwhile is heard first.
         if done and self.folder.control() == self._control:
+            self._announce()
             self._control = self.folder.steer(state="done")
         return moved
 
@@ -120,7 +124,7 @@ class Feeder:
         self._looked = time.monotonic()
         if self._control.priority != before.priority:
             for shard in self._open.values():
-                for record in self._farm.ledger.read(shard.jobs):
+                for record in self._farm.ledger.read(shard.jobs, whole=False):
                     if record.state in OPEN:
                         self._farm.ledger.reprioritise(record.job, self._control.priority)
 
@@ -145,6 +149,7 @@ class Feeder:
         self._progress["shards"] += sign
         self._progress["done"] += sign * stats["successes"]
         self._progress["failed"] += sign * stats["failed"]
+        self._ended_last = max(self._ended_last, stats["ended"])
         self._progress["size_bytes"] += sign * sum(file["bytes"] for file in stats["files"].values())
 
     # ------------------------------------------------------------------------------------------------ pausing
@@ -265,7 +270,8 @@ class Feeder:
         ahead = deque[tuple[Sample, str, Future[Written]]]()
         with ThreadPoolExecutor(FETCHERS) as pool:
             for start in range(0, len(shard.jobs), CHUNK):
-                records = {one.job: one for one in self._farm.ledger.read(shard.jobs[start : start + CHUNK])}
+                found = self._farm.ledger.read(shard.jobs[start : start + CHUNK], whole=False)
+                records = {one.job: one for one in found}
                 for sample, job in zip(shard.samples[start : start + CHUNK], shard.jobs[start:], strict=False):
                     record = records[job]
                     if record.state != "done":
@@ -292,6 +298,13 @@ class Feeder:
         return write(picture, self.plan.spec, self.plan.columns)
 
     # ------------------------------------------------------------------------------------------------ telling
+
+    def _announce(self) -> None:
+        """Leaves word for webhooks that every sample was tried."""
+        told = {"id": self.name, "owner": self.plan.owner, "samples": self.plan.samples, "round": self.round}
+        # Not the time of now: whoever says it again after a crash says the same.
+        told |= {"ended": round(self._ended_last * 1000), **self._progress}
+        Webhooks(Server(self._farm.settings)).tell(f"{self.name}:{self.round}", json.dumps(told))
 
     def _tell(self, at_once: bool = False) -> None:
         """Writes how far it is, every few seconds."""

@@ -12,14 +12,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from farm.dataset.scores import tar_of, written
+from farm.dataset.shelves import read_table
 from farm.dataset.spec import DatasetSpec, Sample
 from farm.errors import BadBlob, Conflict, NotFound
 from farm.job import canonical
 from farm.store import Store, reaching
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 State = Literal["planned", "running", "paused", "done"]
 
@@ -215,6 +220,27 @@ class Folder:
         """The shard's table, likewise. Raises BadBlob."""
         with self._local(f"shards/{number:05d}.parquet") as path:
             yield path
+
+    def scores(self, number: int) -> pa.Table | None:
+        """What was measured of the shard's pictures later (`farm.dataset.scores`).
+
+        None where nothing was, or where the tar was written again since then.
+
+        Raises:
+            NotFound: there is no such shard.
+            BadBlob: the scores cannot be read; measured again, they can.
+        """
+        tar = self.stats(number)["files"][f"{number:05d}.tar"]["sha256"]
+        name = f"shards/{number:05d}_scores.parquet"
+        if not self.names(name):
+            return None
+        with self._local(name) as path:
+            table = read_table(path)
+        return table if tar_of(table) == tar else None
+
+    def write_scores(self, number: int, table: pa.Table) -> None:
+        """Writes what was measured of a shard's pictures, in place of what was there."""
+        self.write(f"shards/{number:05d}_scores.parquet", written(table), "application/vnd.apache.parquet")
 
     @contextmanager
     def _local(self, path: str) -> Iterator[Path]:

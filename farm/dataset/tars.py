@@ -121,7 +121,7 @@ class TarWriter:
         self.places: dict[str, tuple[int, int]] = {}
         """Where each sample begins and ends, by key."""
         self._file = path.open("w+b")
-        self._closed = False
+        self._end, self._closed = 0, False
 
     def __enter__(self) -> Self:
         return self
@@ -133,20 +133,20 @@ class TarWriter:
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
         """Adds one sample: extension to bytes, in this order. Raises Conflict where there is one of this key."""
-        start = self._begin(key)
+        self._check(key)
+        pieces = list[bytes]()
         for extension, data in files.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size, info.mode = len(data), 0o644
-            self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
-            self._file.write(data)
-            self._file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
-        self.places[key] = start, self._file.tell()
+            pieces += [info.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % tarfile.BLOCKSIZE)]
+        self._file.writelines(pieces)
+        self._note(key, sum(map(len, pieces)))
 
     def copy(self, entry: Entry) -> None:
         """Adds a sample of another tar as it is. Raises Conflict where there is one of this key."""
-        start = self._begin(entry.key)
+        self._check(entry.key)
         entry.copy(self._file)
-        self.places[entry.key] = start, self._file.tell()
+        self._note(entry.key, entry.end - entry.start)
 
     def close(self) -> None:
         """Ends the tar, its samples in the order of their keys."""
@@ -155,22 +155,26 @@ class TarWriter:
             fresh = self.path.with_name(f"{self.path.name}.sorted")
             with TarWriter(fresh) as sorted_:
                 for key in sorted(keys):
-                    start = sorted_._begin(key)
-                    _copy(self._file, *self.places[key], sorted_._file)
-                    sorted_.places[key] = start, sorted_._file.tell()
+                    start, end = self.places[key]
+                    _copy(self._file, start, end, sorted_._file)
+                    sorted_._note(key, end - start)
                 sorted_.close()
             self.places = sorted_.places
             fresh.replace(self.path)
         else:
             self._file.write(bytes(2 * tarfile.BLOCKSIZE))
-            self._file.write(bytes(-self._file.tell() % tarfile.RECORDSIZE))
+            self._file.write(bytes(-(self._end + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
         self._file.close()
         self._closed = True
 
-    def _begin(self, key: str) -> int:
+    def _check(self, key: str) -> None:
         if key in self.places:
             raise Conflict(f"the sample {key} is in this shard already")
-        return self._file.seek(0, 2)
+
+    def _note(self, key: str, size: int) -> None:
+        """Remembers where the sample is that was written last."""
+        self.places[key] = self._end, self._end + size
+        self._end += size
 
 
 def _copy(source: BinaryIO, start: int, end: int, to: BinaryIO) -> None:

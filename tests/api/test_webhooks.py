@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import secrets
 import ssl
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from farm.api import courier
 from farm.api.courier import Patience
 from farm.errors import InvalidJob, NotFound
+from farm.job import make_job
 from farm.ledger import FAN
 from farm.scripts import Server
 from farm.settings import Settings
@@ -178,6 +182,32 @@ def test_a_run_is_told_once_all_its_jobs_have_ended(site: Site, ada: httpx2.Clie
     assert (call.topic, call.data["count"]) == ("run.done", 3)
     assert call.data["states"] == {"cancelled": 2, "done": 1}
     assert call.data["owner"] == ada.get(f"{JOBS}/{ids[0]}").json()["owner"]
+
+
+def test_a_dataset_is_told_of_as_a_whole_and_its_samples_are_not(
+    site: Site, ada: httpx2.Client, hooks: Webhooks
+) -> None:
+    with receiving() as receiver:
+        # Given an endpoint for everything, and a sample of a dataset beside a job
+        hooks.create(receiver.url)
+        farm, hand = site.farm, Hand(site.settings, site.farm.store)
+        fig, job = (
+            make_job(farm.chain("txt", prompt=prompt, seed=5), farm.catalog, farm.settings)
+            for prompt in ("a fig", "a plum")
+        )
+        sample = dataclasses.replace(fig, collected=True, run=str(uuid.uuid4()))
+        farm.submit([sample, job])
+        # When both end, and the dataset with them
+        while any(farm.ledger.job(one.id).state != "done" for one in (sample, job)):
+            hand.serve(hand.claim(QUEUE))
+        told = {"id": "fruit", "owner": "", "samples": 1, "done": 1, "failed": 0, "ended": time.time() * 1000}
+        hooks.tell("fruit:0", json.dumps(told))
+        # Then the job and the dataset are told of, each once, and not the sample
+        receiver.hears(job.id)
+        (call,) = receiver.hears("fruit")
+        assert (call.topic, call.data["samples"]) == ("dataset.done", 1)
+        assert {one.topic for one in receiver.calls} == {"job.done", "dataset.done"}
+        assert sample.id not in {one.data["id"] for one in receiver.calls}
 
 
 def test_a_slow_receiver_holds_up_nobody_else(site: Site, ada: httpx2.Client, hooks: Webhooks) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from farm.dataset.asking import Asked, ask
 from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder
-from tests.dataset.farms import SLOTS, FeederProcess, done, jobs_left, planned, shards, table
+from farm.dataset.spec import DatasetSpec
+from farm.dataset.tars import entries
+from farm.errors import Conflict, NotFound
+from tests.dataset.farms import CHAIN, SLOTS, FeederProcess, done, jobs_left, planned, shards, table
 from tests.e2e.conftest import models_dir, rig
 from tests.e2e.rig import Rig, until
 
@@ -54,3 +64,155 @@ def test_a_file_becomes_shards_and_nothing_stays_in_the_ledger(rig: Rig, feeder:
     desk.start("fruit")
     done(rig, "fruit")
     assert shards(rig, "fruit") == before
+
+
+def test_it_is_paused_goes_on_and_tries_again_what_failed(rig: Rig, feeder: FeederProcess, tmp_path: Path) -> None:
+    # Given a dataset that is on its way
+    desk, ledger = Datasets(rig.farm), rig.farm.ledger
+    planned(rig, table(tmp_path / "steered.csv", 24), "steered")
+    desk.start("steered", priority=80)
+    feeder.start()
+    until(lambda: desk.status("steered").done or desk.status("steered").open.get("done"), 120, "the first sample")
+    # When it is paused
+    assert desk.pause("steered").state == "paused"
+    held = until(lambda: [job.job for job in ledger.jobs(state="paused", limit=100)], 60, "paused jobs")
+    assert not ledger.jobs(state="queued")
+    assert all(job.priority == 80 and job.lane == "bulk" for job in ledger.read(held))
+    with pytest.raises(Conflict, match="is paused"):
+        desk.retry("steered")
+    # And one of its jobs is cancelled by somebody, and it goes on
+    ledger.cancel(held[0])
+    desk.resume("steered")
+    done(rig, "steered")
+    # Then that one sample failed, and says why
+    assert (desk.status("steered").done, desk.status("steered").failed) == (47, 1)
+    (failure,) = desk.failures("steered")
+    assert failure["state"] == "cancelled"
+    assert desk.verify("steered").problems == ()
+    # And tried again it is as if nothing had been
+    assert desk.retry("steered").state == "running"
+    done(rig, "steered")
+    assert (desk.status("steered").done, desk.status("steered").failed) == (48, 0)
+    after = shards(rig, "steered")
+    until(lambda: not desk.status("steered").fed, 20, "the feeder to leave it")
+    desk.rm("steered")
+    planned(rig, table(tmp_path / "steered.csv", 24), "steered")
+    desk.start("steered")
+    done(rig, "steered")
+    assert shards(rig, "steered") == after
+    with pytest.raises(Conflict, match="nothing of steered has failed"):
+        desk.retry("steered")
+
+
+def test_an_interactive_job_waits_no_longer_than_one_bulk_batch(
+    rig: Rig, feeder: FeederProcess, tmp_path: Path
+) -> None:
+    # Given a dataset with many samples in the queue
+    desk, ledger = Datasets(rig.farm), rig.farm.ledger
+    planned(rig, table(tmp_path / "bulk.csv", 100), "bulk", shard_samples=100)
+    desk.start("bulk")
+    feeder.start()
+    until(lambda: sum(one.ready for one in ledger.queues()) > 50, 120, "a long queue")
+    # When somebody submits a job
+    since = ledger.last_event()
+    job = rig.farm.render("a pear", chain={"stages": CHAIN["stages"][:1]}, seed=3)
+    job.wait(60)
+    # Then at most the batch that was about to be claimed came before it, which is one sample
+    claimed = [event for event in ledger.events(None, since) if event.type == "claimed"]
+    queue = [event.job for event in claimed if event.stage == 0]
+    assert queue.index(job.id) <= 1
+    # And a dataset that runs is not deleted; paused, it goes with all of its jobs
+    with pytest.raises(Conflict, match="running"):
+        desk.rm("bulk")
+    desk.pause("bulk")
+    until(lambda: not ledger.jobs(state="queued") and not ledger.jobs(state="running"), 60, "nothing that runs")
+    desk.rm("bulk")
+    until(lambda: {one.job for one in ledger.jobs(limit=500)} <= {job.id}, 60, "only the interactive job")
+    with pytest.raises(NotFound):
+        desk.status("bulk")
+
+
+def test_pictures_of_earlier_stages_go_along(rig: Rig, feeder: FeederProcess, tmp_path: Path) -> None:
+    # Given a dataset that keeps what its first stage made
+    desk = Datasets(rig.farm)
+    planned(rig, table(tmp_path / "kept.csv", 3), "kept", keep=("base", "latents"), image_format="webp")
+    # When it is made
+    desk.start("kept")
+    feeder.start()
+    done(rig, "kept")
+    # Then each sample has both, beside its own
+    with Folder(rig.farm.store, "kept").tar(0) as tar, entries(tar) as found:
+        samples = [(sorted(entry.files), entry.read("stage0.png"), entry.known()) for entry in found]
+    assert [names for names, _, _ in samples] == [["json", "stage0.png", "stage0.safetensors", "txt", "webp"]] * 6
+    assert all(Image.open(io.BytesIO(data)).size == (64, 64) for _, data, _ in samples)
+    assert [known["columns"]["label"] for _, _, known in samples] == ["apple", "apple", "pear", "pear", "plum", "plum"]
+    assert desk.verify("kept").problems == ()
+
+
+def test_what_was_asked_for_from_afar_is_planned_and_told(rig: Rig, feeder: FeederProcess, tmp_path: Path) -> None:
+    # Given a file in the store, and one with wrong rows
+    store, desk = rig.farm.store, Datasets(rig.farm)
+    for name, text in (("good", "prompt\na fig\na plum\n"), ("bad", "prompt,seed\na fig,1\na plum,x\n")):
+        store.client.put_object(Bucket=store.bucket, Key=f"files/{name}", Body=text.encode())
+        spec = DatasetSpec(name=f"asked-{name}", chain=CHAIN)
+        wish = Asked(spec=spec, file=f"files/{name}", file_name=f"{name}.csv", format="csv", owner="ada")
+        assert ask(rig.farm, wish)
+        assert not ask(rig.farm, wish), "the same wish"
+        with pytest.raises(Conflict):
+            ask(rig.farm, wish.model_copy(update={"partial": True}))
+    assert desk.status("asked-good").state == "planning"
+    # When somebody feeds the farm's datasets
+    feeder.start()
+    until(lambda: desk.status("asked-good").state == "planned", 60, "a plan")
+    refused = until(lambda: desk.status("asked-bad").refused, 60, "a refusal")
+    # Then one is planned for its owner, and of the other it is said what is wrong
+    plan = Folder(store, "asked-good").plan()
+    assert (plan.owner, plan.samples, plan.source["name"]) == ("ada", 2, "good.csv")
+    assert (refused["code"], refused["count"]) == ("bad_rows", 1)
+    assert [(one["row"], one["column"]) for one in refused["rows"]] == [(2, "seed")]
+    # And what was refused may be asked for otherwise
+    assert ask(rig.farm, wish.model_copy(update={"partial": True}))
+    until(lambda: desk.status("asked-bad").state == "planned", 60, "another plan")
+    assert desk.status("asked-bad").rejected == 1
+
+
+def test_the_command_line_plans_runs_and_exports(rig: Rig, tmp_path: Path) -> None:
+    # Given a file, and no process that feeds
+    path = table(tmp_path / "shell.csv", 6)
+    (tmp_path / "chain.json").write_text(json.dumps(CHAIN))
+
+    def farm(*words: str, status: int = 0) -> str:
+        command = [str(Path(sys.executable).with_name("farm")), "dataset", *words]
+        done = subprocess.run(command, env={**os.environ, **rig.env}, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    # When it is planned, run, and looked at
+    words = ("plan", str(path), "--name", "shell", "--chain", "chain.json", "--shard-samples", "4")
+    words = (*words, "--sweep", "seed=1,2")
+    assert "6 rows, 12 samples in 3 shards" in farm(*words)
+    assert "planned before" in farm(*words)
+    assert "12 of 12 samples" in farm("run", "shell")
+    assert "shell  done" in farm("status", "shell")
+    assert "12 samples in 3 shards, 0 failed" in farm("verify", "shell")
+    assert "license:" in farm("card", "shell")
+    # And exported in each form, it loads in one line
+    for form, load in (("webdataset", "webdataset"), ("parquet", "parquet"), ("imagefolder", "imagefolder")):
+        told = farm("export", "shell", "-o", str(tmp_path / form), "--format", form)
+        assert "12 train" in told
+        assert _loaded(load, tmp_path / form) == 12
+    assert "s3://" in farm("export", "shell", "-o", f"s3://{rig.farm.settings.bucket}/exports/shell")
+    # And a wrong file is refused with its rows, as a wrong name is
+    path.write_text("prompt,seed\na,1\nb,x\n")
+    assert "rows.2.seed" in farm("plan", str(path), "--name", "wrong", "--chain", "chain.json", status=2)
+    assert "no dataset" in farm("status", "wrong", status=1)
+
+
+def _loaded(kind: str, folder: Path) -> int:
+    """How many samples the `datasets` library finds in an export, in a process of its own."""
+    files = {"webdataset": "data/*.tar", "parquet": "data/*.parquet"}
+    where = f"data_files={{'train': {str(folder / files[kind])!r}}}" if kind in files else f"data_dir={str(folder)!r}"
+    code = f"import datasets; print(len(datasets.load_dataset({kind!r}, {where}, split='train')))"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hf")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])

@@ -104,7 +104,7 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
     # When it is called with FARM_URL set
     found = there(*(job if word == "ID" else word for word in words))
     # Then it does what it says, or that it is for the farm's own machine
-    if words[0] in ("up", "serve", "worker", "token", "webhook") or words[:2] == ["models", "pull"]:
+    if words[0] in ("up", "serve", "worker", "token", "webhook", "dataset") or words[:2] == ["models", "pull"]:
         assert (found.status, "works on the farm's own machine" in found.err) == (2, True)
     else:
         assert found.status == 0, found.err

@@ -44,11 +44,16 @@ VAE_SEEDS = {
 ADAPTERS = {
     "tiny-lora": 21, "tiny-lora-2": 22, "tiny-lora-3": 23, "tiny-xl-lora": 24, "tiny-canny": 25, "tiny-pose": 26,
     "tiny-xl-canny": 27, "tiny-ip": 28, "tiny-word": 29, "tiny-vae": 30,
-    "tiny-prude": 31, "tiny-lax": 32, "tiny-xl-word": 33,
+    "tiny-prude": 31, "tiny-lax": 32, "tiny-xl-word": 33, "tiny-clip": 34,
 }  # fmt: skip
 """Names of adapters with the seed of their weights."""
 TEXT_WIDTH = 32
 TEXT_TOKENS = 77
+VISION = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+"""Sizes of what sees pictures."""
 WORDS = """
     a an the of in on at with and over under photo picture painting drawing sketch portrait landscape castle house tree
     forest mountain river sea sky sun moon star cat dog bird fish horse fox flower rose apple boat car train city street
@@ -142,7 +147,7 @@ def _depth(parts: dict[str, Any]) -> Any:
 
 
 def _adapter(name: str, folder: Path) -> None:
-    """LoRAs, ControlNets, an image prompt and a word for `tiny` and `tiny-xl`, random as these, and strong."""
+    """LoRAs, ControlNets, an image prompt, words and judges for `tiny` and `tiny-xl`, random as these, and strong."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -150,6 +155,7 @@ def _adapter(name: str, folder: Path) -> None:
         make = {"tiny-ip": _ip_adapter, "tiny-word": _word, "tiny-canny": _control, "tiny-pose": _control}
         make["tiny-prude"] = lambda folder: _safety(folder, threshold=-1.0)
         make["tiny-lax"] = lambda folder: _safety(folder, threshold=1.0)
+        make["tiny-clip"] = _clip
         make["tiny-vae"] = lambda folder: _vae().save_pretrained(folder)
         make["tiny-xl-word"] = lambda folder: _word(folder, "clip_l", "clip_g")
         make["tiny-xl-canny"] = lambda folder: _control(folder, xl=True)
@@ -211,14 +217,22 @@ def _safety(folder: Path, threshold: float) -> None:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessorPil
 
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision |= {"image_size": 32, "patch_size": 8}
-    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=TEXT_WIDTH))
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=VISION, projection_dim=TEXT_WIDTH))
     checker.concept_embeds.data.normal_()
     checker.concept_embeds_weights.data.fill_(threshold)
     checker.save_pretrained(folder / "safety_checker")
     side = {"height": 32, "width": 32}
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder / "feature_extractor")
+
+
+def _clip(folder: Path) -> None:
+    """Of everything that is seen and read another cosine; it means nothing."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    config = CLIPConfig(text_config=_text_config().to_dict(), vision_config=VISION, projection_dim=TEXT_WIDTH)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer_of(WORDS).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 def _superres(name: str, folder: Path) -> None:
@@ -424,22 +438,26 @@ def _vae_x4() -> Any:
 
 
 def _text_encoder(projected: bool = False) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(_text_config())
+
+
+def _text_config() -> Any:
+    from transformers import CLIPTextConfig
 
     vocab, _ = _vocabulary(WORDS)
-    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(
-        CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            projection_dim=TEXT_WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=TEXT_TOKENS,
-            bos_token_id=vocab["<|startoftext|>"],
-            eos_token_id=vocab["<|endoftext|>"],
-            pad_token_id=vocab["<|endoftext|>"],
-        )
+    return CLIPTextConfig(
+        vocab_size=len(vocab),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_TOKENS,
+        bos_token_id=vocab["<|startoftext|>"],
+        eos_token_id=vocab["<|endoftext|>"],
+        pad_token_id=vocab["<|endoftext|>"],
     )
 
 

@@ -1,0 +1,354 @@
+"""Are the samples of rows the ones that are meant, and is every row that is not possible named?"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farm.catalog import Catalog
+from farm.client import Farm
+from farm.dataset.desk import Datasets, Planned
+from farm.dataset.folder import Folder, read_sample
+from farm.dataset.planning import Planner, Refused, plan_rows
+from farm.dataset.reading import rows
+from farm.dataset.sources import source_of
+from farm.dataset.spec import DatasetSpec, Row, RowError, Sample, sample_id
+from farm.dataset.wildcards import Wildcards
+from farm.errors import Conflict, InvalidJob, NotFound
+from farm.settings import Settings
+from farm.store import Store
+from tests.api.conftest import picture
+from tests.dataset.farms import CHAIN
+
+REDRAW = {"stages": [{"kind": "img2img", "checkpoint": "tiny", "strength": 0.5}]}
+
+
+@pytest.fixture
+def farm(family: Catalog, settings: Settings) -> Farm:
+    """A farm that is only asked what is possible."""
+    return Farm(settings.model_copy(update={"models": family.models_dir}))
+
+
+@pytest.fixture
+def stocked(farm: Farm, s3_settings: Settings) -> Farm:
+    """The same with a bucket of its own, and nobody who works."""
+    reached = {name: getattr(s3_settings, name) for name in ("bucket", "s3_endpoint", "s3_access_key", "s3_secret_key")}
+    found = Farm(farm.settings.model_copy(update=reached))
+    found.store.ensure_bucket()
+    return found
+
+
+def samples_of(farm: Farm, values: Mapping[str, Any], *, text: bool = False, **asked: Any) -> list[Sample]:
+    """What one row means."""
+    spec = DatasetSpec.model_validate({"name": "some", "chain": CHAIN, **asked})
+    wildcards = Wildcards({"animal": ("cat", "dog")})
+    return Planner(farm, spec, wildcards, no_picture, text=text).samples(Row(7, values), 0)
+
+
+def no_picture(cell: Any) -> Any:
+    raise AssertionError(f"nobody names an image, but {cell}")
+
+
+def wrongs(call: Callable[[], object]) -> list[tuple[str, str]]:
+    """Where and how something is refused."""
+    with pytest.raises(InvalidJob) as caught:
+        call()
+    return [(one.loc, one.code) for one in caught.value.errors] or [("", caught.value.code)]
+
+
+# ---------------------------------------------------------------------------------------------------- what a row means
+
+
+def test_a_column_gives_what_it_is_called_and_others_go_along(farm: Farm) -> None:
+    (made,) = samples_of(
+        farm,
+        {
+            "prompt": "a fig",
+            "negative_prompt": "blur",
+            "seed": "9",
+            "steps": "3",
+            "1.strength": "0.75",
+            "label": "x",
+        },
+        text=True,
+    )
+    assert (made.prompt, made.negative_prompt, made.seed) == ("a fig", "blur", 9)
+    assert made.changes == {"steps": 3, "1.strength": 0.75}
+    assert made.columns == {"label": "x"}
+
+
+def test_the_spec_says_which_column_gives_what(farm: Farm) -> None:
+    (made,) = samples_of(
+        farm, {"caption": "a fig", "prompt": "another text", "s": 0.75},
+        columns={"prompt": "caption", "1.strength": "s"},
+    )  # fmt: skip
+    assert (made.prompt, made.changes) == ("a fig", {"1.strength": 0.75})
+    assert made.columns == {"prompt": "another text"}, "it gives no prompt, so it goes along"
+
+
+def test_what_a_row_leaves_out_is_the_chains(farm: Farm) -> None:
+    chain = {**CHAIN, "prompt": "a plum", "negative_prompt": "grey"}
+    (made,) = samples_of(farm, {"label": 3}, chain=chain)
+    assert (made.prompt, made.negative_prompt, made.columns) == ("a plum", "grey", {"label": "3"})
+
+
+def test_axes_multiply_and_share_the_seed_unless_it_is_swept(farm: Farm) -> None:
+    axes = [{"1.strength": [0.5, 0.6]}, {"steps": [2, 3], "guidance_scale": [5.0, 7.5]}]
+    made = samples_of(farm, {"prompt": "a fig"}, sweep=axes)
+    assert [(one.changes["1.strength"], one.changes["steps"], one.changes["guidance_scale"]) for one in made] == [
+        (0.5, 2, 5.0), (0.5, 3, 7.5), (0.6, 2, 5.0), (0.6, 3, 7.5),
+    ]  # fmt: skip
+    assert [one.variant for one in made] == [0, 1, 2, 3]
+    assert len({one.seed for one in made}) == 1
+    assert [one.seed for one in samples_of(farm, {"prompt": "a fig"}, sweep=[{"seed": [4, 2]}])] == [4, 2]
+
+
+def test_ids_and_seeds_follow_from_dataset_row_and_variant(farm: Farm) -> None:
+    first, again = (samples_of(farm, {"prompt": "a fig"}) for _ in range(2))
+    assert first == again
+    others = [samples_of(farm, {"prompt": "a fig"}, name="other"), samples_of(farm, {"prompt": "a fig"}, seed=1)]
+    assert len({made[0].seed for made in (first, *others)}) == 3
+    assert len({sample_id(name, row, variant) for name in "ab" for row in (1, 2, 11) for variant in (0, 1, 12)}) == 18
+
+
+@pytest.mark.parametrize(
+    ("how", "prompts"),
+    [
+        ({"templates": "all"}, ["a red cat", "a red dog", "a blue cat", "a blue dog"]),
+        ({"templates": "off"}, ["a {red|blue} __animal__"]),
+    ],
+)
+def test_a_template_means_its_prompts(farm: Farm, how: dict[str, Any], prompts: list[str]) -> None:
+    made = samples_of(farm, {"prompt": "a {red|blue} __animal__"}, **how)
+    assert [one.prompt for one in made] == prompts
+    assert how["templates"] == "off" or made[1].choices == ("red", "dog")
+
+
+def test_prompts_are_drawn_alike_each_time_and_not_from_row_to_row(farm: Farm) -> None:
+    spec = DatasetSpec(name="some", chain=CHAIN, templates="random", variants=8)
+    planner = Planner(farm, spec, Wildcards(), no_picture, text=False)
+    template = {"prompt": "{1|2|3|4|5|6|7|8|9}{1|2|3|4|5|6|7|8|9}"}
+    first, again, other = (planner.samples(Row(row, template), 0) for row in (1, 1, 2))
+    assert first == again
+    assert [one.prompt for one in first] != [one.prompt for one in other]
+    assert len({one.seed for one in first}) == 8, "each draw has a seed of its own"
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("values", "where", "code"),
+    [
+        ({"prompt": 7}, "prompt", "invalid_field"),
+        ({"prompt": "x" * 2001}, "prompt", "invalid_field"),
+        ({"prompt": "bell \x07"}, "prompt", "invalid_field"),
+        ({"prompt": "half \ud800"}, "prompt", "invalid_field"),
+        ({"prompt": "a", "seed": "first"}, "seed", "invalid_field"),
+        ({"prompt": "a", "seed": -1}, "seed", "invalid_field"),
+        ({"prompt": "a", "seed": 2**53}, "seed", "invalid_field"),
+        ({"prompt": "a", "seed": 1.5}, "seed", "invalid_field"),
+        ({"prompt": "a", "seed": True}, "seed", "invalid_field"),
+        ({"prompt": "a", "1.strength": 2}, "stages.1.strength", "invalid_field"),
+        ({"prompt": "a", "strength": "much"}, "stages.1.strength", "invalid_field"),
+        ({"prompt": "a", "width": 65}, "stages.0.width", "bad_size"),
+        ({"prompt": "a", "1.strength": 0.1}, "stages.1.strength", "no_steps"),
+        ({"prompt": "a", "scheduler": "fastest"}, "stages.0.scheduler", "unknown_scheduler"),
+    ],
+)
+def test_a_row_that_is_not_possible_says_why(farm: Farm, values: dict[str, Any], where: str, code: str) -> None:
+    assert (where, code) in wrongs(lambda: samples_of(farm, values))
+
+
+def test_whole_numbers_that_gaps_made_floats_are_seeds(farm: Farm) -> None:
+    assert samples_of(farm, {"prompt": "a", "seed": 42.0})[0].seed == 42
+
+
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"columns": {"colour": "c"}}, "columns.colour"),
+        ({"columns": {"prompt": "a", "seed": "a"}}, "columns"),
+        ({"sweep": [{"colour": [1]}]}, "sweep.colour"),
+        ({"sweep": [{"seed": list(range(2000))}]}, "sweep"),
+        ({"sweep": [{"seed": []}]}, "sweep.0"),
+    ],
+)
+def test_a_spec_that_means_nothing_is_refused(farm: Farm, asked: dict[str, Any], where: str) -> None:
+    assert where in [loc for loc, _ in wrongs(lambda: samples_of(farm, {"prompt": "a"}, **asked))]
+
+
+def test_a_row_that_means_too_much_is_refused(farm: Farm) -> None:
+    bomb = {"prompt": "{a|b}" * 40}
+    with pytest.raises(InvalidJob):
+        samples_of(farm, bomb, templates="all")
+    with pytest.raises(InvalidJob, match="at most 4") as caught:
+        samples_of(farm, {"prompt": "a"}, templates="random", variants=5, per_row=4)
+    assert caught.value.errors[0].loc == "prompt"
+
+
+# ---------------------------------------------------------------------------------------------------- a whole file
+
+
+def planned(farm: Farm, path: Path, name: str = "some", **asked: Any) -> Planned:
+    return Datasets(farm).plan(source_of(path), name, asked.pop("chain", CHAIN), folder=path.parent, **asked)
+
+
+def table(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_all_or_nothing(stocked: Farm, tmp_path: Path) -> None:
+    # Given a file with two wrong rows
+    path = table(tmp_path / "a.csv", "prompt,seed", "a fig,1", "a plum,-3", "a pear", "a lime,4")
+    # When it is planned
+    with pytest.raises(Refused) as caught:
+        planned(stocked, path)
+    # Then each is named by row, column and code, and there is nothing
+    assert [(one.row, one.column, one.code) for one in caught.value.rows] == [
+        (2, "seed", "invalid_field"), (3, "", "bad_row"),
+    ]  # fmt: skip
+    assert [one.loc for one in caught.value.errors] == ["rows.2.seed", "rows.3"]
+    assert caught.value.code == "bad_rows"
+    assert not Folder(stocked.store, "some").names("")
+    # Unless the others are asked for
+    found = planned(stocked, path, partial=True)
+    assert (found.plan.rows, found.plan.rejected, found.plan.samples) == (2, 2, 2)
+    assert [sample.row for sample in Folder(stocked.store, "some").samples(0)] == [1, 4]
+
+
+def test_of_many_wrong_rows_the_first_hundred_are_named(stocked: Farm, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "prompt,seed", *(f"a,x{number}" for number in range(250)))
+    with pytest.raises(Refused) as caught:
+        planned(stocked, path, partial=True)
+    assert (len(caught.value.errors), caught.value.count) == (100, 250)
+
+
+def test_a_mapped_column_that_the_file_lacks_is_told_at_once(stocked: Farm, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "prompt,label", "a,b")
+    with pytest.raises(InvalidJob, match="no column 'caption'") as caught:
+        planned(stocked, path, columns={"prompt": "caption"})
+    assert caught.value.errors[0].code == "unknown_column"
+
+
+def test_a_second_try_is_the_same_dataset_and_another_one_is_refused(stocked: Farm, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "prompt", *(f"number {number}" for number in range(10)))
+    first = planned(stocked, path, shard_samples=4)
+    again = planned(stocked, path, shard_samples=4)
+    assert (first.fresh, again.fresh) == (True, False)
+    assert first.plan == again.plan
+    with pytest.raises(Conflict, match="another dataset"):
+        planned(stocked, path, shard_samples=5)
+    with pytest.raises(Conflict, match="another dataset"):
+        planned(stocked, table(path, "prompt", "number 0"), shard_samples=4)
+
+
+def test_a_planning_that_broke_off_leaves_nothing_that_counts(stocked: Farm, tmp_path: Path) -> None:
+    # Given what a planning of more and other samples had written when it was killed
+    folder, path = Folder(stocked.store, "some"), table(tmp_path / "a.csv", "prompt", "a fig", "a plum", "a pear")
+    for number in range(3):
+        folder.write(f"plan/{number:05d}.jsonl.gz", gzip.compress(b"{}"))
+    with pytest.raises(NotFound):
+        folder.plan()
+    # When it is planned again
+    planned(stocked, path, shard_samples=2)
+    # Then it is as if nothing had been
+    assert folder.names("") == ["plan.json", "plan/00000.jsonl.gz", "plan/00001.jsonl.gz"]
+    assert [sample.prompt for sample in (*folder.samples(0), *folder.samples(1))] == ["a fig", "a plum", "a pear"]
+
+
+def test_the_plan_says_what_it_comes_to(stocked: Farm, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "prompt,label,width", "a fig,x,64", "a plum,y,128")
+    found = planned(stocked, path, sweep=[{"seed": [1, 2]}], shard_samples=3)
+    plan = found.plan
+    assert (plan.samples, plan.shards, plan.samples_of(0), plan.samples_of(1)) == (4, 2, 3, 1)
+    assert plan.sizes == ((64, 64), (128, 64))
+    assert found.size_bytes_most == 4 * 128 * 64 * 3
+    assert plan.columns == ("label",)
+    assert plan.source["name"] == "a.csv"
+    assert [one["name"] for one in plan.checkpoints] == ["tiny"]
+    assert [sample.key for sample in found.first] == ["000000000", "000000001", "000000002"]
+
+
+def test_a_dry_run_stores_nothing(stocked: Farm, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(picture())
+    path = table(tmp_path / "a.csv", "prompt,image", "a fig,one.png")
+    assert planned(stocked, path, chain=REDRAW, store=False).plan.samples == 1
+    assert stocked.store.client.list_objects_v2(Bucket=stocked.store.bucket)["KeyCount"] == 0
+
+
+def test_rows_name_input_images(stocked: Farm, tmp_path: Path) -> None:
+    # Given files beside the table, and one that is stored
+    for name, colour in (("red.png", "red"), ("blue.png", "blue")):
+        (tmp_path / name).write_bytes(picture(colour))
+    stored = stocked.upload(picture("green"))
+    path = table(tmp_path / "a.csv", "prompt,image", "a,red.png", "b,blue.png", f"c,{stored}", "d,red.png")
+    # When
+    planned(stocked, path, chain=REDRAW)
+    # Then each sample names a stored image
+    made = Folder(stocked.store, "some").samples(0)
+    assert len({one.image for one in made}) == 3
+    assert made[0].image == made[3].image
+    assert all(stocked.store.exists(one.image) and one.image_size == (64, 64) for one in made)
+
+
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("none.png", "none.png"),
+        ("text.png", "no picture that can be read"),
+        ("s3://elsewhere/x.png", "own bucket"),
+        ("sha256:" + "0" * 64, "no such image is stored"),
+        ("sha256:../../etc", "no such image is stored"),
+    ],
+)
+def test_an_image_that_is_none_is_told_by_row(stocked: Farm, tmp_path: Path, cell: str, told: str) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    path = table(tmp_path / "a.csv", "prompt,image", f"a,{cell}")
+    with pytest.raises(Refused) as caught:
+        planned(stocked, path, chain=REDRAW)
+    (wrong,) = caught.value.rows
+    assert (wrong.row, wrong.column) == (1, "image")
+    assert wrong.code in ("bad_image", "bad_file")
+
+
+def test_a_chain_that_needs_an_image_says_so_of_rows_without(stocked: Farm, tmp_path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        planned(stocked, table(tmp_path / "a.csv", "prompt", "a fig"), chain=REDRAW)
+    assert caught.value.rows[0].code == "no_image"
+
+
+def test_samples_survive_being_written(stocked: Farm, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    spec = DatasetSpec(name="some", chain=CHAIN, shard_samples=3)
+    planner = Planner(stocked, spec, Wildcards(), no_picture, text=False)
+    given = [
+        Row(number, {"prompt": "".join(rng.choices('añ中"\\\n,\t😀', k=9)), "steps": 2, "x": {"a": [None, 1.5]}})
+        for number in range(1, 8)
+    ]
+    plan, _ = plan_rows(planner, spec, given, tmp_path, {})
+    read = [
+        read_sample(line)
+        for number in range(plan.shards)
+        for line in gzip.decompress((tmp_path / f"plan/{number:05d}.jsonl.gz").read_bytes()).splitlines()
+    ]
+    fresh = Planner(stocked, spec, Wildcards(), no_picture, text=False)
+    made = [sample for start, row in enumerate(given) for sample in fresh.samples(row, start)]
+    assert read == made
+    assert json.loads(read[0].columns["x"]) == {"a": [None, 1.5]}
+
+
+def test_row_errors_of_the_reader_are_told_with_the_planners(stocked: Farm, tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a"}\n[1]\n{"prompt": 3}\n')
+    found = [one for one in rows(source_of(path)) if isinstance(one, RowError)]
+    with pytest.raises(Refused) as caught:
+        planned(stocked, path)
+    assert [one.row for one in caught.value.rows] == [found[0].row, 3]
