@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -80,26 +79,24 @@ async def _received(request: Request, desk: Desk, owner: str, name: str) -> Asyn
 
         def write() -> None:
             found.update(waiting)
-            os.write(file, waiting)
+            file.write(waiting)
             waiting.clear()
 
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            async for part in request.stream():
-                waiting += part
-                if len(waiting) >= BLOCK_BYTES:
-                    await anyio.to_thread.run_sync(write)
-            await anyio.to_thread.run_sync(write)
+            with path.open("xb") as file:
+                async for part in request.stream():
+                    waiting += part
+                    if len(waiting) >= BLOCK_BYTES:
+                        await anyio.to_thread.run_sync(write)
+                await anyio.to_thread.run_sync(write)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise Busy("this machine's disk has no room for the file", code="disk_full") from None
-        finally:
-            os.close(file)
         yield path, found.hexdigest()
     finally:
         desk.receiving[owner] -= 1
-        await anyio.to_thread.run_sync(folder.cleanup, limiter=anyio.CapacityLimiter(1))
+        folder.cleanup()
 
 
 def _keep(desk: Desk, caller: Caller, path: Path, file: str) -> FileView:

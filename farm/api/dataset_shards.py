@@ -13,7 +13,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import RedirectResponse
 
 from farm.api.callers import Caller
-from farm.api.dataset_views import FailurePage, FailureView, ShardPage, ShardView
+from farm.api.dataset_views import FailedSample, FailurePage, ShardPage, ShardView
 from farm.api.datasets import READERS, found_dataset
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader
@@ -53,12 +53,12 @@ async def failures(
     desk = desk_of(request)
 
     def call() -> FailurePage:
-        status, found = found_dataset(desk, caller, dataset), list[FailureView]()
+        status, found = found_dataset(desk, caller, dataset), list[FailedSample]()
         if not status.failed:
             return FailurePage(failures=[], next=None)
         end = min(status.shards, after + SHARDS)
         for number, stats in _stats(desk, dataset, range(after, end)):
-            found += [FailureView.of(one) for one in (stats or {"failures": ()})["failures"]]
+            found += [FailedSample.of(one) for one in (stats or {"failures": ()})["failures"]]
             if len(found) >= limit:
                 end = number + 1
                 break

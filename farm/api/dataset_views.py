@@ -234,7 +234,7 @@ class DatasetDetail(DatasetView):
     load: list[Snippet]
 
 
-class FailureView(View):
+class FailedSample(View):
     """One sample that could not be made."""
 
     key: str
@@ -245,7 +245,7 @@ class FailureView(View):
     message: str
 
     @classmethod
-    def of(cls, one: dict[str, Any]) -> FailureView:
+    def of(cls, one: dict[str, Any]) -> FailedSample:
         """The view of a shard's note."""
         names = ("key", "row", "variant", "state", "code")
         return cls(**{name: one[name] for name in names}, message=told(one["code"], one["message"]))
@@ -254,7 +254,7 @@ class FailureView(View):
 class FailurePage(View):
     """Samples that could not be made, by key."""
 
-    failures: list[FailureView]
+    failures: list[FailedSample]
     next: int | None = Field(description="the shard with which the next page begins; none where this is the last")
 
 

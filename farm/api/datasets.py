@@ -164,7 +164,7 @@ def planned_dataset(desk: Desk, caller: Caller, name: str) -> Status:
 def _load(desk: Desk, name: str) -> Iterator[Snippet]:
     """How its shards are read once they lie in a folder of its name."""
     folder = desk.farm.store.uri(Folder(desk.farm.store, name).key("shards"))
-    fetch = f"aws s3 sync {folder} {name}   # or the shards one by one, below"
+    fetch = f"aws s3 sync {folder} {name}   # or shard by shard, as the page has them"
     yield Snippet(loader="fetch", text=fetch)
     yield Snippet(
         loader="datasets",

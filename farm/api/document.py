@@ -162,6 +162,7 @@ def _refine_rows(ask: dict[str, Any], chain: Mapping[str, Any]) -> None:
     for name in ("prompt", "negative_prompt"):
         ask[name]["anyOf"][0] = {key: chain[name][key] for key in ("type", "maxLength", "pattern")}
     ask["parameters"] |= _parameters()
+    ask["wildcards"]["propertyNames"] = {"pattern": TEXT}
     ask["columns"]["propertyNames"] = {"pattern": f"^({_named()}|image|fit|exact|reuse)$"}
     _refine_axis(ask["sweep"]["items"], f"{_named()}|fit|exact|reuse")
 

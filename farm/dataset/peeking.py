@@ -59,6 +59,8 @@ def peek(path: Path) -> Head:
     """
     # What the farm's secrets are is nothing that this process needs.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "AWS_"))}
+    # Threads and their heaps would take of what it may have, more the more processors there are.
+    env |= {"OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     words = [sys.executable, "-m", "farm.dataset.peeking", str(path)]
     try:
         ended = subprocess.run(words, env=env, capture_output=True, timeout=TIME_S, check=False)

@@ -6,6 +6,7 @@ import gzip
 import json
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -143,6 +145,37 @@ def test_a_file_is_counted_as_it_comes(small: Site) -> None:
         problem(client.post(DATASETS, content=bytes(1 << 21), headers=CSV), 413, "body_too_large")
     assert temporary() == set()
     assert keys(small, "datasets-files/too-large/") == []
+
+
+def test_a_large_file_is_never_whole_in_memory(site: Site, ada: httpx2.Client) -> None:
+    # Given a file of 256 MiB, sent as it is made
+    line = b"a pear on a plate of many words, number 000000000000000000000000\n"
+    process, held, over = psutil.Process(), [0], threading.Event()
+
+    def parts() -> Iterator[bytes]:
+        yield b"prompt\n"
+        for _ in range((256 << 20) // (len(line) * 1000)):
+            yield line * 1000
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            held[0] = max(held[0], process.memory_info().rss)
+
+    before, watching = process.memory_info().rss, threading.Thread(target=watch)
+    watching.start()
+    # When
+    try:
+        answer = ada.post(FILES, params={"name": "large.csv"}, content=parts(), headers=CSV, timeout=120)
+    finally:
+        over.set()
+        watching.join()
+    # Then all of it is stored, and little of it was held
+    assert answer.status_code == 201, answer.text
+    size = answer.json()["size_bytes"]
+    assert size > 250 << 20
+    (key,) = (one for one in keys(site, "datasets-files/") if one.endswith("/large.csv"))
+    assert site.farm.store.about(site.settings.bucket, key)[0] == size
+    assert held[0] - before < 64 << 20
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(site: Site) -> None:

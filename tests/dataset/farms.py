@@ -8,12 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from farm.dataset.asking import Asked, ask
 from farm.dataset.desk import Datasets, Planned
+from farm.dataset.files import Files
 from farm.dataset.folder import Folder
+from farm.dataset.peeking import look
 from farm.dataset.sources import source_of
+from farm.dataset.spec import DatasetSpec
 from tests.e2e.rig import ROOT, Rig, until
 
 SLOTS = ("text2img.tiny", "img2img.tiny")
@@ -40,6 +46,30 @@ def planned(rig: Rig, path: Path, name: str, **asked: object) -> Planned:
     """The plan of a file with two seeds of every row, in shards of eight, unless said otherwise."""
     given = {"chain": CHAIN, "sweep": [{"seed": [1, 2]}], "shard_samples": 8, **asked}
     return Datasets(rig.farm).plan(source_of(path), name, folder=path.parent, **given)  # type: ignore[arg-type]
+
+
+def asked(rig: Rig, name: str, text: str, **given: Any) -> None:
+    """Has a dataset of a table be asked for as the API asks, for nobody in particular."""
+    head = Path(tempfile.mkdtemp()) / "rows.csv"
+    head.write_text(text)
+    file = f"{hashlib.sha256(text.encode()).hexdigest()}/rows.csv"
+    files = Files(rig.farm.store, "")
+    files.put(file, head, look(head))
+    spec = DatasetSpec(**{"name": name, "chain": CHAIN, "shard_samples": 8, **given})
+    ask(rig.farm, Asked(spec=spec, file=files.key(file), file_name="rows.csv", format="csv"))
+
+
+def fed(rig: Rig, name: str, text: str, **given: Any) -> None:
+    """Has a dataset of a table be planned, and made to its end."""
+    asked(rig, name, text, **given)
+    feeder = FeederProcess(rig).start()
+    try:
+        desk = Datasets(rig.farm)
+        until(lambda: desk.status(name).state == "planned", 60, f"{name} to be planned")
+        desk.start(name)
+        done(rig, name)
+    finally:
+        feeder.stop()
 
 
 class FeederProcess:

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from farm.dataset.asking import carry_out
+from tests.dataset.farms import asked, fed
 from tests.e2e.rig import ROOT
 from tests.ui.conftest import Dashboard
 
 AXE = ROOT / "farm" / "ui" / "node_modules" / "axe-core" / "axe.min.js"
 """Comes with the packages that the page is built with."""
 GRAVE = ("serious", "critical")
+ODD_ROWS: Any = {
+    "name": "odd.csv", "mimeType": "text/csv", "buffer": b"prompt,steps,mood\na pear,2,calm\na plum,-1,wild\n"
+}  # fmt: skip
+"""A table of which one row is wrong."""
 PHONE = {"width": 390, "height": 844}
 
 
@@ -29,6 +35,9 @@ def drawn(dashboard: Dashboard) -> dict[str, str]:
         job.wait(120)
     cancelled = farm.render("a quince", chain="txt", steps=150)
     cancelled.cancel()
+    fed(dashboard.rig, "drawn", "prompt,label\n" + "".join(f"a pear {row},{row}\n" for row in range(5)))
+    asked(dashboard.rig, "refused", "prompt,steps\na pear,-1\na plum,x\n")
+    carry_out(farm, "refused", lambda: False)
     return {"job": run[0].id, "run": run[0].record.run, "cancelled": cancelled.id}
 
 
@@ -39,7 +48,9 @@ def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
         "compare": f"/jobs/{drawn['job']}?compare=1",
         "recipe": f"/jobs/{drawn['job']}?tab=recipe", "events": f"/jobs/{drawn['cancelled']}?tab=events",
         "gallery": "/gallery", "picture": f"/gallery?open={drawn['job']}", "sweeps": "/sweeps",
-        "grid": f"/sweeps?run={drawn['run']}", "workers": "/workers", "settings": "/settings", "nothing": "/jobs/none",
+        "grid": f"/sweeps?run={drawn['run']}", "datasets": "/datasets", "new-dataset": "/datasets?new=1",
+        "dataset": "/datasets/drawn", "refused-dataset": "/datasets/refused",
+        "workers": "/workers", "settings": "/settings", "nothing": "/jobs/none",
     }.items()  # fmt: skip
 
 
@@ -74,7 +85,10 @@ def test_nothing_of_weight_is_found_on_any_view(
         settled(page)
         if name == "generate":
             page.get_by_role("button", name="Parameters of stage 1").click()
-        page.screenshot(path=tmp_path / f"{name}-{scheme}.png")
+        if name == "new-dataset":
+            page.locator("input[type=file]").first.set_input_files(ODD_ROWS)
+            page.get_by_role("region", name="Wrong rows among the first").wait_for()
+        page.screenshot(path=tmp_path / f"{name}-{scheme}.png", full_page="dataset" in name)
         found[name] = findings(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Keyboard shortcuts").click()
@@ -95,14 +109,20 @@ def test_the_login_has_nothing_of_weight(dashboard: Dashboard) -> None:
     page.close()
 
 
-def test_queue_and_gallery_fit_a_phone(dashboard: Dashboard, drawn: dict[str, str], tmp_path: Path) -> None:
+def test_what_is_looked_at_on_the_way_fits_a_phone(dashboard: Dashboard, drawn: dict[str, str], tmp_path: Path) -> None:
     watched = dashboard.open("/queue")
     page = watched.page
     page.set_viewport_size(PHONE)
-    for name in ("queue", "gallery", "jobs"):
-        page.goto(f"{dashboard.url}/{name}{'/' + drawn['job'] if name == 'jobs' else ''}")
+    for name, path in {
+        "queue": "/queue", "gallery": "/gallery", "jobs": f"/jobs/{drawn['job']}", "datasets": "/datasets",
+        "dataset": "/datasets/drawn", "new-dataset": "/datasets?new=1",
+    }.items():  # fmt: skip
+        page.goto(f"{dashboard.url}{path}")
         settled(page)
-        page.screenshot(path=tmp_path / f"{name}-phone.png")
+        if name == "new-dataset":
+            page.locator("input[type=file]").first.set_input_files(ODD_ROWS)
+            page.get_by_role("region", name="Wrong rows among the first").wait_for()
+        page.screenshot(path=tmp_path / f"{name}-phone.png", full_page="dataset" in name)
         wide = page.evaluate("() => document.documentElement.scrollWidth")
         assert wide <= PHONE["width"], name
     page.goto(f"{dashboard.url}/queue")

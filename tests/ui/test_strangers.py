@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from io import StringIO
 
 import pytest
 
+from farm.dataset.asking import carry_out
+from farm.dataset.folder import Folder
 from tests.api.conftest import serving
+from tests.dataset.farms import asked
 from tests.ui.conftest import Dashboard
 
 RUN = "window.__ran = (window.__ran || 0) + 1"
@@ -56,7 +61,7 @@ def test_there_are_many() -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(dashboard: Dashboard) -> dict[str, str]:
+def stored(dashboard: Dashboard, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Jobs that have each payload in every text that a caller may store; they are paused, or ended by their chain."""
     farm = dashboard.rig.farm
     jobs = []
@@ -69,7 +74,35 @@ def stored(dashboard: Dashboard) -> dict[str, str]:
     run = farm.run(chain="txt", sweep=[{"prompt": PAYLOADS[:30]}], steps=1, seed=1)
     for job in [*jobs, *run]:
         job.wait(300)
-    return {"job": jobs[0].id, "last": jobs[-1].id, "run": run[0].record.run or "", "count": str(len(jobs))}
+    # Every cell, every column's name, and what is told of wrong rows
+    rows = [["prompt", *PAYLOADS], *([payload, *PAYLOADS] for payload in PAYLOADS)]
+    table = StringIO()
+    csv.writer(table).writerows(rows)
+    path = tmp_path_factory.mktemp("rows") / "strangers.csv"
+    path.write_text(table.getvalue())
+    asked(dashboard.rig, "strangers", table.getvalue())
+    carry_out(farm, "strangers", lambda: False)
+    wrong = StringIO()
+    csv.writer(wrong).writerows([["prompt", "steps"], *([payload, payload] for payload in PAYLOADS)])
+    asked(dashboard.rig, "wrong-strangers", wrong.getvalue())
+    carry_out(farm, "wrong-strangers", lambda: False)
+    failed = [
+        {"key": f"{index:09d}", "sample": "x", "row": index, "variant": 0, "state": "failed", "code": "stage_failed",
+         "message": payload}
+        for index, payload in enumerate(PAYLOADS)
+    ]  # fmt: skip
+    folder = Folder(farm.store, "strangers")
+    files = {f"00000.{end}": {"bytes": 1, "sha256": "0" * 64} for end in ("tar", "parquet")}
+    stats = {"shard": 0, "successes": 0, "failed": len(failed), "failures": failed, "files": files}
+    folder.write("shards/00000_stats.json", json.dumps({**stats, "began": 1, "ended": 2}).encode())
+    folder.write("progress.json", json.dumps({"shards": 1, "done": 0, "failed": len(failed)}).encode())
+    return {
+        "job": jobs[0].id,
+        "last": jobs[-1].id,
+        "run": run[0].record.run or "",
+        "table": str(path),
+        "count": str(len(jobs)),
+    }
 
 
 def test_no_text_becomes_a_program(dashboard: Dashboard, stored: dict[str, str]) -> None:
@@ -87,12 +120,23 @@ def test_no_text_becomes_a_program(dashboard: Dashboard, stored: dict[str, str])
         "/sweeps", f"/sweeps?run={stored['run']}", "/workers", "/settings",
         "/queue?state=%3Cscript%3E&run=javascript:1",
         f"/gallery?text={RUN}&open=%3Cimg%20src%3Dx%3E", "/jobs/%3Cimg%20src=x%20onerror=alert(1)%3E",
-        f"/jobs/{stored['job']}",
+        f"/jobs/{stored['job']}", "/datasets", "/datasets/strangers", "/datasets/wrong-strangers",
+        "/datasets/%3Cimg%20src=x%20onerror=alert(1)%3E",
     ):  # fmt: skip
         page.goto(dashboard.url + path)
         page.locator("main h1:visible").first.wait_for()
         page.wait_for_load_state("load")
         look()
+    # And a dataset's failures and card, and a table of such texts on the form
+    page.goto(f"{dashboard.url}/datasets/strangers")
+    page.get_by_role("region", name="Samples that failed").get_by_role("row").nth(len(PAYLOADS)).wait_for()
+    page.get_by_role("button", name="Open the card").click()
+    page.get_by_role("region", name="Card").wait_for()
+    look()
+    page.goto(f"{dashboard.url}/datasets?new=1")
+    page.locator("input[type=file]").first.set_input_files(stored["table"])
+    page.get_by_role("region", name="Samples of the first rows").get_by_role("row").nth(5).wait_for()
+    look()
     # And each job, with its recipe and its events
     for record in dashboard.rig.farm.jobs(limit=len(PAYLOADS) + 30):
         for tab, there in (("stages", ".track"), ("recipe", "pre"), ("events", "td")):

@@ -429,7 +429,7 @@ export interface DatasetDetail extends DatasetView {
   load: Snippet[];
 }
 
-export interface FailureView {
+export interface FailedSample {
   key: string;
   row: number;
   variant: number;
@@ -439,7 +439,7 @@ export interface FailureView {
 }
 
 export interface FailurePage {
-  failures: FailureView[];
+  failures: FailedSample[];
   next: number | null;
 }
 
