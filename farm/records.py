@@ -28,11 +28,15 @@ OPEN = tuple(state for state in STATES if state not in ENDED)
 
 @dataclass(frozen=True)
 class StageEntry:
-    """One stage of a submission: which execution it is, whose queue serves it, and what its worker needs."""
+    """One stage of a submission: which execution it is, whose queue serves it, and what its worker needs.
+
+    `work`: what its time grows with, among those of its queue (see `PlannedStage.work`); 0 where that is not known.
+    """
 
     exec: str
     queue: str
     payload: str
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,10 @@ class StageRecord:
     job whose output another job made shows the job's own publish execution. `preview` numbers its live pictures,
     rising; 0 for none.
 
-    How long an execution of its queue takes was measured, in seconds: `mean_s` is its share of its call, `wall_s` the
-    whole call; None where none has been committed yet. Where its output is there already, both are 0. `live`: the
-    workers that serve it.
+    How long it takes, in seconds, going by what executions of its queue took and by its own work beside theirs:
+    `mean_s` is its share of its call, `wall_s` the whole call; None where that was not measured yet. Where its output
+    is there already, both are 0. `queue_s`: as `mean_s`, of the queue's executions on the average. `elapsed_s`: for
+    how long it has been running; None where it is not. `live`: the workers that serve it.
     """
 
     index: int
@@ -145,6 +150,8 @@ class StageRecord:
     mean_s: float | None = None
     wall_s: float | None = None
     live: int = 0
+    queue_s: float | None = None
+    elapsed_s: float | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -273,7 +280,7 @@ class Quarantined:
 class QueueState:
     """One queue: executions that are ready and running, and live workers that serve it and are not draining.
 
-    `mean_s` and `wall_s`: how long its executions take, as a stage's record has it.
+    `mean_s` and `wall_s`: how long its executions take on the average, and `work` theirs; 0 where that is not known.
     """
 
     queue: str
@@ -282,6 +289,7 @@ class QueueState:
     live: int
     mean_s: float | None = None
     wall_s: float | None = None
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -306,12 +314,23 @@ class Event:
     run: str = ""
 
 
+def share_of(work: float, usual: float) -> float | None:
+    """How many times as long an execution of `work` takes as one of the `usual` work; None where nobody can tell."""
+    if not work:
+        return 1.0
+    return work / usual if usual else None
+
+
 def place_of(id_: str) -> tuple[int, int]:
     """What tells which of two events' ids is the later one; "" is before all."""
     first, _, second = id_.partition("-")
     return int(first or 0), int(second or 0)
 
 
-def instant(ms: float) -> str | None:
-    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet"."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds") if ms else None
+def instant(ms: float, *, exact: bool = False) -> str | None:
+    """A time in milliseconds since 1970 as ISO 8601 in UTC; None for 0, "not yet".
+
+    `exact`: to the microsecond, as no two jobs' times of creation are the same.
+    """
+    timespec = "microseconds" if exact else "milliseconds"
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec=timespec) if ms else None
