@@ -86,6 +86,20 @@ class Hub:
         finally:
             self._feeds.discard(feed)
 
+    async def follow(self, jobs: Iterable[str]) -> None:
+        """Has jobs be looked at for a watcher who was told of them before, maybe by another process.
+
+        Nothing else would: steps and places in the line leave no event.
+
+        Raises:
+            Unavailable: the ledger does not answer.
+        """
+        left = iter(jobs)
+        while chunk := list(islice(left, CHUNK)):
+            async with self._reading:
+                for record in await self.readings.as_of(dict.fromkeys(chunk, ""), self._position):
+                    self._note(record, new=True)
+
     async def catch_up(self, feed: Feed, needed: Mapping[str, str] | None = None) -> list[Told]:
         """The next events of what `feed` begins with: of the jobs in `needed`, where it begins now.
 
