@@ -38,24 +38,25 @@ def eta_s(record: JobRecord) -> float | None:
         return None
     here, left = record.stages[record.at], 0.0
     for stage in record.stages[record.at :]:
-        running = stage is here and stage.state == "running"
-        if stage.wall_s is None or stage.mean_s is None or not (running or stage.live or not stage.wall_s):
+        took_s = stage.wall_s if stage.live or not stage.wall_s else None
+        left_s = _left_s(stage) if stage is here and stage.state == "running" else took_s
+        if left_s is None:
             return None
-        left += _left_s(stage) if running else stage.wall_s
+        left += left_s
     usual_s = here.mean_s if here.queue_s is None else here.queue_s
     if record.position and here.live and usual_s is not None:
         left += record.position * usual_s / here.live
     return round(left, 3)
 
 
-def _left_s(stage: StageRecord) -> float:
-    """What is left of a running stage, in seconds."""
+def _left_s(stage: StageRecord) -> float | None:
+    """What is left of a running stage, in seconds; None where it is not known."""
     if stage.phase == "spool" or 0 < stage.steps <= stage.step:
         return 0.0
     share = max(stage.step, 0) / stage.steps if stage.steps > 0 else 0.0
     if share and stage.elapsed_s is not None:
         return stage.elapsed_s * (1 - share) / share
-    return (stage.wall_s or 0.0) * (1 - share)
+    return None if stage.wall_s is None else stage.wall_s * (1 - share)
 
 
 def estimate(jobs: Sequence[Job], ledger: Ledger) -> Estimate:
