@@ -100,7 +100,7 @@ def _foreign(data: bytes) -> Recalled:
         raise InvalidJob("the picture does not say how it was made", code="bad_file", hint=remedy)
     sampler, notes = found.samplers[0], list[str]()
     told = {**found.metadata, **sampler.parameters}
-    prompt = _LORA.sub("", found.full_prompt).strip() if _LORA.search(found.full_prompt) else found.full_prompt
+    prompt = re.sub(rf",?\s*{_LORA.pattern}", "", found.full_prompt).strip()
     chain = _chain(
         (prompt, found.full_negative_prompt or ""),
         {**told, "cfg": told.get("cfg_scale"), "sampler_name": sampler.name}, _size(told, found.raw_parameters), notes,

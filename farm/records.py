@@ -26,6 +26,10 @@ OPEN = tuple(state for state in STATES if state not in ENDED)
 """States of jobs that count against limits."""
 
 
+PAUSING = "paused after the stage that runs now"
+"""What a paused job waits for, while its stage may still commit."""
+
+
 @dataclass(frozen=True)
 class StageEntry:
     """One stage of a submission: which execution it is, whose queue serves it, and what its worker needs.
@@ -151,7 +155,7 @@ class StageRecord:
     wall_s: float | None = None
     live: int = 0
     queue_s: float | None = None
-    elapsed_s: float | None = None
+    elapsed_s: float | None = field(default=None, compare=False)
 
     @property
     def has_begun(self) -> bool:
@@ -315,7 +319,11 @@ class Event:
 
 
 def share_of(work: float, usual: float) -> float | None:
-    """How many times as long an execution of `work` takes as one of the `usual` work; None where nobody can tell."""
+    """How many times as long an execution of `work` takes as one of the `usual` work; None where nobody can tell.
+
+    Of far more it is the most: what small ones take is partly what each takes whatever its size. Source: two stages of
+    the tiny family on a CPU, of 134 times the work, took 155 times as long.
+    """
     if not work:
         return 1.0
     return work / usual if usual else None

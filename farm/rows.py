@@ -11,6 +11,7 @@ from farm.errors import CODES
 from farm.records import (
     ENDED,
     OPEN,
+    PAUSING,
     STATES,
     Attempt,
     Claim,
@@ -52,6 +53,8 @@ def read_job(row: list[Any]) -> JobRecord:
 def _waits_for(state: str, *rest: Any) -> str:
     if state == "paused":
         return "paused"
+    if state == "pausing":
+        return PAUSING
     if state == "spool":
         return "finished; the result waits on its worker's disk until the store answers"
     if state == "backoff":

@@ -163,8 +163,10 @@ def test_a_graph_that_goes_in_circles_ends() -> None:
 
 
 def test_what_only_a1111_reads_in_a_prompt_is_told() -> None:
-    found = recalled(png(parameters=A1111.replace("a dog", "<lora:foo:0.8> a dog").replace("Steps: 20", "Steps: 900")))
-    assert found.chain["prompt"] == "a cat, ( a dog:1.2)"
+    found = recalled(
+        png(parameters=A1111.replace("(a dog", "<lora:foo:0.8>, (a dog").replace("Steps: 20", "Steps: 900"))
+    )
+    assert found.chain["prompt"] == "a cat, (a dog:1.2)"
     assert "without the LoRA foo (0.8): name one of the catalog's in loras" in found.notes
     assert "steps 900 is more than 150" in found.notes
 

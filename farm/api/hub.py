@@ -21,7 +21,7 @@ from farm.api.feed import Feed, Told
 from farm.api.readings import Readings, newest_of
 from farm.api.views import Snapshot
 from farm.errors import Busy, FarmError, RateLimited
-from farm.records import JobRecord
+from farm.records import PAUSING, JobRecord
 
 GATHER_S = 0.05
 """Pause between two looks for events, seconds: what happens meanwhile is told together."""
@@ -199,7 +199,9 @@ class Hub:
         `new`: it is for a watcher who has just come. Others have still to be told whatever is new in it.
         """
         data = Snapshot.of(record).model_dump_json()
-        followed = {"running": self._running, "queued": self._queued}.get(record.state)
+        # A stage may still run of a job that is paused: its end leaves no event that would say so.
+        state = "running" if record.state == "paused" and record.waits_for == PAUSING else record.state
+        followed = {"running": self._running, "queued": self._queued}.get(state)
         if followed is None or (new and record.job in followed):
             return data
         if followed is self._running or len(followed) < MAX_IN_LINE or self._is_watched_alone(record.job):

@@ -36,9 +36,12 @@ end
 -- What a job waits for: nothing where its stage runs, and where it has ended or is yet to be moved.
 local function wait_of(job)
   local is = redis.call('HGET', jk(job), 'state')
-  if is == 'paused' or ENDED[is] then return {is == 'paused' and is or ''} end
+  if ENDED[is] then return {''} end
   local exec = current(job)
   local state, queue, phase = get(xk(exec), 'state', 'queue', 'phase')
+  if is == 'paused' then
+    return {state == 'running' and redis.call('SISMEMBER', pk(exec), job) == 1 and 'pausing' or is}
+  end
   if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end
   if state == 'running' and phase == 'spool' then return {'spool'} end
   if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)} end
