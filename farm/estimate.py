@@ -29,9 +29,9 @@ def eta_s(record: JobRecord) -> float | None:
 
     The sum of what its current stage still waits for, position × the queue's mean / live workers; of what is left of
     that stage, at the rate of its own steps once it has done some, and the whole wall before; and of the wall of each
-    later stage. Outputs that are there already take nothing, nor does writing the result. That later stages may wait for
-    workers too, and how long a back-off lasts, is left out. None where the job has ended or is paused, where one of these stages has never
-    been measured, and where nobody serves it.
+    later stage. Outputs that are there already take nothing, nor does writing the result. That later stages may wait
+    for workers too, and how long a back-off lasts, is left out. None where the job has ended or is paused, where one of
+    these stages has never been measured, and where nobody serves it.
     """
     if record.state in ENDED or record.state == "paused" or not record.stages:
         return None
