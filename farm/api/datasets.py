@@ -51,11 +51,11 @@ async def ls(
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(names), READERS):
                 some = names[start : start + READERS]
-                for name, status in zip(some, pool.map(partial(_status, desk), some), strict=True):
+                for name, status in zip(some, pool.map(partial(_status, desk, caller), some), strict=True):
                     if len(found) == limit:
                         page = DatasetPage(datasets=found, next=last)
                         return Response(page.model_dump_json(), media_type="application/json")
-                    if status is not None and _owns(caller, status):
+                    if status is not None:
                         found.append(DatasetView.of(status))
                     last = name
         return Response(DatasetPage(datasets=found).model_dump_json(), media_type="application/json")
@@ -130,15 +130,14 @@ async def _steer(request: Request, dataset: str, caller: Caller, act: Callable[[
     return await desk.work(call)
 
 
-def _status(desk: Desk, name: str) -> Status | None:
+def _status(desk: Desk, caller: Caller, name: str) -> Status | None:
+    """How far a dataset is that the caller may see; None of another one."""
+    datasets = Datasets(desk.farm)
     try:
-        return Datasets(desk.farm).status(name)
+        # Of somebody else's no more is read than whose it is.
+        return datasets.status(name) if caller.is_admin or datasets.owner(name) == caller.owner else None
     except NotFound:  # its planning broke off, or it is being deleted
         return None
-
-
-def _owns(caller: Caller, status: Status) -> bool:
-    return caller.is_admin or status.owner == caller.owner
 
 
 def found_dataset(desk: Desk, caller: Caller, name: str) -> Status:
@@ -147,8 +146,8 @@ def found_dataset(desk: Desk, caller: Caller, name: str) -> Status:
     Raises:
         NotFound: there is none, or it is somebody else's, which is told alike.
     """
-    status = _status(desk, name) if re.fullmatch(NAME, name) else None
-    if status is None or not _owns(caller, status):
+    status = _status(desk, caller, name) if re.fullmatch(NAME, name) else None
+    if status is None:
         raise NotFound("there is no such dataset")
     return status
 

@@ -204,6 +204,13 @@ class Datasets:
                 found.append(self.status(name))
         return found
 
+    def owner(self, name: str) -> str:
+        """Whose a dataset is; "" for nobody's in particular. Raises NotFound."""
+        folder = Folder(self._farm.store, name)
+        if folder.planned() is None and (asked := folder.read("asked.json")) is not None:
+            return str(json.loads(asked)["owner"])
+        return folder.plan().owner
+
     def status(self, name: str) -> Status:
         """How far a dataset is. Raises NotFound."""
         folder = Folder(self._farm.store, name)

@@ -52,7 +52,7 @@ def test_a_table_becomes_a_dataset(
     page.get_by_role("link", name="New dataset").click()
     drop(page, "Fruit rows.csv", TABLE)
     # When it is said what its columns give, and what is made of each row
-    rows = page.get_by_role("region", name="First rows")
+    rows = page.get_by_role("region", name="First rows", exact=True)
     expect(rows.get_by_role("row")).to_have_count(21)
     expect(rows).to_contain_text("a cherry number 6")
     column = page.get_by_label("What the column caption gives")
@@ -171,7 +171,7 @@ def test_what_is_no_table_is_said_at_once(watched: Watched) -> None:
     drop(page, "x.exe", "prompt\na\n")
     expect(told).to_contain_text("not known")
     drop(page, "good.csv", "prompt\na\n")
-    expect(page.get_by_role("region", name="First rows")).to_be_visible()
+    expect(page.get_by_role("region", name="First rows", exact=True)).to_be_visible()
     # A chain that cannot be is told before anything is planned
     page.get_by_label("Every row runs").select_option("img")
     expect(page.get_by_label("Preview")).to_contain_text("image")
@@ -183,7 +183,7 @@ def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Wa
     desk = Datasets(dashboard.rig.farm)
     page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
     drop(page, "lonely.csv", "prompt\na\n")
-    expect(page.get_by_role("region", name="First rows")).to_be_visible()
+    expect(page.get_by_role("region", name="First rows", exact=True)).to_be_visible()
     page.get_by_role("button", name="Plan").click()
     # Then that is said, and what helps
     expect(page.get_by_text("nobody feeds datasets")).to_be_visible()
