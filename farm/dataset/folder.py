@@ -7,15 +7,16 @@ names the others comes last: `plan.json` after the samples, `NNNNN_stats.json` a
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 State = Literal["planned", "running", "paused", "done"]
+
+
+DELETED = 1000
+"""Objects that one request deletes. Source: S3's DeleteObjects."""
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Plan(BaseModel):
@@ -48,6 +54,12 @@ class Plan(BaseModel):
     checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
     digest: str = Field(description="SHA-256 (hex) over all samples")
 
+    @property
+    def identity(self) -> str:
+        """What tells this dataset from every other one of its name: 16 hex digits."""
+        told = f"{canonical(self.spec.model_dump(mode='json'))}\n{self.digest}"
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
     def samples_of(self, number: int) -> int:
         """How many samples shard `number` has."""
         return min(self.spec.shard_samples, self.samples - number * self.spec.shard_samples)
@@ -56,7 +68,8 @@ class Plan(BaseModel):
 class Control(BaseModel):
     """What the operator wants of a dataset; that it is `done`, its feeder says.
 
-    `round` counts the retries: what failed in an earlier one is tried again.
+    `round` counts the retries: what failed in an earlier one is tried again. `held`: its jobs are paused, and nobody
+    need feed it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +77,7 @@ class Control(BaseModel):
     state: State = "planned"
     priority: int = Field(50, ge=0, le=100)
     round: int = 0
+    held: bool = False
 
 
 class Folder:
@@ -122,8 +136,12 @@ class Folder:
             return sorted(one["Key"][len(start) :] for page in pages for one in page.get("Contents", []))
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Deletes objects."""
-        self.store.delete_results([self.key(path) for path in paths])
+        """Deletes objects, a thousand with each request."""
+        keys = [self.key(path) for path in paths]
+        for start in range(0, len(keys), DELETED):
+            chunk: Any = [{"Key": key} for key in keys[start : start + DELETED]]
+            with reaching("delete of a dataset"):
+                self.store.client.delete_objects(Bucket=self.store.bucket, Delete={"Objects": chunk, "Quiet": True})
 
     # ------------------------------------------------------------------------------------------------ plan
 
@@ -132,7 +150,7 @@ class Folder:
         data = self.read("plan.json")
         if data is None:
             raise NotFound(f"there is no dataset {self.name!r}", hint="`farm dataset ls` lists them")
-        return Plan.model_validate_json(data)
+        return _read(Plan, data, f"the plan of {self.name!r}")
 
     def write_plan(self, plan: Plan, folder: Path) -> bool:
         """Writes a plan and its samples, which lie in `folder` as they will in the store; False if it is there already.
@@ -143,8 +161,8 @@ class Folder:
         if (there := self.planned()) is not None:
             return self._same(there, plan)
         paths = [f"plan/{number:05d}.jsonl.gz" for number in range(plan.shards)]
-        # What a planning that broke off has left.
-        self.delete(set(self.names("plan/")) - set(paths))
+        # What a planning that broke off has left, or a deletion, or who fed a dataset of this name that was deleted.
+        self.delete(name for name in self.names("") if name not in {*paths, "asked.json"})
         for path in paths:
             self.write(path, folder / path, "application/gzip")
         if self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json"):
@@ -176,7 +194,7 @@ class Folder:
     def control(self) -> Control:
         """What the operator wants of it."""
         data = self.read("control.json")
-        return Control() if data is None else Control.model_validate_json(data)
+        return Control() if data is None else _read(Control, data, f"what is wanted of {self.name!r}")
 
     def steer(self, **changes: Any) -> Control:
         """Changes that; the last one to write wins. Raises NotFound."""
@@ -261,6 +279,14 @@ class Folder:
             except NotFound:
                 raise BadBlob(f"{target.name} is missing") from None
             yield target
+
+
+def _read(kind: type[Model], data: bytes, what: str) -> Model:
+    """What lies in an object. Raises BadBlob where that is not what was written, or by another build."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError:
+        raise BadBlob(f"{what} cannot be read by this build") from None
 
 
 def _errors(error: FarmError) -> tuple[FieldError, ...]:
