@@ -35,7 +35,7 @@ from farm.dataset.sharding import schema
 from farm.dataset.shelves import TargetBucket, TargetFolder
 from farm.dataset.sources import Source, digest
 from farm.dataset.spec import DatasetSpec, RowError, Sample
-from farm.dataset.verifying import Report, verify
+from farm.dataset.verifying import Meant, Report, verify
 from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate_many
@@ -190,7 +190,8 @@ class Datasets:
 
     def _estimate(self, spec: DatasetSpec, sample: Sample, samples: int) -> Estimate:
         """What all samples would take if all were like this one."""
-        with suppress(Unavailable), within(PATIENCE_S):  # what was planned holds without workers
+        # What was planned holds without workers, and after the catalog has changed.
+        with suppress(Unavailable, InvalidJob), within(PATIENCE_S):
             return estimate_many(Moulds(self._farm, spec).job(sample, 0, 50, 1.0), samples, self._farm.ledger)
         return Estimate()
 
@@ -272,8 +273,11 @@ class Datasets:
         return export(folder, target, spec, self._about(folder), work=work)
 
     def verify(self, name: str) -> Report:
-        """What is wrong with the shards that are there: all of them are read. Raises NotFound."""
-        return verify(self.folder(name))
+        """What is wrong with its shards, held against its plan: all of them are read. Raises NotFound."""
+        folder = Folder(self._farm.store, name)
+        plan = folder.plan()
+        meant = Meant(name, plan.shards, folder.samples, folder.control().state == "done")
+        return verify(folder, meant)
 
     def card(self, name: str) -> str:
         """What an export of all of it would say of itself. Raises NotFound."""
