@@ -1,0 +1,33 @@
+"""Is what lies in the store whole, whatever its size and whoever writes at the same time?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from farm.dataset.folder import Folder
+from farm.dataset.shelves import TargetBucket
+from farm.store import Store
+
+
+@pytest.fixture
+def folder(store: Store) -> Folder:
+    return Folder(store, "fruit")
+
+
+def test_a_large_file_is_sent_in_parts(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a file that is larger than what one PUT is for
+    monkeypatch.setattr("farm.store.PART_BYTES", 5 * 2**20)
+    path, data = tmp_path / "large", os.urandom(11 * 2**20)
+    path.write_bytes(data)
+    store = folder.store
+    # When it is written as a shard, and as an export's
+    folder.write("shards/00000.tar", path, "application/x-tar")
+    target = TargetBucket(store, f"s3://{store.bucket}/out")
+    target.put("data/train-00000.tar", path)
+    # Then it is there, by its parts
+    assert (folder.read("shards/00000.tar"), target.read("data/train-00000.tar")) == (data, data)
+    found = store.client.head_object(Bucket=store.bucket, Key=folder.key("shards/00000.tar"))
+    assert (found["ETag"].strip('"').rpartition("-")[2], found["ContentType"]) == ("3", "application/x-tar")
