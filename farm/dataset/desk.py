@@ -157,6 +157,7 @@ class Datasets:
             target = Path(temporary)
             how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
             plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
+            plan = plan.model_copy(update={"safety": self._farm.settings.safety})
             fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
             first = self._first(target)
         return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
@@ -305,8 +306,7 @@ class Datasets:
         if stats and (span := max(one["ended"] for one in stats) - min(one["began"] for one in stats)) > 0:
             made = sum(int(one["successes"]) for one in stats)
             took = {"samples a second, from the first submit to the last shard": f"{made / span:.2f}"}
-        safety = self._farm.settings.safety
-        return About(plan.spec, plan.source["name"], plan.rows, weights, took, safety)
+        return About(plan.spec, plan.source["name"], plan.rows, weights, took, plan.safety)
 
     # ------------------------------------------------------------------------------------------------ steer
 

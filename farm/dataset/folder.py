@@ -47,6 +47,7 @@ class Plan(BaseModel):
     sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
     checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
     digest: str = Field(description="SHA-256 (hex) over all samples")
+    safety: Literal["off", "tag", "blur", "refuse"] = Field("off", description="the farm's policy when it was planned")
 
     def samples_of(self, number: int) -> int:
         """How many samples shard `number` has."""
