@@ -37,7 +37,7 @@ from farm.dataset.sharding import schema
 from farm.dataset.shelves import TargetBucket, TargetFolder
 from farm.dataset.sources import Source, digest
 from farm.dataset.spec import DatasetSpec, RowError, Sample
-from farm.dataset.verifying import Report, verify
+from farm.dataset.verifying import Meant, Report, verify
 from farm.dataset.wildcards import Wildcards
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate_many
@@ -162,6 +162,7 @@ class Datasets:
             target = Path(temporary)
             how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
             plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
+            plan = plan.model_copy(update={"safety": self._farm.settings.safety})
             fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
             first = self._first(target)
         return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
@@ -195,7 +196,8 @@ class Datasets:
 
     def _estimate(self, spec: DatasetSpec, sample: Sample, samples: int) -> Estimate:
         """What all samples would take if all were like this one."""
-        with suppress(Unavailable), within(PATIENCE_S):  # what was planned holds without workers
+        # What was planned holds without workers, and after the catalog has changed.
+        with suppress(Unavailable, InvalidJob), within(PATIENCE_S):
             return estimate_many(Moulds(self._farm, spec).job(sample, 0, 50, 1.0), samples, self._farm.ledger)
         return Estimate()
 
@@ -281,8 +283,11 @@ class Datasets:
         return export(folder, target, spec, self._about(folder), work=work)
 
     def verify(self, name: str) -> Report:
-        """What is wrong with the shards that are there: all of them are read. Raises NotFound."""
-        return verify(self.folder(name))
+        """What is wrong with its shards, held against its plan: all of them are read. Raises NotFound."""
+        folder = Folder(self._farm.store, name)
+        plan = folder.plan()
+        meant = Meant(name, plan.shards, folder.samples, folder.control().state == "done")
+        return verify(folder, meant)
 
     def card(self, name: str) -> str:
         """What an export of all of it would say of itself. Raises NotFound."""
@@ -310,8 +315,7 @@ class Datasets:
         if stats and (span := max(one["ended"] for one in stats) - min(one["began"] for one in stats)) > 0:
             made = sum(int(one["successes"]) for one in stats)
             took = {"samples a second, from the first submit to the last shard": f"{made / span:.2f}"}
-        safety = self._farm.settings.safety
-        return About(plan.spec, plan.source["name"], plan.rows, weights, took, safety)
+        return About(plan.spec, plan.source["name"], plan.rows, weights, took, plan.safety)
 
     # ------------------------------------------------------------------------------------------------ steer
 

@@ -1,6 +1,6 @@
 """Where does a dataset lie in the store, and how is it written whole?
 
-Every object is one PUT, which a reader sees whole or not at all. What is only valid together is written so that what
+Every object is one write, which a reader sees whole or not at all. What is only valid together is written so that what
 names the others comes last: `plan.json` after the samples, `NNNNN_stats.json` after the shard.
 """
 
@@ -53,6 +53,7 @@ class Plan(BaseModel):
     sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
     checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
     digest: str = Field(description="SHA-256 (hex) over all samples")
+    safety: Literal["off", "tag", "blur", "refuse"] = Field("off", description="the farm's policy when it was planned")
 
     @property
     def identity(self) -> str:
@@ -103,14 +104,11 @@ class Folder:
             return None
 
     def write(self, path: str, data: bytes | Path, content_type: str = "application/octet-stream") -> None:
-        """Writes an object, from memory or from a file, which may have 5 GB."""
+        """Writes an object, from memory or from a file."""
+        if isinstance(data, Path):
+            self.store.put_file(self.store.bucket, self.key(path), data, content_type)
+            return
         with reaching("write of a dataset"):
-            if isinstance(data, Path):
-                with data.open("rb") as file:
-                    self.store.client.put_object(
-                        Bucket=self.store.bucket, Key=self.key(path), Body=file, ContentType=content_type
-                    )
-                return
             self.store.client.put_object(
                 Bucket=self.store.bucket, Key=self.key(path), Body=data, ContentType=content_type
             )

@@ -43,7 +43,7 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
         NotFound: there is no dataset `only`.
     """
     feeding = Feeding(settings, stop, only)
-    if settings.dataset_metrics_port:
+    if settings.dataset_metrics_port and only is None:  # whoever feeds all of them has the port
         serve_metrics(settings.dataset_metrics_port)
     try:
         feeding.run()

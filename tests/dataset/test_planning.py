@@ -277,6 +277,17 @@ def test_the_plan_says_what_it_comes_to(stocked: Farm, tmp_path: Path) -> None:
     assert [sample.key for sample in found.first] == ["000000000", "000000001", "000000002"]
 
 
+@pytest.mark.parametrize(("then", "now"), [("off", "refuse"), ("tag", "off")])
+def test_the_card_tells_the_safety_policy_of_the_plan(stocked: Farm, tmp_path: Path, then: str, now: str) -> None:
+    # Given what was planned under one policy
+    given = {"safety_checker": "tiny-lax"}
+    farms = [Farm(stocked.settings.model_copy(update={**given, "safety": policy})) for policy in (then, now)]
+    planned(farms[0], table(tmp_path / "a.csv", "prompt", "a fig"))
+    # When the farm has another one, Then the card says what these pictures went through
+    told = {"off": "No safety checker looked", "tag": "what it found is still among them"}[then]
+    assert told in Datasets(farms[1]).card("some")
+
+
 def test_a_dry_run_stores_nothing(stocked: Farm, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(picture())
     path = table(tmp_path / "a.csv", "prompt,image", "a fig,one.png")
