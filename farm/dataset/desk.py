@@ -126,6 +126,7 @@ class Datasets:
         store: bool = True,
         owns: Owns | None = None,
         progress: Callable[[int], None] | None = None,
+        wanted: Callable[[], object] | None = None,
         **asked: Any,
     ) -> Planned:
         """Reads a file and writes the plan of its dataset; the same file and words, given again, are the same dataset.
@@ -133,7 +134,7 @@ class Datasets:
         `chain_fields` are what `Farm.chain` takes beside the chain, `asked` fields of DatasetSpec. Images that rows
         name lie in `folder`; without one only stored images can be named. Without `store` nothing is written.
         `file_name` is what the file is called where its source has another name. With `owns`, which says which stored
-        images may be named, no files can.
+        images may be named, no files can. `wanted`: see `Folder.write_plan`.
 
         Raises:
             Refused: rows are wrong, and not `partial`; nothing was planned.
@@ -163,7 +164,7 @@ class Datasets:
             how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
             plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
             plan = plan.model_copy(update={"safety": self._farm.settings.safety})
-            fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
+            fresh = Folder(self._farm.store, name).write_plan(plan, target, wanted) if store else True
             first = self._first(target)
         return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
 
@@ -188,7 +189,7 @@ class Datasets:
         """What a dataset was planned to be. Raises NotFound where it was not."""
         folder = self.folder(name)
         plan = folder.plan()
-        with gzip.open(BytesIO(folder.read("plan/00000.jsonl.gz") or gzip.compress(b""))) as file:
+        with gzip.open(BytesIO(folder.read(plan.path_of(0)) or gzip.compress(b""))) as file:
             first = [read_sample(line) for line in islice(file, FIRST)]
         rejected = [RowError(**row) for row in json.loads(folder.read("rejects.json") or b"[]")]
         estimate = self._estimate(plan.spec, first[0], plan.samples) if first else Estimate()

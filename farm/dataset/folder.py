@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -64,6 +64,18 @@ class Plan(BaseModel):
     def samples_of(self, number: int) -> int:
         """How many samples shard `number` has."""
         return min(self.spec.shard_samples, self.samples - number * self.spec.shard_samples)
+
+    def path_of(self, number: int) -> str:
+        """Where the samples of shard `number` lie: below the digest, for two who plan one name must not mix theirs."""
+        return f"{self._part}{number:05d}.jsonl.gz"
+
+    def is_of_others(self, path: str) -> bool:
+        """Whether samples lie there that are not this plan's."""
+        return path.startswith("plan/") and not path.startswith(self._part)
+
+    @property
+    def _part(self) -> str:
+        return f"plan/{self.digest[:16]}/"
 
 
 class Control(BaseModel):
@@ -150,22 +162,33 @@ class Folder:
             raise NotFound(f"there is no dataset {self.name!r}", hint="`farm dataset ls` lists them")
         return _read(Plan, data, f"the plan of {self.name!r}")
 
-    def write_plan(self, plan: Plan, folder: Path) -> bool:
-        """Writes a plan and its samples, which lie in `folder` as they will in the store; False if it is there already.
+    def write_plan(self, plan: Plan, folder: Path, wanted: Callable[[], object] | None = None) -> bool:
+        """Writes a plan and its samples, which lie in `folder` shard by shard; False if it is there already.
+
+        `wanted` raises where the plan was asked for and is not any more; without it nobody may have asked for one.
 
         Raises:
-            Conflict: there is another dataset of this name.
+            Conflict: there is another dataset of this name, or another one was asked for.
         """
         if (there := self.planned()) is not None:
             return self._same(there, plan)
-        paths = [f"plan/{number:05d}.jsonl.gz" for number in range(plan.shards)]
-        # What a planning that broke off has left, or a deletion, or who fed a dataset of this name that was deleted.
-        self.delete(name for name in self.names("") if name not in {*paths, "asked.json"})
-        for path in paths:
-            self.write(path, folder / path, "application/gzip")
-        if self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json"):
-            return True
-        return self._same(self.plan(), plan)
+        if wanted is None:
+            wanted = self._check_unasked
+        # What a deletion that broke off has left, or who fed a dataset of this name that was deleted.
+        self.delete([*self.names("shards/"), "progress.json", "control.json", "trouble.json"])
+        for number in range(plan.shards):
+            wanted()
+            self.write(plan.path_of(number), folder / "plan" / f"{number:05d}.jsonl.gz", "application/gzip")
+        wanted()
+        fresh = self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json")
+        there = plan if fresh else self.plan()
+        # What plannings have left that broke off, or came later than this one or the other.
+        self.delete(path for path in self.names("plan/") if there.is_of_others(path))
+        return fresh or self._same(there, plan)
+
+    def _check_unasked(self) -> None:
+        if self.read("asked.json") is not None:
+            raise self._taken()
 
     def planned(self) -> Plan | None:
         """The same, or None."""
@@ -176,13 +199,16 @@ class Folder:
 
     def _same(self, there: Plan, plan: Plan) -> bool:
         if there != plan:
-            hint = "choose another name, or delete it with `farm dataset rm`"
-            raise Conflict(f"there is another dataset {self.name!r} already", hint=hint)
+            raise self._taken()
         return False
+
+    def _taken(self) -> Conflict:
+        hint = "choose another name, or delete it with `farm dataset rm`"
+        return Conflict(f"there is another dataset {self.name!r} already", hint=hint)
 
     def samples(self, number: int) -> list[Sample]:
         """The samples of one shard, as planned."""
-        data = self.read(f"plan/{number:05d}.jsonl.gz")
+        data = self.read(self.plan().path_of(number))
         if data is None:
             raise NotFound(f"the plan of shard {number} of {self.name!r} is gone")
         return [read_sample(line) for line in gzip.decompress(data).splitlines()]

@@ -159,9 +159,10 @@ def test_one_that_cannot_go_on_says_why_and_keeps_nobody_waiting(rig: Rig, tmp_p
     for name in ("broken", "sound"):
         planned(rig, table(tmp_path / f"{name}.csv", 3), name)
         desk.start(name)
-    whole = folder.read("plan/00000.jsonl.gz")
+    path = folder.plan().path_of(0)
+    whole = folder.read(path)
     assert whole is not None
-    folder.write("plan/00000.jsonl.gz", whole[:-9])
+    folder.write(path, whole[:-9])
     # When both are fed
     feeder = FeederProcess(rig, FARM_DATASET_METRICS_PORT=str(port)).start()
     try:
@@ -172,7 +173,7 @@ def test_one_that_cannot_go_on_says_why_and_keeps_nobody_waiting(rig: Rig, tmp_p
         told = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert 'farm_dataset_samples_total{dataset="sound",state="done"} 6.0' in told
         # And once it is mended, it goes on
-        folder.write("plan/00000.jsonl.gz", whole)
+        folder.write(path, whole)
         done(rig, "broken")
         assert desk.status("broken").trouble is None
     finally:
