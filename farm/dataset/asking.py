@@ -57,9 +57,7 @@ def ask(farm: Farm, asked: Asked) -> bool:
     folder, data = Folder(farm.store, asked.spec.name), asked.model_dump_json().encode()
     there = folder.read("asked.json")
     if there is None:
-        if not any(
-            path == "plan.json" or path.startswith("shards/") for path in folder.names("")
-        ) and folder.write_first("asked.json", data, "application/json"):
+        if folder.planned() is None and folder.write_first("asked.json", data, "application/json"):
             return True
         there = folder.read("asked.json")  # somebody else's, who was quicker
     before = None if there is None else Asked.model_validate_json(there)
