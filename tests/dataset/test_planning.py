@@ -15,12 +15,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ReadTimeoutError
+from pydantic import SecretStr
 
 from farm.catalog import Catalog
 from farm.client import Farm
 from farm.dataset.asking import Asked, Stopped, ask, carry_out, carry_out_apart, is_asked
 from farm.dataset.desk import Datasets, Planned
 from farm.dataset.folder import Folder, read_sample
+from farm.dataset.images import Images
+from farm.dataset.moulds import Moulds
 from farm.dataset.planning import Planner, Refused, plan_rows
 from farm.dataset.reading import rows
 from farm.dataset.seats import Seats
@@ -33,6 +37,7 @@ from farm.servers import environment
 from farm.settings import Settings
 from farm.store import Store
 from tests.api.conftest import picture
+from tests.conftest import free_port
 from tests.dataset.farms import CHAIN
 from tests.e2e.rig import until
 
@@ -291,6 +296,11 @@ def test_a_dry_run_stores_nothing(stocked: Farm, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(picture())
     path = table(tmp_path / "a.csv", "prompt,image", "a fig,one.png")
     assert planned(stocked, path, chain=REDRAW, store=False).plan.samples == 1
+    # Nor the images that the chain's stages name, as files or as bytes
+    for mask in (str(tmp_path / "white.png"), picture("white")):
+        (tmp_path / "white.png").write_bytes(picture("white"))
+        stage = {"kind": "inpaint", "checkpoint": "tiny", "mask": mask, "num_inference_steps": 2, "strength": 0.5}
+        assert planned(stocked, path, chain={"stages": [stage]}, store=False).plan.samples == 1
     assert stocked.store.client.list_objects_v2(Bucket=stocked.store.bucket)["KeyCount"] == 0
 
 
@@ -511,3 +521,33 @@ def test_a_planner_ends_when_its_dataset_is_deleted(
     ask(stocked, wish(stocked, path, "ada"))
     carry_out_apart(stocked, "some", lambda: True)
     assert json.loads(folder.read("tries.json") or b"") == 0
+
+
+def test_one_slow_answer_does_not_end_a_planning(stocked: Farm, tmp_path: Path) -> None:
+    # Given a store that is silent at the first request of each kind, and no ledger
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    stage = {"kind": "inpaint", "checkpoint": "tiny", "mask": str(tmp_path / "white.png"), "num_inference_steps": 2}
+    (tmp_path / "white.png").write_bytes(picture("white"))
+    stored = stocked.upload(tmp_path / "white.png")
+    spec = DatasetSpec.model_validate({"name": "some", "chain": {"stages": [{**stage, "mask": stored}]}})
+    client, broken = stocked.store.client, list[str]()
+
+    def once(request: Any, operation_name: str, **_: Any) -> None:
+        if operation_name not in broken:
+            broken.append(operation_name)
+            raise ReadTimeoutError(endpoint_url=request.url)
+
+    def never(**_: Any) -> None:
+        raise AssertionError("the store that nobody waits for is not asked")
+
+    client.meta.events.register("before-send.s3", lambda request, event_name, **_: once(request, event_name))
+    stocked.inbox.client.meta.events.register("before-send.s3", never)
+    lost = Farm(stocked.settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{free_port()}/0")}))
+    lost.__dict__.update(store=stocked.store, inbox=stocked.inbox)
+    # When
+    image = Images(lost, spec, tmp_path, store=True).input("red.png")
+    mould = Moulds(lost, spec).of({}, image)
+    # Then each was sent again, and all is there
+    assert len(broken) > 1
+    assert stocked.store.exists(image.sha256)
+    assert mould.plan
