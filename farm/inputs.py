@@ -162,26 +162,27 @@ class Inputs(Overview):
         self.store_all([data])
         return STORED + hashlib.sha256(data).hexdigest()
 
-    def fitted(self, chain: Chain, image: Size | None) -> tuple[Chain, list[bytes]]:
+    def fitted(self, chain: Chain, image: Size | None, store: Store | None = None) -> tuple[Chain, list[bytes]]:
         """`chain` with the images that its stages name as they will see them, and those that the store lacks.
 
-        `image` is the size of the input image, as fitted. Nothing is stored.
+        `image` is the size of the input image, as fitted. Nothing is stored. Stored ones are read from `store`, by
+        default the one that keeps nobody waiting.
 
         Raises:
             InvalidJob: an image is missing, is none, or does not fit; names the stage and field.
         """
         if not any(stage.uploads() for stage in chain.stages):
             return chain, []
-        stages, fresh = [], []
+        store, stages, fresh = store or self.inbox, [], []
         for item in plan(chain, self.catalog, self.settings, image):
             named = {}
             for loc, (value, mark) in item.stage.uploads().items():
                 where = f"stages.{item.index}.{loc}"
                 size = {"given": item.given or item.size, "emitted": item.size, None: None}[mark.fitted]
-                stored = value.startswith(STORED) and self._is_stored(value, size, where)
+                stored = value.startswith(STORED) and self._is_stored(store, value, size, where)
                 if stored and mark.shows is None:
                     continue  # as it was fitted before
-                picture = self._picture(value, where, chain, opaque=mark.shows == "white")
+                picture = self._picture(store, value, where, chain, opaque=mark.shows == "white")
                 if size is None:
                     picture.thumbnail((REFERENCE_SIDE, REFERENCE_SIDE))
                 elif not stored:
@@ -195,21 +196,21 @@ class Inputs(Overview):
             stages.append(item.stage.with_uploads(named) if named else item.stage)
         return chain.model_copy(update={"stages": tuple(stages)}), fresh
 
-    def _is_stored(self, value: str, size: Size | None, loc: str) -> bool:
+    def _is_stored(self, store: Store, value: str, size: Size | None, loc: str) -> bool:
         """Whether `value` is stored, at `size` if one is needed. Raises InvalidJob at `loc` where it is not stored."""
         sha256 = value.removeprefix(STORED)
-        if re.fullmatch("[0-9a-f]{64}", sha256) is None or not self.inbox.exists(sha256):
+        if re.fullmatch("[0-9a-f]{64}", sha256) is None or not store.exists(sha256):
             raise InvalidJob(errors=(FieldError(loc, "no such image is stored; give the file", "bad_image"),))
         if size is None:
             return True
-        data = self.inbox.get_blob(sha256, self.settings.max_area * 4)
+        data = store.get_blob(sha256, self.settings.max_area * 4)
         return png_size(data) == size
 
-    def _picture(self, value: str, loc: str, chain: Chain, *, opaque: bool) -> Image:
+    def _picture(self, store: Store, value: str, loc: str, chain: Chain, *, opaque: bool) -> Image:
         """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
         try:
             if value.startswith(STORED):
-                data = self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4)
+                data = store.get_blob(value.removeprefix(STORED), self.settings.max_area * 4)
                 return read_input(Stored(data), self.settings)
             return read_input(chain.given_files.get(value) or Path(value), self.settings, opaque=opaque)
         except BadBlob:

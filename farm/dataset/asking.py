@@ -1,17 +1,24 @@
 """How is a dataset asked for from afar, and who plans it?
 
 A million rows take a minute to plan, which is no work for a server of calls. So what was asked for is written into the
-dataset's folder (`asked.json`), with the file in the store, and the process that feeds the farm's datasets plans it:
-then there is a plan, or `refused.json` with the rows that are wrong.
+dataset's folder (`asked.json`), with the file in the store, and whoever feeds the farm's datasets has it planned: then
+there is a plan, or `refused.json` with the rows that are wrong. A stranger's file is read by a process of its own, with
+a bound on its memory: whatever is wrong with it, no more than that process ends of it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
-from contextlib import closing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import structlog
@@ -20,17 +27,26 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.client import Farm
 from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder
+from farm.dataset.peeking import MEMORY_BYTES
 from farm.dataset.planning import Refused
-from farm.dataset.sources import source_of
+from farm.dataset.sources import bad_file, source_of
 from farm.dataset.spec import DatasetSpec
 from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, FarmError, InvalidJob, Unavailable
+from farm.log import log_to_stderr
+from farm.parent import EX_TEMPFAIL, die_with_parent
 from farm.scripts import Server
+from farm.servers import environment
+from farm.settings import Settings
 from farm.whose import owns_image
 
 _log = structlog.get_logger(__name__)
 TELL_ROWS = 20_000
 """So often it is told how many rows were read."""
+TRIES = 3
+"""A file at which so many processes ended is refused: the first ones may have ended of something else."""
+LOOK_S = 1.0
+"""How often it is looked whether the plan is still wanted, seconds."""
 
 
 class Asked(BaseModel):
@@ -67,7 +83,7 @@ def ask(farm: Farm, asked: Asked) -> bool:
     if before is None or before.owner != asked.owner or not refused:
         raise Conflict(f"there is another dataset {asked.spec.name!r} already", hint="choose another name")
     folder.write("asked.json", data, "application/json")
-    folder.delete(["refused.json"])
+    folder.delete(["refused.json", "tries.json"])
     return True
 
 
@@ -121,16 +137,103 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
     except Unavailable:
         raise
     except FarmError as error:
-        told: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint}
-        if isinstance(error, Refused):
-            told |= {"count": error.count, "rows": [asdict(row) for row in error.rows]}
-        elif isinstance(error, InvalidJob):
-            told |= {"errors": [asdict(one) for one in error.errors]}
         wanted()
-        folder.write("refused.json", json.dumps(told).encode(), "application/json")
-        folder.delete(["progress.json"])
-        _log.warning("dataset_refused", dataset=name, error=error.code)
+        _refuse(folder, error)
+
+
+def _refuse(folder: Folder, error: FarmError) -> None:
+    """Says why what was asked for is not possible."""
+    told: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint}
+    if isinstance(error, Refused):
+        told |= {"count": error.count, "rows": [asdict(row) for row in error.rows]}
+    elif isinstance(error, InvalidJob):
+        told |= {"errors": [asdict(one) for one in error.errors]}
+    folder.write("refused.json", json.dumps(told).encode(), "application/json")
+    folder.delete(["progress.json"])
+    _log.warning("dataset_refused", dataset=folder.name, error=error.code)
+
+
+def carry_out_apart(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
+    """The same by a process of its own, which ends when `stop` says so and when nobody asks for it any more.
+
+    The tries are counted in the folder before each begins, for one of them may take this process with it. Those that
+    end in order do not count: a server was away, or this process is to end.
+
+    Raises:
+        Unavailable: the store is away; it is to be tried again.
+    """
+    folder = Folder(farm.store, name)
+    if (data := folder.read("asked.json")) is None:
+        return  # deleted since
+    tries = json.loads(folder.read("tries.json") or b"0")
+    if tries < TRIES:
+        folder.write("tries.json", json.dumps(tries + 1).encode(), "application/json")
+        status = _run(farm.settings, name, lambda: stop() or not _is_asked_so(folder, data))
+        if status in (0, None, EX_TEMPFAIL):
+            folder.write("tries.json", json.dumps(tries).encode(), "application/json")
+            if status == 0 or not _is_asked_so(folder, data):
+                folder.delete(["tries.json", "progress.json"])
+            return
+        _log.error("planner_ended", dataset=name, status=status, tries=tries + 1)
+    if tries + 1 >= TRIES and _is_asked_so(folder, data):
+        gib = MEMORY_BYTES >> 30
+        why = f"planning it broke off {TRIES} times: reading its rows takes more than {gib} GiB of memory, or fails"
+        hint = "make its cells and, in Parquet, its row groups smaller, or save it as CSV; then ask again"
+        _refuse(folder, bad_file(Asked.model_validate_json(data).file_name, why, hint))
+
+
+def _is_asked_so(folder: Folder, data: bytes) -> bool:
+    """Whether the wish is still the same, as far as the store answers."""
+    with suppress(Unavailable):
+        return folder.read("asked.json") == data
+    return True
+
+
+def _run(settings: Settings, name: str, stop: Callable[[], bool]) -> int | None:
+    """The status with which the planning process ended; None where it was stopped."""
+    words = [sys.executable, "-m", "farm.dataset.asking", name, "--parent", str(os.getpid())]
+    # Threads and their heaps would take of what it may have, more the more processors there are.
+    bounds = {"OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    # Its files lie in a folder of ours: it may end without having deleted them.
+    with TemporaryDirectory(prefix="planning-") as temporary:
+        env = {**os.environ, **environment(settings), **bounds, "TMPDIR": temporary}
+        with subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL) as process:
+            try:
+                while True:
+                    with suppress(subprocess.TimeoutExpired):
+                        return process.wait(LOOK_S)
+                    if stop():
+                        return None
+            finally:
+                process.kill()
 
 
 class Stopped(Exception):
     """The process is to end, or the dataset was deleted; where a plan is still asked for, the next one makes it."""
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The process that plans one dataset; `carry_out_apart` starts it."""
+    import resource
+
+    parser = argparse.ArgumentParser(prog="farm.dataset.asking", description=main.__doc__)
+    parser.add_argument("name", help="of the dataset")
+    parser.add_argument("--parent", type=int, required=True, help="pid of the process that it ends with")
+    given = parser.parse_args(words)
+    die_with_parent(given.parent, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    settings = Settings.load()
+    log_to_stderr(settings.log_level)
+    with closing(Farm(settings)) as farm:
+        try:
+            carry_out(farm, given.name, lambda: False)
+        except Stopped:
+            pass
+        except Unavailable as error:
+            _log.warning("not_planned", dataset=given.name, error=error.code, message=error.message)
+            sys.exit(EX_TEMPFAIL)
+
+
+if __name__ == "__main__":
+    main()

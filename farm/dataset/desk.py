@@ -7,6 +7,7 @@ and into the store; after that the dataset's name is enough, on any machine that
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -144,12 +145,30 @@ class Datasets:
         asked_chain = self._farm.chain(chain, **(chain_fields or {}))
         if owns is not None:
             check_images(asked_chain, owns)
-        told = self._stored(asked_chain)
-        try:
-            spec = DatasetSpec.model_validate({"name": name, "chain": told, **asked})
-        except ValidationError as error:
-            found = [FieldError(".".join(map(str, one["loc"])) or "dataset", one["msg"]) for one in error.errors()[:50]]
-            raise InvalidJob(errors=tuple(found)) from None
+        with TemporaryDirectory(prefix="plan-") as temporary:
+            target = Path(temporary)
+            spec = _spec(name, self._told(asked_chain, None if store else target), asked)
+            planner = self._planner(spec, source, folder, wildcards, owns, store)
+            sha256, size_bytes = digest(source)
+            facts = {"name": file_name or source.name, "sha256": sha256, "size_bytes": size_bytes}
+            how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
+            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
+            plan = plan.model_copy(update={"safety": self._farm.settings.safety})
+            fresh = Folder(self._farm.store, name).write_plan(plan, target, wanted) if store else True
+            first = self._first(target)
+            estimate = self._estimate(spec, first[0], plan.samples)
+        return Planned(plan, rejected, estimate, first, fresh)
+
+    def _planner(
+        self,
+        spec: DatasetSpec,
+        source: Source,
+        folder: Path | None,
+        wildcards: Wildcards | None,
+        owns: Owns | None,
+        store: bool,
+    ) -> Planner:
+        """What plans the rows of a file. Raises InvalidJob."""
         images = Images(self._farm, spec, folder, store=store, owns=owns)
         planner = Planner(
             self._farm, spec, wildcards or Wildcards(), images.input, text=source.format in TEXTUAL, owns=owns,
@@ -157,25 +176,28 @@ class Datasets:
         )  # fmt: skip
         if source.format in ("csv", "tsv", "parquet"):
             planner.check_header(header(source))
-        sha256, size_bytes = digest(source)
-        facts = {"name": file_name or source.name, "sha256": sha256, "size_bytes": size_bytes}
-        with TemporaryDirectory(prefix="plan-") as temporary:
-            target = Path(temporary)
-            how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
-            plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
-            plan = plan.model_copy(update={"safety": self._farm.settings.safety})
-            fresh = Folder(self._farm.store, name).write_plan(plan, target, wanted) if store else True
-            first = self._first(target)
-        return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
+        return planner
 
-    def _stored(self, chain: Chain) -> dict[str, Any]:
-        """A chain as the plan has it: images that its stages name are stored, for the plan is all that is left."""
+    def _told(self, chain: Chain, folder: Path | None) -> dict[str, Any]:
+        """A chain as the plan has it: images that its stages name are stored, for the plan is all that is left.
+
+        With a `folder` nothing is stored: what was given as bytes lies there, as long as the plan is looked at.
+        """
+
+        def named_so(value: str) -> str:
+            data = chain.given_files.get(value)
+            if folder is None:
+                return self._farm.upload(data or value)
+            if data is None:
+                return value
+            path = folder / hashlib.sha256(data).hexdigest()
+            path.write_bytes(data)
+            return str(path)
+
         stages = []
         for stage in chain.stages:
             named = {
-                loc: self._farm.upload(chain.given_files.get(value) or value)
-                for loc, (value, _) in stage.uploads().items()
-                if not value.startswith(STORED)
+                loc: named_so(value) for loc, (value, _) in stage.uploads().items() if not value.startswith(STORED)
             }
             stages.append(stage.with_uploads(named) if named else stage)
         return chain.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json", exclude_unset=True)
@@ -199,7 +221,8 @@ class Datasets:
         """What all samples would take if all were like this one."""
         # What was planned holds without workers, and after the catalog has changed.
         with suppress(Unavailable, InvalidJob), within(PATIENCE_S):
-            return estimate_many(Moulds(self._farm, spec).job(sample, 0, 50, 1.0), samples, self._farm.ledger)
+            job = Moulds(self._farm, spec, store=False).job(sample, 0, 50, 1.0)
+            return estimate_many(job, samples, self._farm.ledger)
         return Estimate()
 
     # ------------------------------------------------------------------------------------------------ look
@@ -411,6 +434,15 @@ class Datasets:
             return call(seats)
         finally:
             seats.close()
+
+
+def _spec(name: str, chain: dict[str, Any], asked: Mapping[str, Any]) -> DatasetSpec:
+    """What a dataset is asked to be. Raises InvalidJob."""
+    try:
+        return DatasetSpec.model_validate({"name": name, "chain": chain, **asked})
+    except ValidationError as error:
+        found = [FieldError(".".join(map(str, one["loc"])) or "dataset", one["msg"]) for one in error.errors()[:50]]
+        raise InvalidJob(errors=tuple(found)) from None
 
 
 def as_data(one: Planned | Status) -> dict[str, Any]:

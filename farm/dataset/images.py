@@ -30,8 +30,10 @@ class Images:
     def __init__(
         self, farm: Inputs, spec: DatasetSpec, folder: Path | None, *, store: bool, owns: Owns | None = None
     ) -> None:
-        """`owns`: which stored images may be named; all of them without it."""
+        """`owns`: which stored images may be named; all of them without it. `store`: as of `Moulds`."""
         self._farm, self._folder, self._store, self._owns = farm, folder, store, owns
+        # One slow answer must not end the planning of a hundred thousand images.
+        self._blobs = farm.store if store else farm.inbox
         self._chain = farm.chain(spec.chain)
         self._known: dict[str, InputImage] = {}
 
@@ -54,7 +56,7 @@ class Images:
             if data is None or image is None:
                 raise wrong("image", "no image", "bad_image")
             if self._store:
-                self._farm.store_all([data])
+                self._blobs.put_blob(data, "image/png")
             self._known[cell] = image
         return self._known[cell]
 
@@ -64,7 +66,7 @@ class Images:
         if cell.startswith(STORED):
             try:
                 most = self._farm.settings.max_area * 4
-                return self._farm.inbox.get_blob(cell.removeprefix(STORED), most)
+                return self._blobs.get_blob(cell.removeprefix(STORED), most)
             except BadBlob:
                 raise wrong("image", "no such image is stored; give the file", "bad_image") from None
         if cell.startswith("s3://"):
@@ -76,7 +78,7 @@ class Images:
     def _object(self, cell: str) -> bytes:
         """An object of the farm's bucket."""
         bucket, _, key = cell.removeprefix("s3://").partition("/")
-        store = self._farm.inbox
+        store = self._blobs
         if bucket != store.bucket or self._folder is None:
             raise wrong("image", f"only images of this farm's own bucket, s3://{store.bucket}/…", "bad_image")
         try:

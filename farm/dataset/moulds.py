@@ -27,9 +27,10 @@ class Moulds:
     def __init__(
         self, farm: Inputs, spec: DatasetSpec, *, owns: Owns | None = None, store: bool = True, plan: Plan | None = None
     ) -> None:
-        """`owns`: which stored images may be named, where no files may. Without `store` nothing is stored.
+        """`owns`: which stored images may be named, where no files may.
 
-        With `plan`, no checkpoint may be another one than it was planned with.
+        Without `store` nothing is stored, and somebody waits for the answer; with it a slow server is waited for. With
+        `plan`, no checkpoint may be another one than it was planned with.
         """
         self._farm, self._spec, self._owns, self._store = farm, spec, owns, store
         self._identity = plan.identity if plan else ""
@@ -49,9 +50,10 @@ class Moulds:
             if any(stage.uploads() for stage in chain.stages):
                 from farm.stage import Size
 
-                chain, uploads = self._farm.fitted(chain, Size(image.width, image.height) if image else None)
-                if self._store:
-                    self._farm.store_all(uploads)
+                size = Size(image.width, image.height) if image else None
+                chain, uploads = self._farm.fitted(chain, size, self._farm.store if self._store else None)
+                for data in uploads if self._store else ():
+                    self._farm.store.put_blob(data, "image/png")
             mould = make_mould(chain, self._farm.catalog, self._farm.settings, image)
             self._check(mould)
             self._made[key] = mould

@@ -17,7 +17,7 @@ from contextlib import suppress
 import structlog
 
 from farm.client import Farm
-from farm.dataset.asking import Stopped, carry_out, is_asked
+from farm.dataset.asking import carry_out_apart, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
 from farm.dataset.metrics import serve_metrics
@@ -30,6 +30,8 @@ from farm.settings import Settings
 _log = structlog.get_logger(__name__)
 ROUND_S = 0.2
 """Pause between two rounds in which nothing moved, seconds."""
+AGAIN_S = 5.0
+"""What could not be planned is tried again after so long, seconds: meanwhile the others have their turn."""
 REST_S = 20.0
 """What was wrong with a dataset is tried again after so long, seconds."""
 LOOK_S = 2.0
@@ -163,30 +165,35 @@ class Feeding:
 
 
 class Planning:
-    """Plans what was asked for, one dataset at a time, in a thread: feeding goes on meanwhile."""
+    """Has planned what was asked for, one dataset at a time, and watches it in a thread: feeding goes on meanwhile."""
 
     def __init__(self, settings: Settings, seats: Seats, stop: threading.Event) -> None:
         self._settings, self._seats, self._stop = settings, seats, stop
         self._thread: threading.Thread | None = None
+        self._rests: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
-        """Plans the dataset, if none is being planned."""
-        if self._thread is None or not self._thread.is_alive():
-            if not self._seats.take(name):
-                return
-            self._thread = threading.Thread(target=self._plan, args=(name,), name="planning", daemon=True)
-            self._thread.start()
+        """Has the dataset planned, if none is being planned, and if it was not tried just now."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if time.monotonic() < self._rests.get(name, 0.0) or not self._seats.take(name):
+            return
+        # No daemon: the end of this process waits until the planner has ended and its files are gone.
+        self._thread = threading.Thread(target=self._plan, args=(name,), name="planning")
+        self._thread.start()
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set() or not threading.main_thread().is_alive()
 
     def _plan(self, name: str) -> None:
         farm = Farm(self._settings)
         try:
-            carry_out(farm, name, self._stop.is_set)
-        except Stopped:
-            pass
+            carry_out_apart(farm, name, self._is_over)
         except Exception as error:  # noqa: BLE001 — it is tried again, by this process or the next
             _log.error("not_planned", dataset=name, error=type(error).__name__, exc_info=True)
         finally:
             farm.close()
+            self._rests[name] = time.monotonic() + AGAIN_S
             with suppress(Unavailable):
                 self._seats.leave(name)
 

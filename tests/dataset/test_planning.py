@@ -5,28 +5,41 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ReadTimeoutError
+from pydantic import SecretStr
 
 from farm.catalog import Catalog
 from farm.client import Farm
-from farm.dataset.asking import Asked, Stopped, ask, carry_out
+from farm.dataset.asking import Asked, Stopped, ask, carry_out, carry_out_apart, is_asked
 from farm.dataset.desk import Datasets, Planned
 from farm.dataset.folder import Folder, read_sample
+from farm.dataset.images import Images
+from farm.dataset.moulds import Moulds
 from farm.dataset.planning import Planner, Refused, plan_rows
 from farm.dataset.reading import rows
+from farm.dataset.seats import Seats
+from farm.dataset.serve import Planning
 from farm.dataset.sources import source_of
 from farm.dataset.spec import DatasetSpec, Row, RowError, Sample, sample_id
 from farm.dataset.wildcards import Wildcards
 from farm.errors import Conflict, InvalidJob, NotFound
+from farm.servers import environment
 from farm.settings import Settings
 from farm.store import Store
 from tests.api.conftest import picture
+from tests.conftest import free_port
 from tests.dataset.farms import CHAIN
+from tests.e2e.rig import until
 
 REDRAW = {"stages": [{"kind": "img2img", "checkpoint": "tiny", "strength": 0.5}]}
 
@@ -294,6 +307,11 @@ def test_a_dry_run_stores_nothing(stocked: Farm, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(picture())
     path = table(tmp_path / "a.csv", "prompt,image", "a fig,one.png")
     assert planned(stocked, path, chain=REDRAW, store=False).plan.samples == 1
+    # Nor the images that the chain's stages name, as files or as bytes
+    for mask in (str(tmp_path / "white.png"), picture("white")):
+        (tmp_path / "white.png").write_bytes(picture("white"))
+        stage = {"kind": "inpaint", "checkpoint": "tiny", "mask": mask, "num_inference_steps": 2, "strength": 0.5}
+        assert planned(stocked, path, chain={"stages": [stage]}, store=False).plan.samples == 1
     assert stocked.store.client.list_objects_v2(Bucket=stocked.store.bucket)["KeyCount"] == 0
 
 
@@ -454,3 +472,93 @@ def test_a_row_of_too_many_columns_is_wrong_alone(farm: Farm, tmp_path: Path) ->
     plan, rejected = plan_rows(planner, spec, given, tmp_path, {}, partial=True)
     assert ([one.row for one in rejected], plan.rows) == ([2], 2)
     assert plan.columns == ("label", "other")
+
+
+def test_a_strangers_file_ends_its_planner_alone_and_is_refused(
+    stocked: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a small file whose later rows are some 16 GB, asked for before a sound one
+    path, cell = tmp_path / "a.parquet", pa.array(["a fig", "x" * (8 << 20)])
+    rest = pa.DictionaryArray.from_arrays(pa.array([0] * 4096 + [1] * 2048, pa.int32()), cell)
+    pq.write_table(pa.table({"prompt": rest}), path, compression="zstd", row_group_size=8192)
+    for name, value in environment(stocked.settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FARM_MODELS", str(stocked.settings.models_dir))
+    monkeypatch.setattr("farm.dataset.serve.AGAIN_S", 0.5)
+    desk, stop, seats = Datasets(stocked), threading.Event(), Seats(stocked.settings)
+    ask(stocked, wish(stocked, path, "ada", "first"))
+    ask(stocked, wish(stocked, table(tmp_path / "b.csv", "prompt", "a pear"), "bob", "second"))
+    planning = Planning(stocked.settings, seats, stop)
+
+    def is_over(name: str) -> bool:
+        for each in ("first", "second"):
+            if is_asked(Folder(stocked.store, each)):
+                planning.begin(each)
+        return desk.status(name).state != "planning"
+
+    try:
+        # When both are planned
+        until(lambda: is_over("second"), 120, "the second one's turn")
+        # Then the sound one does not wait until the other is given up, which is refused in the end
+        assert (desk.status("first").state, desk.status("second").state) == ("planning", "planned")
+        until(lambda: is_over("first"), 180, "the first one to be refused")
+        refused = desk.status("first").refused
+        assert refused is not None
+        assert (refused["code"], "memory" in refused["message"]) == ("bad_file", True)
+    finally:
+        stop.set()
+        seats.close()
+
+
+def test_a_planner_ends_when_its_dataset_is_deleted(
+    stocked: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a planner that has more to do than anybody waits for
+    for name, value in environment(stocked.settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FARM_MODELS", str(stocked.settings.models_dir))
+    path = table(tmp_path / "a.csv", "prompt", *(f"a fig, number {number}" for number in range(1_000_000)))
+    ask(stocked, wish(stocked, path, "ada"))
+    folder = Folder(stocked.store, "some")
+    with ThreadPoolExecutor(1) as pool:
+        planner = pool.submit(carry_out_apart, stocked, "some", lambda: False)
+        until(lambda: folder.names("progress.json"), 120, "rows to be read")
+        # When
+        Datasets(stocked).rm("some")
+        # Then
+        planner.result(30)
+    assert [name for name in folder.names("") if not name.startswith("plan/")] == []
+    # And a server that is away, or an end of this process, is no try
+    ask(stocked, wish(stocked, path, "ada"))
+    carry_out_apart(stocked, "some", lambda: True)
+    assert json.loads(folder.read("tries.json") or b"") == 0
+
+
+def test_one_slow_answer_does_not_end_a_planning(stocked: Farm, tmp_path: Path) -> None:
+    # Given a store that is silent at the first request of each kind, and no ledger
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    stage = {"kind": "inpaint", "checkpoint": "tiny", "mask": str(tmp_path / "white.png"), "num_inference_steps": 2}
+    (tmp_path / "white.png").write_bytes(picture("white"))
+    stored = stocked.upload(tmp_path / "white.png")
+    spec = DatasetSpec.model_validate({"name": "some", "chain": {"stages": [{**stage, "mask": stored}]}})
+    client, broken = stocked.store.client, list[str]()
+
+    def once(request: Any, operation_name: str, **_: Any) -> None:
+        if operation_name not in broken:
+            broken.append(operation_name)
+            raise ReadTimeoutError(endpoint_url=request.url)
+
+    def never(**_: Any) -> None:
+        raise AssertionError("the store that nobody waits for is not asked")
+
+    client.meta.events.register("before-send.s3", lambda request, event_name, **_: once(request, event_name))
+    stocked.inbox.client.meta.events.register("before-send.s3", never)
+    lost = Farm(stocked.settings.model_copy(update={"redis_url": SecretStr(f"redis://127.0.0.1:{free_port()}/0")}))
+    lost.__dict__.update(store=stocked.store, inbox=stocked.inbox)
+    # When
+    image = Images(lost, spec, tmp_path, store=True).input("red.png")
+    mould = Moulds(lost, spec).of({}, image)
+    # Then each was sent again, and all is there
+    assert len(broken) > 1
+    assert stocked.store.exists(image.sha256)
+    assert mould.plan
