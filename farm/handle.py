@@ -171,9 +171,8 @@ class JobHandle:
         record = self.record
         if record.state != "done":
             return []
-        last = record.stages[-1]
-        output = json.loads(last.output)
-        key = self.farm.store.result_key(self.id, last.index, output["blob"])
+        output = json.loads(record.stages[-1].output)
+        key = key_of(record, self.farm.store, output["blob"])
         return [Result(key, self.farm.store.uri(key), output["blob"], Size(*output["size"]))]
 
     @property
@@ -266,6 +265,11 @@ def preview_of(ledger: Ledger, record: JobRecord) -> bytes | None:
     """The WebP of the stage that the job is at, as it is being made; None where there is none, or none yet."""
     stage = record.stages[record.at] if record.at < len(record.stages) else None
     return ledger.preview(stage.exec) if stage is not None and stage.state == "running" else None
+
+
+def key_of(record: JobRecord, store: Store, sha256: str) -> str:
+    """The key of a done job's final image: its readable one, or, of a job that has none, its blob's."""
+    return store.blob_key(sha256) if record.collected else store.result_key(record.job, record.n - 1, sha256)
 
 
 def intermediates_of(record: JobRecord, store: Store) -> list[Intermediate]:

@@ -398,10 +398,17 @@ class Store:
 
     def put_first(self, arguments: dict[str, Any]) -> bool:
         """Whether this writer was the first to write the key; otherwise nothing was written."""
+        return self._put_if({**arguments, "IfNoneMatch": "*"})
+
+    def put_over(self, arguments: dict[str, Any], etag: str) -> bool:
+        """Whether the object of this ETag was there still, and was replaced; otherwise nothing was written."""
+        return self._put_if({**arguments, "IfMatch": etag})
+
+    def _put_if(self, arguments: dict[str, Any]) -> bool:
         from botocore.exceptions import ClientError
 
         try:
-            self.client.put_object(**arguments, IfNoneMatch="*")
+            self.client.put_object(**arguments)
         except ClientError as error:
             # 409: two conditional writers at the same time. Source: AWS S3 API, PutObject, ConditionalRequestConflict.
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):

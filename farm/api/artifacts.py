@@ -22,7 +22,7 @@ from farm.api.door import Door, Reader
 from farm.api.jobs import record_of
 from farm.api.views import BASE, Artifact
 from farm.errors import BadBlob, NotFound, Unavailable
-from farm.handle import intermediates_of, preview_of
+from farm.handle import intermediates_of, key_of, preview_of
 from farm.image import UNREADABLE
 from farm.records import JobRecord
 from farm.stage import Size
@@ -52,10 +52,10 @@ async def ls(request: Request, job: str, caller: Reader) -> list[Artifact]:
 async def show(request: Request, job: str, index: int, caller: Reader) -> RedirectResponse:
     """Leads on to a signed URL of one picture, which needs no token and holds for a while."""
     desk = desk_of(request)
-    found = artifact_of(await desk.ask(_record, desk, caller, job), desk.farm.inbox, index)
-    store = desk.farm.inbox
+    record, store = await desk.ask(_record, desk, caller, job), desk.farm.inbox
+    found = artifact_of(record, store, index)
     if found.kind == "result":
-        key, name = store.result_key(job, found.stage, found.sha256), f"{job}-{index}.png"
+        key, name = key_of(record, store, found.sha256), f"{job}-{index}.png"
     else:
         suffix = "png" if found.medium == "image" else "webp"
         key, name = store.blob_key(found.sha256), f"{job}-stage-{found.stage}.{suffix}"

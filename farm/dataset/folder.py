@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -20,14 +21,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
+from farm.dataset.sources import BLOCK_BYTES, stored
 from farm.dataset.spec import DatasetSpec, Sample
-from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound
+from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
 from farm.job import canonical
 from farm.store import Store, reaching
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STEER_TRIES = 20
+"""So often an operator's wish is written again that another one came before."""
 State = Literal["planned", "running", "paused", "done"]
 
 
@@ -107,11 +111,16 @@ class Folder:
 
     def read(self, path: str) -> bytes | None:
         """An object's bytes; None where there is none."""
+        found = self._read(path)
+        return None if found is None else found[0]
+
+    def _read(self, path: str) -> tuple[bytes, str] | None:
+        """The same with the ETag of what it is now."""
         try:
             with reaching("read of a dataset"):
                 found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
                 with closing(found["Body"]) as body:
-                    return body.read()
+                    return body.read(), found["ETag"]
         except NotFound:
             return None
 
@@ -121,20 +130,20 @@ class Folder:
             self.store.put_file(self.store.bucket, self.key(path), data, content_type)
             return
         with reaching("write of a dataset"):
-            self.store.client.put_object(
-                Bucket=self.store.bucket, Key=self.key(path), Body=data, ContentType=content_type
-            )
+            self.store.client.put_object(**self._arguments(path, data, content_type))
 
     def write_first(self, path: str, data: bytes, content_type: str) -> bool:
         """Whether this writer was the first to write the object; otherwise nothing was written."""
-        arguments: dict[str, Any] = {
-            "Bucket": self.store.bucket,
-            "Key": self.key(path),
-            "Body": data,
-            "ContentType": content_type,
-        }
         with reaching("write of a dataset"):
-            return self.store.put_first(arguments)
+            return self.store.put_first(self._arguments(path, data, content_type))
+
+    def _write_over(self, path: str, data: bytes, content_type: str, etag: str) -> bool:
+        """Whether the object of this ETag was there still, and was replaced; otherwise nothing was written."""
+        with reaching("write of a dataset"):
+            return self.store.put_over(self._arguments(path, data, content_type), etag)
+
+    def _arguments(self, path: str, data: bytes, content_type: str) -> dict[str, Any]:
+        return {"Bucket": self.store.bucket, "Key": self.key(path), "Body": data, "ContentType": content_type}
 
     def names(self, part: str) -> list[str]:
         """The names of the objects that begin with `part`, sorted."""
@@ -221,11 +230,20 @@ class Folder:
         return Control() if data is None else _read(Control, data, f"what is wanted of {self.name!r}")
 
     def steer(self, **changes: Any) -> Control:
-        """Changes that; the last one to write wins. Raises NotFound."""
-        self.plan()
-        control = Control.model_validate({**self.control().model_dump(), **changes})
-        self.write("control.json", control.model_dump_json().encode(), "application/json")
-        return control
+        """Changes that; of two who change the same at a time the last one wins, and nothing else is lost.
+
+        Raises:
+            NotFound: there is no such dataset.
+        """
+        for _ in range(STEER_TRIES):
+            self.plan()
+            there = self._read("control.json")
+            before = Control() if there is None else Control.model_validate_json(there[0])
+            control = Control.model_validate({**before.model_dump(), **changes})
+            told = "control.json", control.model_dump_json().encode(), "application/json"
+            if self.write_first(*told) if there is None else self._write_over(*told, there[1]):
+                return control
+        raise Unavailable(f"very many steer {self.name!r} at the same time")
 
     def tell_trouble(self, error: FarmError) -> None:
         """Says why the dataset does not go on."""
@@ -295,11 +313,9 @@ class Folder:
         with TemporaryDirectory() as folder:
             target = Path(folder) / Path(path).name
             try:
-                with reaching("read of a dataset"):
-                    found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
-                    with closing(found["Body"]) as body, target.open("wb") as file:
-                        while block := body.read(1 << 20):
-                            file.write(block)
+                # Hundreds of megabytes: a connection that breaks does not end what reads all shards.
+                with stored(self.store, self.store.bucket, self.key(path))() as data, target.open("wb") as file:
+                    shutil.copyfileobj(data, file, BLOCK_BYTES)
             except NotFound:
                 raise BadBlob(f"{target.name} is missing") from None
             yield target

@@ -227,9 +227,19 @@ def _of_object(uri: str, store: Store, name: str) -> Callable[[], BinaryIO]:
     if not bucket or not key or key.endswith("/"):
         raise bad_file(name, "an object is named s3://bucket/key")
     try:
-        size, etag = store.about(bucket, key)
+        return stored(store, bucket, key)
     except NotFound:
         raise bad_file(name, "there is no such object") from None
+
+
+def stored(store: Store, bucket: str, key: str) -> Callable[[], BinaryIO]:
+    """Opens an object in S3 as it is now; what reads it goes on where the connection breaks.
+
+    Raises:
+        NotFound: there is none; also while it is read.
+        Unavailable: the store does not answer, or the object is another one by now; also while it is read.
+    """
+    size, etag = store.about(bucket, key)
     return lambda: io.BufferedReader(_Object(store, bucket, key, size, etag), BLOCK_BYTES)
 
 

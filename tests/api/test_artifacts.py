@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import hashlib
 import json
 import secrets
 import threading
@@ -16,7 +18,7 @@ from PIL import Image
 from farm.api import desk, uploads
 from farm.api.desk import DECODERS
 from farm.image import to_png
-from farm.job import canonical
+from farm.job import canonical, make_job
 from farm.records import Beat, Commit
 from farm.store import Store
 from tests.api.conftest import PNG, Json, Site, made, picture, problem, txt
@@ -119,6 +121,25 @@ def test_what_is_kept_is_listed_before_the_result(site: Site, hand: Hand, ada: h
         with site.client() as bob:
             problem(bob.get(f"{url}/artifacts/{index}"), 404, "not_found")
             problem(bob.get(f"{url}/artifacts/{index}/thumbnail"), 404, "not_found")
+
+
+def test_a_sample_of_a_dataset_is_led_to_though_no_readable_copy_of_it_is_written(site: Site, hand: Hand) -> None:
+    # Given a done job whose submitter takes its picture from the store
+    farm = site.farm
+    one = make_job(farm.chain("txt", prompt="a quince"), farm.catalog, farm.settings)
+    farm.submit([dataclasses.replace(one, collected=True)])
+    hand.serve(hand.claim("text2img.tiny"))
+    assert farm.ledger.job(one.id).state == "done"
+    with site.client("root", "admin", "read") as root:
+        # When its picture is asked for
+        (found,) = root.get(f"{JOBS}/{one.id}/artifacts").json()
+        answer = httpx2.get(root.get(found["url"]).headers["location"], trust_env=False)
+    # Then it is there, under a name to save it by
+    assert hashlib.sha256(answer.content).hexdigest() == found["sha256"]
+    assert answer.headers["content-disposition"].endswith(f"{one.id}-0.png")
+    # And for Python, too
+    (result,) = farm.job(one.id).results
+    assert result.key == farm.store.blob_key(found["sha256"])
 
 
 def test_python_has_what_was_kept(site: Site, hand: Hand, ada: httpx2.Client, tmp_path: object) -> None:

@@ -6,22 +6,71 @@ import os
 import socket
 import threading
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from farm.dataset.folder import Folder
+from farm.dataset.folder import Control, Folder, Plan
 from farm.dataset.metrics import serve_metrics
 from farm.dataset.serve import feed
 from farm.dataset.shelves import TargetBucket
-from farm.errors import NotFound
+from farm.dataset.spec import DatasetSpec
+from farm.errors import BadBlob, NotFound, Unavailable
 from farm.settings import Settings
 from farm.store import Store
+from tests.dataset.made import CHAIN
+from tests.dataset.test_reading import Breaking
 
 
 @pytest.fixture
 def folder(store: Store) -> Folder:
     return Folder(store, "fruit")
+
+
+@pytest.fixture
+def planned(folder: Folder) -> Folder:
+    """A dataset that has a plan."""
+    spec = DatasetSpec(name="fruit", chain=CHAIN)
+    plan = Plan(spec=spec, source={"name": "a.csv"}, rows=1, samples=1, shards=1, digest="0" * 64)
+    folder.write("plan.json", plan.model_dump_json().encode())
+    return folder
+
+
+def test_of_wishes_at_the_same_time_none_is_lost(planned: Folder) -> None:
+    # Given operators who all begin at once, first where nobody has steered yet
+    wishes: list[dict[str, Any]] = [{"state": "running"}, {"priority": 80}, {"round": 3}]
+    for _ in range(3):
+        with ThreadPoolExecutor(len(wishes)) as pool:
+            list(pool.map(lambda wish: planned.steer(**wish), wishes))
+        # Then each has what it wished
+        assert planned.control() == Control(state="running", priority=80, round=3)
+        planned.steer(state="paused", priority=10, round=1)
+    # And where there is no dataset, none is made
+    planned.delete(["plan.json", "control.json"])
+    with pytest.raises(NotFound):
+        planned.steer(priority=5)
+    assert planned.names("") == []
+
+
+@pytest.mark.parametrize("after", [0, 700_000])
+def test_a_shard_is_read_on_from_where_the_connection_broke(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    # Given a store whose connections break off, after some bytes or before the first
+    data = os.urandom(3_000_000)
+    folder.write("shards/00000.tar", data)
+    real = folder.store.body
+    monkeypatch.setattr(folder.store, "body", lambda *what: Breaking(real(*what), after))
+    if after:
+        with folder.tar(0) as path:
+            assert path.read_bytes() == data
+    else:
+        with pytest.raises(Unavailable, match="breaks off"), folder.tar(0):
+            pass
+    with pytest.raises(BadBlob, match=r"00001.tar is missing"), folder.tar(1):
+        pass
 
 
 def test_a_large_file_is_sent_in_parts(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
