@@ -375,7 +375,9 @@ def _submission(job: Job, owner: str) -> Submission:
     spec = job.spec
     return Submission(
         job=job.id,
-        stages=tuple(StageEntry(job.execution(item.index), item.queue, job.payload(item.index)) for item in job.plan),
+        stages=tuple(
+            StageEntry(job.execution(item.index), item.queue, job.payload(item.index), item.work) for item in job.plan
+        ),
         spec=spec,
         idem=job.idempotency_key,
         body_hash=hashlib.sha256(spec.encode()).hexdigest(),

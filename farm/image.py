@@ -55,6 +55,10 @@ UNREADABLE = (
 """What Pillow's plugins raise on damaged files: they have no common class. A test feeds them flipped bits."""
 
 
+class Stored(bytes):
+    """A picture that the farm itself wrote: as long as its pixels make it, whatever the file had that it came in."""
+
+
 def read_input(data: bytes | Path, settings: Settings, *, opaque: bool = False) -> Image.Image:
     """The picture in `data` (a file's bytes, or its path) as RGB without metadata; where it must be, it is `opaque`.
 
@@ -63,7 +67,7 @@ def read_input(data: bytes | Path, settings: Settings, *, opaque: bool = False) 
             (`bad_image`) it is not a still, whole PNG, JPEG or WebP.
     """
     raw = _contents(data, settings.max_upload_bytes) if isinstance(data, Path) else data
-    if len(raw) > settings.max_upload_bytes:
+    if len(raw) > settings.max_upload_bytes and not isinstance(raw, Stored):
         raise _refused(
             f"the file is larger than {settings.max_upload_bytes} bytes: scale it down, or save it as JPEG", "too_large"
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from farm.again import no_input, refitted
 from farm.chain import Chain, override, parse_chain, read_chain_file
 from farm.errors import BadBlob, FieldError, InvalidJob
-from farm.image import fit, natural_size, png_size, read_input, to_png
+from farm.image import Stored, fit, natural_size, png_size, read_input, to_png
 from farm.job import InputImage
 from farm.overview import Overview
 from farm.plan import input_multiple, plan
@@ -209,9 +209,8 @@ class Inputs(Overview):
         """The picture that `value` names: stored, given as bytes, or a file. Raises InvalidJob at `loc`."""
         try:
             if value.startswith(STORED):
-                return read_input(
-                    self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4), self.settings
-                )
+                data = self.inbox.get_blob(value.removeprefix(STORED), self.settings.max_area * 4)
+                return read_input(Stored(data), self.settings)
             return read_input(chain.given_files.get(value) or Path(value), self.settings, opaque=opaque)
         except BadBlob:
             raise InvalidJob(errors=(FieldError(loc, "no such image is stored", "bad_image"),)) from None

@@ -192,7 +192,7 @@ class Ledger(Readers, Runs):
                 args += [one.job, len(one.stages), one.spec, one.idem, one.body_hash, one.lane, one.priority, span_ms]
                 args += [one.run, one.owner, one.schema, int(one.collected)]
                 for stage in one.stages:
-                    args += [stage.exec, stage.queue, stage.payload]
+                    args += [stage.exec, stage.queue, stage.payload, f"{stage.work:g}"]
             if not done:
                 self.ping()  # a server that is down is found before anything is sent
             try:

@@ -19,6 +19,7 @@ def about(kind: str, stage: type[Stage]) -> dict[str, Any]:
         "takes": sorted(stage.takes),
         "gives": sorted(stage.gives),
         "scale": stage.scale,
+        "multiple": stage.multiple,
         "schema": stage.model_json_schema(),
         "fields": [list(row) for row in fields(stage)],
     }

@@ -41,6 +41,12 @@ class PlannedStage:
         return queue_name(self.stage.kind, self.checkpoint.name)
 
     @property
+    def work(self) -> float:
+        """What its time grows with, among the stages of its queue: the pixels that it emits, times its steps."""
+        steps = getattr(self.stage, "num_inference_steps", 1) * getattr(self.stage, "strength", 1.0)
+        return self.size.width * self.size.height * max(float(steps), 1.0)
+
+    @property
     def facts(self) -> dict[str, Any]:
         """The same as data: what a program or a table tells of the stage. Sizes are [width, height], pixels."""
         return {

@@ -1,7 +1,7 @@
 """What does a picture, whoever drew it, say of how it was made, as a chain that can be changed and drawn again?
 
-The farm's own carry every recipe; A1111's, ComfyUI's and their like carry what `sd-parsers` reads: a prompt and one
-sampler. What they say beyond that is told in `notes`, not guessed.
+The farm's own carry every recipe; A1111's and their like carry what `sd-parsers` reads, and ComfyUI's a graph
+(`farm.comfy`): a prompt and one sampler. What they say beyond that is told in `notes`, not guessed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
+from farm.comfy import Drawn, drawn
 from farm.errors import InvalidJob
 from farm.image import UNREADABLE, read_recipe
 from farm.job import stage_of, stage_seed
@@ -19,6 +20,10 @@ from farm.sampler import SAMPLERS
 from farm.stage import MAX_SEED, kinds
 
 LARGEST_SIDE = 1 << 16
+MAX_PROMPT = 2000
+"""Characters of a prompt that a stage takes."""
+_LORA = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]{1,200})(?::([^<>]{0,40}))?>")
+"""Weights that a prompt of A1111's names. Source: its extra_networks.py."""
 COMFY = {
     "ddim": "DDIM", "dpm_2": "DPM2", "dpm_2_ancestral": "DPM2 a", "dpmpp_2m": "DPM++ 2M",
     "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_sde": "DPM++ SDE", "euler": "Euler", "euler_ancestral": "Euler a",
@@ -86,34 +91,93 @@ def _foreign(data: bytes) -> Recalled:
     )
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
+            if graph := drawn(_graph(opened)):
+                return _of_graph(graph)
             found = ParserManager().parse(opened)
     except (*UNREADABLE, AttributeError, RecursionError, ParserError):
         found = None
     if found is None or not found.samplers:
         raise InvalidJob("the picture does not say how it was made", code="bad_file", hint=remedy)
     sampler, notes = found.samplers[0], list[str]()
-    stage: dict[str, Any] = {"kind": "text2img"}
     told = {**found.metadata, **sampler.parameters}
-    for name, field_, most in (("steps", "num_inference_steps", 150), ("cfg_scale", "guidance_scale", 30)):
-        if (number := _number(told.get(name))) is not None and number <= most:
-            stage[field_] = round(number) if field_ == "num_inference_steps" else number
-    if size := _size(told, found.raw_parameters):
-        stage["width"], stage["height"] = size
-    scheduler = _scheduler(sampler.name, str(told.get("scheduler", "")))
-    if scheduler:
-        stage["scheduler"] = scheduler
-    elif sampler.name and sampler.name != "default":
-        notes.append(f"the sampler {sampler.name[:60]} is not known here")
+    prompt = re.sub(rf",?\s*{_LORA.pattern}", "", found.full_prompt).strip()
+    chain = _chain(
+        (prompt, found.full_negative_prompt or ""),
+        {**told, "cfg": told.get("cfg_scale"), "sampler_name": sampler.name}, _size(told, found.raw_parameters), notes,
+    )  # fmt: skip
+    notes += [_without(name, weight) for name, weight in _LORA.findall(found.full_prompt)]
     if sampler.model is not None and sampler.model.name:
         notes.append(f"drawn with the checkpoint {sampler.model.name[:80]}")
     notes += [f"{name}: {str(value)[:80]}" for name, value in found.metadata.items() if str(name).startswith("Hires")]
-    chain: dict[str, Any] = {"prompt": found.full_prompt[:2000], "stages": [stage]}
-    if negative := found.full_negative_prompt:
-        chain["negative_prompt"] = negative[:2000]
-    seed = _number(told.get("seed"))
-    if seed is not None and 0 <= seed <= MAX_SEED:
-        chain["seed"] = int(seed)
     return Recalled(found.generator.value, chain, notes)
+
+
+def _graph(opened: Any) -> str:
+    """The graph that a picture of ComfyUI's holds: a PNG's in a chunk, a WebP's in its EXIF; "" for none."""
+    from PIL import ExifTags
+
+    text = opened.info.get("prompt", "")
+    if not text and (model := str(opened.getexif().get(ExifTags.Base.Model, ""))).startswith("prompt:"):
+        text = model.removeprefix("prompt:")
+    return text if isinstance(text, str) else ""
+
+
+def _of_graph(found: Drawn) -> Recalled:
+    """What a graph of ComfyUI's says."""
+    notes = [] if found.prompt else ["what it was told to draw could not be found"]
+    size = _sides(*map(_number, found.size))
+    chain = _chain((found.prompt, found.negative_prompt), found.parameters, size, notes)
+    notes += [_without(name, weight) for name, weight in found.loras]
+    if found.checkpoint:
+        notes.append(f"drawn with the checkpoint {found.checkpoint[:80]}")
+    denoise = _number(found.parameters.get("denoise"))
+    if denoise is not None and denoise < 1:
+        notes.append(f"denoise {denoise:g}: it began with a picture, which is not in the file")
+    if (guidance := _number(found.parameters.get("guidance"))) is not None:
+        notes.append(f"guidance {guidance:g} of a distilled checkpoint")
+    if found.samplers > 1:
+        notes.append(f"the first of {found.samplers} samplers")
+    return Recalled("ComfyUI", chain, notes)
+
+
+def _without(name: str, weight: object) -> str:
+    return (
+        f"without the LoRA {name[:80]}{f' ({str(weight)[:10]})' if weight else ''}: name one of the catalog's in loras"
+    )
+
+
+def _chain(
+    prompts: tuple[str, str], told: Mapping[str, Any], size: tuple[int, int] | None, notes: list[str]
+) -> dict[str, Any]:
+    """A chain of one stage as it was told; what of it could not be taken is added to `notes`."""
+    stage: dict[str, Any] = {"kind": "text2img"}
+    for name, field_, most in (("steps", "num_inference_steps", 150), ("cfg", "guidance_scale", 30)):
+        number = _number(told.get(name))
+        if number is not None and number <= most:
+            stage[field_] = round(number) if field_ == "num_inference_steps" else number
+        elif number is not None:
+            notes.append(f"{name} {number:g} is more than {most}")
+    if size:
+        stage["width"], stage["height"] = size
+    sampler = str(told.get("sampler_name") or "")
+    scheduler = _scheduler(sampler, str(told.get("scheduler", "")))
+    if scheduler:
+        stage["scheduler"] = scheduler
+    elif sampler and sampler != "default":
+        notes.append(f"the sampler {sampler[:60]} is not known here")
+    chain: dict[str, Any] = {"stages": [stage]}
+    for field_, text in zip(("prompt", "negative_prompt"), prompts, strict=True):
+        if len(text) > MAX_PROMPT:
+            notes.append(f"the {field_.replace('_', ' ')} is cut at {MAX_PROMPT} of {len(text)} characters")
+        if text or field_ == "prompt":
+            chain[field_] = text[:MAX_PROMPT]
+    seed = next((told[name] for name in ("seed", "noise_seed") if told.get(name) is not None), None)
+    number = _number(seed)
+    if number is not None and 0 <= number <= MAX_SEED:
+        chain["seed"] = int(number)
+    elif seed is not None:
+        notes.append(f"the seed {str(seed)[:30]} is none of 0 to {MAX_SEED}")
+    return chain
 
 
 def _number(value: object) -> float | None:
@@ -130,7 +194,10 @@ def _size(told: Mapping[str, Any], raw: Mapping[str, Any]) -> tuple[int, int] | 
     nodes = [node for nodes in told.values() if isinstance(nodes, list) for node in nodes if isinstance(node, dict)]
     sized = next((node for node in [told, *nodes] if "width" in node and "height" in node), told)
     sides = match.groups() if match else (sized.get("width"), sized.get("height"))
-    wide, high = _number(sides[0]), _number(sides[1])
+    return _sides(_number(sides[0]), _number(sides[1]))
+
+
+def _sides(wide: float | None, high: float | None) -> tuple[int, int] | None:
     return (int(wide), int(high)) if wide and high and 0 < wide < LARGEST_SIDE and 0 < high < LARGEST_SIDE else None
 
 

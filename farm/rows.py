@@ -11,6 +11,7 @@ from farm.errors import CODES
 from farm.records import (
     ENDED,
     OPEN,
+    PAUSING,
     STATES,
     Attempt,
     Claim,
@@ -22,6 +23,7 @@ from farm.records import (
     RunRecord,
     StageRecord,
     WorkerRecord,
+    share_of,
 )
 
 
@@ -53,6 +55,8 @@ def read_job(row: list[Any]) -> JobRecord:
 def _waits_for(state: str, *rest: Any) -> str:
     if state == "paused":
         return "paused"
+    if state == "pausing":
+        return PAUSING
     if state == "spool":
         return "finished; the result waits on its worker's disk until the store answers"
     if state == "backoff":
@@ -68,9 +72,9 @@ def _waits_for(state: str, *rest: Any) -> str:
 
 
 def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]) -> StageRecord:
-    exec_, queue, fields, times, live = row
+    exec_, queue, fields, times, live, work, now = row
     state, phase, step, steps, worker, attempt, crash, oom, lapses, code, message, started, committed, preview = fields
-    mean_s, wall_s = _seconds(times)
+    mean_s, wall_s, queue_s = _of_work(times, work)
     if exec_.startswith("p:"):
         wall_s = 0.0  # what another job made is there, and only gets this one's name
     if index < at or job_state == "done":
@@ -79,8 +83,9 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
         if state == "committed":
             mean_s, wall_s = 0.0, 0.0
         return StageRecord(
-            index=index, exec=exec_, queue=queue, state="waiting", mean_s=mean_s, wall_s=wall_s, live=live
-        )
+            index=index, exec=exec_, queue=queue, state="waiting", mean_s=mean_s, wall_s=wall_s, live=live,
+            queue_s=queue_s,
+        )  # fmt: skip
     elif job_state in ENDED or job_state == "paused":
         shown = job_state
     else:
@@ -91,14 +96,24 @@ def _read_stage(index: int, at: int, job_state: str, output: str, row: list[Any]
         oom=int(oom or 0), lapses=int(lapses or 0), output=output, code=code or "",
         message=message or CODES.get(code or "", ""), started_ms=int(started or 0), committed_ms=int(committed or 0),
         preview=int(preview or 0) if shown == "running" else 0,
-        mean_s=mean_s, wall_s=wall_s, live=live,
+        mean_s=mean_s, wall_s=wall_s, live=live, queue_s=queue_s,
+        elapsed_s=max(now - int(started), 0) / 1000 if shown == "running" and started else None,
     )  # fmt: skip
 
 
 def _seconds(times: Sequence[str]) -> tuple[float | None, float | None]:
     """The mean and the wall-clock time of a row of `times` (`shared/reading.lua`)."""
-    mean, wall = times
+    mean, wall, _ = times
     return (float(mean) / 1000 if mean else None), (float(wall) / 1000 if wall else None)
+
+
+def _of_work(times: Sequence[str], work: str) -> tuple[float | None, float | None, float | None]:
+    """The mean and the wall-clock time of an execution of so much work, and the mean of its queue's."""
+    mean_s, wall_s = _seconds(times)
+    share = share_of(float(work or 0), float(times[2] or 0))
+    if mean_s is None or wall_s is None or share is None:
+        return None, None, mean_s
+    return mean_s * share, wall_s * share, mean_s
 
 
 def read_run(row: list[Any]) -> RunRecord:
@@ -115,7 +130,7 @@ def read_run(row: list[Any]) -> RunRecord:
 def read_queue(row: list[Any]) -> QueueState:
     """The queue in a row of `queues.lua`."""
     queue, ready, running, live, times = row
-    return QueueState(queue, int(ready), int(running), int(live), *_seconds(times))
+    return QueueState(queue, int(ready), int(running), int(live), *_seconds(times), float(times[2] or 0))
 
 
 def read_worker(row: list[Any]) -> WorkerRecord:

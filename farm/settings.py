@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = Field(
         1 << 30, gt=0, le=5 << 30, description="largest file of rows for a dataset, bytes; S3 takes 5 GiB at once"
     )
+    dataset_metrics_port: int = Field(
+        0, ge=0, le=65535, description="port of this machine at which a feeder of datasets tells Prometheus; 0: none"
+    )
     max_pending: int = Field(2000000, ge=0, description="unended jobs of the whole farm; 0: no limit")
     rate_per_s: float = Field(
         10, ge=0, description="calls a second that may write, of one token of the API, in the long run; 0: any number"

@@ -49,7 +49,7 @@ class Snapshot(View):
     )
     code: str = ""
     message: str = ""
-    created: str
+    created: str = Field(description="to the microsecond: no two jobs share one")
     started: str | None = None
     ended: str | None = None
 
@@ -88,7 +88,7 @@ def snapshot_fields(record: JobRecord) -> dict[str, Any]:
         "eta_s": eta_s(record),
         "code": record.code,
         "message": told(record.code, record.message),
-        "created": instant(record.created_ms) or "",
+        "created": instant(record.created_ms, exact=True) or "",
         "started": instant(record.started_ms),
         "ended": instant(record.ended_ms),
     }

@@ -12,7 +12,7 @@ import redis
 from farm.client import Farm
 from farm.estimate import Estimate, estimate, eta_s
 from farm.ledger import Ledger
-from farm.records import Commit, JobRecord
+from farm.records import Commit, JobRecord, Submission
 from farm.settings import Settings
 from tests.test_cli import record_tiny
 from tests.test_ledger import P, done, job, serve, submit, take
@@ -56,10 +56,10 @@ def measured(ledger: Ledger, raw: redis.Redis, queue: str, seconds: float, name:
     return took_s(raw, claim.exec)
 
 
-def taking(ledger: Ledger, raw: redis.Redis, queue: str, seconds: float, name: str) -> None:
-    """Lets executions of `queue` be known to take exactly so long."""
+def taking(ledger: Ledger, raw: redis.Redis, queue: str, seconds: float, name: str, work: float = 0) -> None:
+    """Lets executions of `queue`, each of so much `work`, be known to take exactly so long."""
     measured(ledger, raw, queue, seconds, name)
-    raw.hset(P + f"times:{queue}", mapping={"mean_ms": seconds * 1000, "wall_ms": seconds * 1000})
+    raw.hset(P + f"times:{queue}", mapping={"mean_ms": seconds * 1000, "wall_ms": seconds * 1000, "work": work})
 
 
 def times(ledger: Ledger, queue: str = "q0") -> tuple[float | None, float | None]:
@@ -118,6 +118,33 @@ def test_what_says_nothing_of_a_stage_is_not_counted(ledger: Ledger, raw: redis.
     assert times(ledger) == (None, None)
 
 
+def test_more_work_takes_longer(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given a queue whose executions were of 100 and of 300 pixel-steps, and took 10 s and 30 s
+    def worked(name: str, work: float) -> Submission:
+        return replace(job(name), stages=(replace(job(name).stages[0], work=work),))
+
+    for name, work in (("a", 100.0), ("b", 300.0)):
+        submit(ledger, worked(name, work))
+        claim = take(ledger)
+        age(raw, claim.exec, work / 10)
+        done(ledger, claim)
+    # When five times as much is asked for, then it takes five times as long, and its queue's mean is what it was
+    submit(ledger, worked("large", 1000.0), worked("unknown", 0.0))
+    serve(ledger, "w1")
+    assert eta_s(ledger.job("large")) == pytest.approx(100, abs=0.1)
+    mean = times(ledger)[0]
+    assert mean == pytest.approx(20, abs=0.1)
+    assert eta_s(ledger.job("unknown")) == pytest.approx(2 * mean, abs=EXACT)
+    # When the farm has only measured work that nobody told of, then nobody can tell, until the job itself runs
+    raw.hdel(P + "times:q0", "work")
+    assert eta_s(ledger.job("large")) is None
+    claim = take(ledger)
+    assert claim.waiters == ("large",)
+    ledger.beat([claim], "step", 1, 4)
+    age(raw, claim.exec, 30)
+    assert eta_s(ledger.job("large")) == pytest.approx(90, abs=0.5)
+
+
 # ------------------------------------------------------------------------------------------------ places
 
 
@@ -165,7 +192,7 @@ def timed(ledger: Ledger, raw: redis.Redis) -> Ledger:
     return ledger
 
 
-def test_the_time_left_follows_the_job(timed: Ledger) -> None:
+def test_the_time_left_follows_the_job(timed: Ledger, raw: redis.Redis) -> None:
     # Given a job of two stages with four jobs ahead
     submit(timed, *(job(f"j{i}") for i in range(4)), job("a", "k0", "k1"))
 
@@ -186,10 +213,12 @@ def test_the_time_left_follows_the_job(timed: Ledger) -> None:
     now = timed.job("a").stages[0].wall_s
     assert now is not None
     assert left() == pytest.approx(now + 4, abs=EXACT)
-    # When it runs, at step 3 of 4
+    # When it has begun, and then is at step 3 of 4 after 60 s, far longer than those before it took
     claim = take(timed, "q0-1")
+    assert left() == pytest.approx(now + 4, abs=EXACT)
     timed.beat([claim], "step", 3, 4)
-    assert left() == pytest.approx(now / 4 + 4, abs=EXACT)
+    age(raw, claim.exec, 60)
+    assert left() == pytest.approx(60 / 3 + 4, abs=0.5)
     timed.beat([claim], "spool", 0, 0)
     assert left() == pytest.approx(4, abs=EXACT)
     # When it stands before its last stage, runs it, and is done
@@ -263,15 +292,19 @@ def test_a_dry_run_tells_cost_and_time(settings: Settings, ledger: Ledger, raw: 
         first, second = (item.queue for item in jobs[0].plan)
         # Given nothing measured
         assert estimate(jobs, ledger) == Estimate()
-        taking(ledger, raw, first, 6, "a")
+        taking(ledger, raw, first, 6, "a", jobs[0].plan[0].work)
         assert estimate(jobs, ledger) == Estimate()
-        taking(ledger, raw, second, 2, "b")
+        taking(ledger, raw, second, 2, "b", jobs[0].plan[1].work)
         # When nobody serves the stages, then the cost alone is known
         assert estimate(jobs, ledger) == Estimate(3 * (6 + 2), None)
         for queue in (first, second):
             serve(ledger, f"worker of {queue}", queue=queue)
         # Then the last goes through its own chain after the slowest queue has worked off the two before it
         assert estimate(jobs, ledger) == Estimate(3 * (6 + 2), 6 + 2 + 2 * 6)
+        # And twice the steps take the first stage twice as long, whose every pixel the second has as before
+        steps = 2 * jobs[0].plan[0].stage.num_inference_steps  # type: ignore[attr-defined]
+        longer = farm.jobs_of(farm.chain("x2", "a pear", seed=1, **{"0.steps": steps}), upload=False)
+        assert estimate(longer, ledger) == Estimate(2 * 6 + 2, 2 * 6 + 2)
         # When one of them is made
         with_made = [jobs[0]]
         for item in jobs[0].plan:

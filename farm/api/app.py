@@ -85,8 +85,9 @@ def make_app(
     api.include_router(login.open_router)
     app.include_router(api)
     app.include_router(health.router)
-    app.include_router(page.routes(page.read_files(page.BUILT)))
-    problems.install(app)
+    files = page.read_files(page.BUILT)
+    app.include_router(page.routes(files))
+    problems.install(app, page.lost(files))
     app.add_middleware(Guard, max_upload_bytes=settings.max_upload_bytes, max_dataset_bytes=settings.max_dataset_bytes)
 
     def openapi() -> dict[str, Any]:

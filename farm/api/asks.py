@@ -23,7 +23,7 @@ from farm.api.kept import Kept
 from farm.chain import Chain, Keep, override, parse_chain
 from farm.client import Farm
 from farm.errors import BadBlob
-from farm.image import Fit
+from farm.image import Fit, Stored
 from farm.job import Job, canonical
 from farm.plan import wrong
 from farm.records import Lane
@@ -116,6 +116,6 @@ def _image(farm: Farm, kept: Kept, caller: Caller, name: str | None) -> bytes | 
         return None
     whose.check_own(name, "image", partial(kept.owns_image, caller.owner))
     try:
-        return farm.inbox.get_blob(name.removeprefix(STORED), farm.settings.max_area * 4)
+        return Stored(farm.inbox.get_blob(name.removeprefix(STORED), farm.settings.max_area * 4))
     except BadBlob:
         raise wrong("image", "no such image is stored; upload it", "bad_image") from None

@@ -24,6 +24,7 @@ import anyio
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, identify
 from farm.api.feed import Feed, Told
@@ -188,7 +189,7 @@ async def of_run(request: Request, run: str, caller: Reader, header: LastId = ""
     await desk.ask(run_of, desk, caller, run)
 
     async def names() -> dict[str, str]:
-        missed = await _since(desk, header or last)
+        missed = await _since(desk, caller, header or last)
         if missed is not None:
             return missed
         return dict.fromkeys(await desk.ask(desk.farm.ledger.run_jobs, run), "")
@@ -202,7 +203,7 @@ async def of_farm(request: Request, caller: Reader, header: LastId = "", last: L
     desk, seen = desk_of(request), header or last
 
     async def names() -> dict[str, str]:
-        missed = await _since(desk, seen)
+        missed = await _since(desk, caller, seen)
         if missed is not None:
             return missed
         readings = desk.hub.readings
@@ -212,6 +213,12 @@ async def of_farm(request: Request, caller: Reader, header: LastId = "", last: L
     return EventStream(request, Feed(caller.owns, caller.owner), names)
 
 
-async def _since(desk: Desk, last: str) -> dict[str, str] | None:
-    """The jobs that a reader that saw the event `last` has missed; None where that cannot be said."""
-    return await desk.hub.readings.since(last) if _ID.fullmatch(last) else None
+async def _since(desk: Desk, caller: Caller, last: str) -> dict[str, str] | None:
+    """The jobs that a reader that saw the event `last` has missed; None where that cannot be said.
+
+    Of the others that have not ended only what comes is told: they are looked at from now on.
+    """
+    missed = await desk.hub.readings.since(last) if _ID.fullmatch(last) else None
+    if missed is not None:
+        await desk.hub.follow(await desk.hub.readings.unended(caller.sees))
+    return missed

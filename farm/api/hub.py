@@ -21,7 +21,7 @@ from farm.api.feed import Feed, Told
 from farm.api.readings import Readings, newest_of
 from farm.api.views import Snapshot
 from farm.errors import Busy, FarmError, RateLimited
-from farm.records import JobRecord
+from farm.records import PAUSING, JobRecord
 
 GATHER_S = 0.05
 """Pause between two looks for events, seconds: what happens meanwhile is told together."""
@@ -85,6 +85,20 @@ class Hub:
             yield
         finally:
             self._feeds.discard(feed)
+
+    async def follow(self, jobs: Iterable[str]) -> None:
+        """Has jobs be looked at for a watcher who was told of them before, maybe by another process.
+
+        Nothing else would: steps and places in the line leave no event.
+
+        Raises:
+            Unavailable: the ledger does not answer.
+        """
+        left = iter(jobs)
+        while chunk := list(islice(left, CHUNK)):
+            async with self._reading:
+                for record in await self.readings.as_of(dict.fromkeys(chunk, ""), self._position):
+                    self._note(record, new=True)
 
     async def catch_up(self, feed: Feed, needed: Mapping[str, str] | None = None) -> list[Told]:
         """The next events of what `feed` begins with: of the jobs in `needed`, where it begins now.
@@ -185,7 +199,9 @@ class Hub:
         `new`: it is for a watcher who has just come. Others have still to be told whatever is new in it.
         """
         data = Snapshot.of(record).model_dump_json()
-        followed = {"running": self._running, "queued": self._queued}.get(record.state)
+        # A stage may still run of a job that is paused: its end leaves no event that would say so.
+        state = "running" if record.state == "paused" and record.waits_for == PAUSING else record.state
+        followed = {"running": self._running, "queued": self._queued}.get(state)
         if followed is None or (new and record.job in followed):
             return data
         if followed is self._running or len(followed) < MAX_IN_LINE or self._is_watched_alone(record.job):

@@ -74,6 +74,7 @@ class KindView(View):
     takes: list[str]
     gives: list[str]
     scale: int
+    multiple: int = Field(description="pixels: the sides of what it is given are multiples of it")
     parameters: dict[str, Any]
     fields: list[list[str]] = Field(description="name, type, default and meaning of each parameter, in words")
 

@@ -6,7 +6,7 @@ address of its own, at which the page is the same: what it shows is its program'
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from mimetypes import guess_type
 from pathlib import Path
@@ -56,8 +56,7 @@ def routes(files: Mapping[str, File]) -> APIRouter:
     router = APIRouter(include_in_schema=False, tags=["page"])
 
     def index(request: Request) -> Response:
-        headers = {"Content-Security-Policy": policy(desk_of(request)), "Cache-Control": "no-cache"}
-        return _answer(request, files, "index.html", headers)
+        return _index(request, files)
 
     for path in ("/", *(f"/{view}" for view in VIEWS), "/jobs/{job}", "/datasets/{dataset}"):
         router.add_api_route(path, index, methods=["GET", "HEAD"], response_class=Response)
@@ -71,6 +70,25 @@ def routes(files: Mapping[str, File]) -> APIRouter:
         return _answer(request, files, "icon.svg", {"Cache-Control": "no-cache"})
 
     return router
+
+
+def lost(files: Mapping[str, File]) -> Callable[[Request], Response | None]:
+    """What answers a browser at an address that nothing has: the page, which says so; None for other programs."""
+
+    def find(request: Request) -> Response | None:
+        asked = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+        if not asked or "index.html" not in files or request.url.path.startswith(("/api/", "/assets/")):
+            return None
+        found = _index(request, files)
+        found.status_code = 404
+        return found
+
+    return find
+
+
+def _index(request: Request, files: Mapping[str, File]) -> Response:
+    headers = {"Content-Security-Policy": policy(desk_of(request)), "Cache-Control": "no-cache"}
+    return _answer(request, files, "index.html", headers)
 
 
 def policy(desk: Desk) -> str:

@@ -8,7 +8,7 @@ the log has the rest, under the same `request_id`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 from typing import Any
 
@@ -57,8 +57,8 @@ class Problem(BaseModel):
     idempotency_key: str | None = Field(None, description="after outcome_unknown: send the same body with it again")
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error of `app` a problem."""
+def install(app: FastAPI, lost: Callable[[Request], Response | None]) -> None:
+    """Makes every error of `app` a problem; `lost` may answer instead where nothing has the address."""
 
     async def of_farm(request: Request, error: Exception) -> Response:
         assert isinstance(error, FarmError)  # noqa: S101 — as it is registered
@@ -70,6 +70,8 @@ def install(app: FastAPI) -> None:
 
     async def of_routing(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
+        if error.status_code == 404 and (found := lost(request)):
+            return found
         code, headers = _OF_STATUS.get(error.status_code, "bad_request"), dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = _methods(app, request.scope["path"])

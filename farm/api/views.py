@@ -181,7 +181,7 @@ class RunView(View):
         """The view of a record."""
         ended = sum(count for state, count in record.states.items() if state in ENDED)
         return cls(
-            id=record.run, owner=record.owner, created=instant(record.created_ms) or "", count=record.count,
+            id=record.run, owner=record.owner, created=instant(record.created_ms, exact=True) or "", count=record.count,
             states=record.states, progress=ended / record.count, ended=instant(record.ended_ms),
             events=f"{BASE}/runs/{record.run}/events",
         )  # fmt: skip

@@ -381,6 +381,7 @@ def _line(status: Status) -> str:
         f"{status.size_bytes / 1e6:,.1f} MB",
         f"{status.rate:.1f} a second" if status.rate else "",
         f"{_span(status.eta_s)} left" if status.eta_s else "",
+        f"does not go on: {status.trouble['message']}" if status.trouble else "",
     ]
     return ", ".join(filter(None, told))
 

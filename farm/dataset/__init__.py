@@ -33,6 +33,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `seats` | which process feeds which dataset? |
 | `serve` | which datasets are fed, and by which process? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
+| `metrics` | what is counted of datasets, for Prometheus? |
 | `sharding` | how does a shard look, byte by byte? |
 | `tars` | how is a sample found in a tar, and put into one? |
 | `encoding` | how does a picture become WebP or JPEG without forgetting what made it? |

@@ -94,6 +94,8 @@ class Status:
     owner: str = ""
     refused: dict[str, Any] | None = None
     """Why what was asked for is not possible: `code`, `message`, and the first `rows` or `errors`."""
+    trouble: dict[str, Any] | None = None
+    """Why it does not go on, though it is to run: `code`, `message` and `errors`."""
 
 
 class Datasets:
@@ -226,6 +228,7 @@ class Datasets:
             shards_done=told.get("shards", 0), size_bytes=told.get("size_bytes", 0), rows=plan.rows,
             rejected=plan.rejected, priority=control.priority, fed=fed, open=open_, rate=rate,
             eta_s=round(max(0, left) / rate, 1) if rate else None, owner=plan.owner,
+            trouble=json.loads(folder.read("trouble.json") or b"null") if control.state == "running" else None,
         )  # fmt: skip
 
     def _unplanned(self, folder: Folder, told: dict[str, Any]) -> Status:

@@ -25,6 +25,7 @@ import structlog
 
 from farm.client import Farm
 from farm.dataset.folder import Folder, Plan
+from farm.dataset.metrics import count_shard, show_open
 from farm.dataset.moulds import Moulds, run_of
 from farm.dataset.sharding import ShardWriter, Written, write
 from farm.dataset.spec import Failed, Picture, Sample
@@ -80,6 +81,7 @@ class Feeder:
         self._todo: deque[int] = deque()
         self._ended: deque[tuple[float, int]] = deque()
         self._ended_last = 0.0
+        self._troubled = self.folder.read("trouble.json") is not None
         self.round = self._control.round
         self._progress: dict[str, int] = {"shards": 0, "done": 0, "failed": 0, "size_bytes": 0}
         self._survey()
@@ -122,6 +124,9 @@ class Feeder:
             raise NotFound(f"the dataset {self.name!r} was deleted")
         before, self._control = self._control, self.folder.control()
         self._looked = time.monotonic()
+        if self._troubled:
+            self.folder.delete(["trouble.json"])
+            self._troubled = False
         if self._control.priority != before.priority:
             for shard in self._open.values():
                 for record in self._farm.ledger.read(shard.jobs, whole=False):
@@ -263,6 +268,7 @@ class Feeder:
         self._count(stats)
         self._tell(at_once=True)
         seconds = round(time.monotonic() - began, 2)
+        count_shard(self.name, stats, seconds)
         _log.info("shard", dataset=self.name, shard=shard.number, samples=stats["successes"], seconds=seconds)
 
     def _pictures(self, shard: Shard, failed: list[Failed]) -> Iterator[tuple[Sample, str, Future[Written]]]:
@@ -316,6 +322,7 @@ class Feeder:
             for state, count in shard.states.items():
                 states[state] = states.get(state, 0) + count
         ended = self._progress["done"] + sum(shard.ended for shard in self._open.values())
+        show_open(self.name, states)
         self._ended.append((now, ended))
         while now - self._ended[0][0] > RATE_S and len(self._ended) > 2:
             self._ended.popleft()

@@ -10,6 +10,7 @@ import gzip
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
 from farm.dataset.spec import DatasetSpec, Sample
-from farm.errors import BadBlob, Conflict, NotFound
+from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound
 from farm.job import canonical
 from farm.store import Store, reaching
 
@@ -184,6 +185,11 @@ class Folder:
         self.write("control.json", control.model_dump_json().encode(), "application/json")
         return control
 
+    def tell_trouble(self, error: FarmError) -> None:
+        """Says why the dataset does not go on."""
+        told = {"code": error.code, "message": error.message, "errors": [asdict(one) for one in _errors(error)]}
+        self.write("trouble.json", json.dumps(told).encode(), "application/json")
+
     # ------------------------------------------------------------------------------------------------ shards
 
     def numbers(self) -> list[int]:
@@ -255,6 +261,10 @@ class Folder:
             except NotFound:
                 raise BadBlob(f"{target.name} is missing") from None
             yield target
+
+
+def _errors(error: FarmError) -> tuple[FieldError, ...]:
+    return error.errors[:20] if isinstance(error, InvalidJob) else ()
 
 
 def root(store: Store) -> str:

@@ -19,6 +19,7 @@ from farm.client import Farm
 from farm.dataset.asking import Stopped, carry_out, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
+from farm.dataset.metrics import serve_metrics
 from farm.dataset.seats import Seats
 from farm.errors import FarmError, NotFound, Unavailable
 from farm.log import log_to_stderr
@@ -28,67 +29,130 @@ from farm.settings import Settings
 _log = structlog.get_logger(__name__)
 ROUND_S = 0.2
 """Pause between two rounds in which nothing moved, seconds."""
+REST_S = 20.0
+"""What was wrong with a dataset is tried again after so long, seconds."""
 LOOK_S = 2.0
 """How often new datasets to feed are looked for, seconds."""
 
 
 def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> None:
-    """Feeds the datasets that are to run, or `only` one until it is done, until `stop`.
+    """Feeds the datasets that are to run, or `only` one until it is done, until `stop`; waits for servers.
 
     Raises:
         NotFound: there is no dataset `only`.
-        Unavailable: at the start a server does not answer; later it waits for them.
     """
-    farm, seats = Farm(settings), Seats(settings)
-    feeders: dict[str, Feeder] = {}
-    planning = Planning(settings, seats, stop)
-    looked, trouble = 0.0, ""
-    with seats.held():
-        try:
-            while not stop.is_set():
-                moved = False
-                try:
-                    if only is not None and not feeders and not seats.take(only):
-                        stop.wait(1.0)
-                        continue
-                    if only is not None and not feeders:
-                        feeders[only] = Feeder(farm, only, settings.dataset_open)
-                    if only is None and time.monotonic() - looked > LOOK_S:
-                        _look(farm, seats, feeders, planning, settings)
-                        looked = time.monotonic()
-                    for name, feeder in list(feeders.items()):
-                        if not seats.keeps(name):
-                            _log.warning("dataset_taken", dataset=name)
-                            del feeders[name]
-                            continue
-                        moved = _round(name, feeder, feeders, seats) or moved
-                        if only is not None and feeder.is_over:
-                            return
-                    found = ""
-                except Unavailable as error:
-                    found = error.code
-                if found and found != trouble:
-                    _log.warning("feeder", error=found)
-                trouble = found
-                if not moved:
-                    stop.wait(1.0 if found else ROUND_S)
-        finally:
-            farm.close()
-
-
-def _round(name: str, feeder: Feeder, feeders: dict[str, Feeder], seats: Seats) -> bool:
-    """One round of one dataset; whether anything moved. Raises Unavailable."""
-    moved, gone = False, False
+    feeding = Feeding(settings, stop, only)
+    if settings.dataset_metrics_port:
+        serve_metrics(settings.dataset_metrics_port)
     try:
-        moved = feeder.tick()
-    except NotFound:
-        gone = True
-        _log.warning("dataset_deleted", dataset=name)
-    if gone or feeder.is_over:
-        _log.info("dataset_left", dataset=name)
-        del feeders[name]
-        seats.leave(name)
-    return moved
+        feeding.run()
+    finally:
+        feeding.close()
+
+
+class Feeding:
+    """The datasets that this process feeds. What is wrong with one of them does not keep the others waiting."""
+
+    def __init__(self, settings: Settings, stop: threading.Event, only: str | None) -> None:
+        self._settings, self._stop, self._only = settings, stop, only
+        self._farm, self._seats = Farm(settings), Seats(settings)
+        self._planning = Planning(settings, self._seats, stop)
+        self._feeders: dict[str, Feeder] = {}
+        self._rests: dict[str, float] = {}
+        self._looked, self._trouble = -LOOK_S, ""
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._farm.close()
+
+    def run(self) -> None:
+        """Rounds until the process is to stop, or the only dataset is done. Raises NotFound."""
+        with self._seats.held():
+            while not self._stop.is_set():
+                moved, away = False, ""
+                try:
+                    self._look()
+                except Unavailable as error:
+                    away = error.code
+                for name in list(self._feeders):
+                    found = self._round(name)
+                    if isinstance(found, Unavailable):
+                        away = found.code
+                    elif found is None and self._only is not None:
+                        return
+                    else:
+                        moved = moved or bool(found)
+                if away and away != self._trouble:
+                    _log.warning("feeder", error=away)
+                self._trouble = away
+                if not moved:
+                    self._stop.wait(1.0 if away else ROUND_S)
+
+    def _look(self) -> None:
+        """Begins to feed datasets that are to run and that nobody feeds, and to plan what was asked for."""
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        self._looked = time.monotonic()
+        for name in datasets(self._farm.store) if self._only is None else [self._only]:
+            if name in self._feeders or time.monotonic() < self._rests.get(name, 0.0):
+                continue
+            folder = Folder(self._farm.store, name)
+            if self._only is None and folder.planned() is None:
+                if is_asked(folder):
+                    self._planning.begin(name)
+                continue
+            if (self._only or folder.control().state in ("running", "paused")) and self._seats.take(name):
+                self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        """Begins to feed a dataset. Raises NotFound where it is the only one, and Unavailable."""
+        try:
+            self._feeders[name] = Feeder(self._farm, name, self._settings.dataset_open)
+        except Unavailable:
+            self._seats.leave(name)
+            raise
+        except NotFound:
+            self._seats.leave(name)
+            if self._only is not None:
+                raise
+        except Exception as error:  # noqa: BLE001 — whatever is wrong with it, the others are fed
+            self._rest(name, error)
+
+    def _round(self, name: str) -> bool | Unavailable | None:
+        """One round of one dataset: whether anything moved, or None where it is over, or what is away."""
+        feeder = self._feeders[name]
+        try:
+            if not self._seats.keeps(name):
+                _log.warning("dataset_taken", dataset=name)
+                del self._feeders[name]
+                return False
+            moved = feeder.tick()
+            if not feeder.is_over:
+                return moved
+            _log.info("dataset_done", dataset=name)
+        except Unavailable as error:
+            return error
+        except NotFound:
+            _log.info("dataset_deleted", dataset=name)
+        except Exception as error:  # noqa: BLE001 — as above
+            self._rest(name, error)
+            return False
+        self._leave(name)
+        return None
+
+    def _rest(self, name: str, error: Exception) -> None:
+        """Leaves a dataset alone for a while, and says in its folder what is wrong."""
+        told = error if isinstance(error, FarmError) else FarmError(f"{type(error).__name__}: {error}"[:500])
+        _log.error("dataset_rests", dataset=name, error=told.code, message=told.message, exc_info=told is not error)
+        self._rests[name] = time.monotonic() + REST_S
+        with suppress(Unavailable):
+            Folder(self._farm.store, name).tell_trouble(told)
+        self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        self._feeders.pop(name, None)
+        with suppress(Unavailable):
+            self._seats.leave(name)
 
 
 class Planning:
@@ -118,26 +182,6 @@ class Planning:
             farm.close()
             with suppress(Unavailable):
                 self._seats.leave(name)
-
-
-def _look(farm: Farm, seats: Seats, feeders: dict[str, Feeder], planning: Planning, settings: Settings) -> None:
-    """Begins to feed datasets that are to run and that nobody feeds, and to plan what was asked for."""
-    for name in datasets(farm.store):
-        if name in feeders:
-            continue
-        if (folder := Folder(farm.store, name)).planned() is None:
-            if is_asked(folder):
-                planning.begin(name)
-            continue
-        if folder.control().state not in ("running", "paused") or not seats.take(name):
-            continue
-        try:
-            feeders[name] = Feeder(farm, name, settings.dataset_open)
-        except FarmError as error:
-            _log.error("dataset_not_fed", dataset=name, error=error.code, message=error.message)
-            seats.leave(name)
-            if isinstance(error, Unavailable):
-                raise
 
 
 def main(argv: Sequence[str] | None = None) -> None:

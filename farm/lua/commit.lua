@@ -2,17 +2,20 @@
 local WEIGHT = tonumber(arg())
 
 -- How long the executions of a queue take, as a mean that forgets. One that waited on its worker's disk for the store tells
--- nothing, nor does one that began before the clock went back.
+-- nothing, nor does one that began before the clock went back. How much work they are is a mean of the same weights.
 local function measure(exec)
-  local queue, began, mates, phase = get(xk(exec), 'queue', 'started_ms', 'mates', 'phase')
+  local queue, began, mates, phase, work = get(xk(exec), 'queue', 'started_ms', 'mates', 'phase', 'work')
   local took = NOW - began
   if phase == 'spool' or took < 0 then return end
   local key = P .. 'times:' .. queue
-  local count, mean, wall = get(key, 'count', 'mean_ms', 'wall_ms')
+  local count, mean, wall, works = get(key, 'count', 'mean_ms', 'wall_ms', 'work')
   count, mean, wall = (count or 0) + 1, mean or 0, wall or 0
   local weight = math.max(WEIGHT, 1 / count)
   mean, wall = mean + weight * (took / (mates or 1) - mean), wall + weight * (took - wall)
-  redis.call('HSET', key, 'count', count, 'mean_ms', string.format('%.3f', mean), 'wall_ms', string.format('%.3f', wall))
+  works, work = tonumber(works or 0), tonumber(work or 0)
+  if works > 0 and work > 0 then works = works + weight * (work - works) elseif work > 0 then works = work end
+  redis.call('HSET', key, 'count', count, 'mean_ms', string.format('%.3f', mean), 'wall_ms', string.format('%.3f', wall),
+    'work', string.format('%.3f', works))
 end
 
 -- How many stages each queue and each worker has done in each minute, and how many jobs each worker has ended with their

@@ -1,11 +1,11 @@
 -- Writes jobs, all or none, and attaches each to its first stage.
-local STAGE = {'x', 'q', 'p'}
+local STAGE = {'x', 'q', 'p', 'w'}
 local max_farm, max_owner, beyond, booking = tonumber(arg()), tonumber(arg()), tonumber(arg()), tonumber(arg())
 local jobs, keyed, ids, owned, fresh = {}, {}, {}, {}, 0
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
     span = arg(), run = arg(), owner = arg(), schema = arg(), collected = arg(), stages = {}}
-  for s = 1, one.n do one.stages[s] = {arg(), arg(), arg()} end
+  for s = 1, one.n do one.stages[s] = {arg(), arg(), arg(), arg()} end
   if one.idem ~= '' then
     local earlier, body = get(P .. 'idem:' .. one.idem, 'job', 'body')
     if earlier and redis.call('EXISTS', jk(earlier)) == 0 then earlier = false end

@@ -149,6 +149,27 @@ def test_who_comes_back_is_told_what_changed_meanwhile(hand: Hand, ada: httpx2.C
         assert again.states(same) == []
 
 
+def test_who_comes_back_to_a_new_process_sees_steps_go_on(site: Site, hand: Hand, ada: httpx2.Client) -> None:
+    # Given a job that runs, and a listener that was told so
+    job = submit(ada)
+    claim = hand.claim(QUEUE)
+    with Listener(ada, "/api/v1/events") as ear:
+        ear.hears(job, "running")
+        until(lambda: any(one.id for one in ear.heard), 30)
+    last = [one.id for one in ear.heard if one.id][-1]
+    # When it comes back to another process of the API, to which no event has told of the job
+    with (
+        serving(site.settings, heartbeat_s=0.5) as url,
+        httpx2.Client(base_url=url, headers=ada.headers, timeout=30, trust_env=False) as client,
+        Listener(client, "/api/v1/events", last) as again,
+    ):
+        # Then it hears of each step all the same
+        for step in (1, 2):
+            site.farm.ledger.beat([claim], "step", step, 4)
+            until(lambda step=step: again.heard and again.heard[-1].data["step"] == step, 30, f"step {step}")
+    hand.serve(claim)
+
+
 @pytest.mark.parametrize("last", ["x", "1-0", "0-0", "99999999999999999999-0", "1.end", "-1"])
 def test_an_id_that_the_stream_has_not_is_no_error(ada: httpx2.Client, hand: Hand, last: str) -> None:
     # Given a job that waits

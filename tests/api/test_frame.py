@@ -64,7 +64,10 @@ def test_every_answer_has_the_strict_headers(site: Site, path: str) -> None:
 
 
 def test_unknown_addresses_and_methods_are_problems(site: Site, ada: httpx2.Client) -> None:
-    problem(ada.get("/nowhere"), 404, "not_found")
+    for path in ("/nowhere", "/api/v1/nowhere"):
+        problem(ada.get(path), 404, "not_found")
+    # To a browser it is the page that says so, where that is built; the API's own addresses stay the API's
+    problem(ada.get("/api/v1/nowhere", headers={"Accept": "text/html"}), 404, "not_found")
     problem(ada.put(JOBS), 405, "method_not_allowed")
     problem(ada.request("TRACE", JOBS), 405, "method_not_allowed")
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ from farm.dataset.folder import Folder
 from farm.dataset.spec import DatasetSpec
 from farm.dataset.tars import entries
 from farm.errors import Conflict, NotFound
+from tests.conftest import free_port
 from tests.dataset.farms import CHAIN, SLOTS, FeederProcess, done, jobs_left, planned, shards, table
 from tests.e2e.conftest import models_dir, rig
 from tests.e2e.rig import Rig, until
@@ -147,6 +149,32 @@ def test_pictures_of_earlier_stages_go_along(rig: Rig, feeder: FeederProcess, tm
     assert all(Image.open(io.BytesIO(data)).size == (64, 64) for _, data, _ in samples)
     assert [known["columns"]["label"] for _, _, known in samples] == ["apple", "apple", "pear", "pear", "plum", "plum"]
     assert desk.verify("kept").problems == ()
+
+
+def test_one_that_cannot_go_on_says_why_and_keeps_nobody_waiting(rig: Rig, tmp_path: Path) -> None:
+    # Given two datasets, of which the first one's plan is damaged
+    desk, folder, port = Datasets(rig.farm), Folder(rig.farm.store, "broken"), free_port()
+    for name in ("broken", "sound"):
+        planned(rig, table(tmp_path / f"{name}.csv", 3), name)
+        desk.start(name)
+    whole = folder.read("plan/00000.jsonl.gz")
+    assert whole is not None
+    folder.write("plan/00000.jsonl.gz", whole[:-9])
+    # When both are fed
+    feeder = FeederProcess(rig, FARM_DATASET_METRICS_PORT=str(port)).start()
+    try:
+        done(rig, "sound")
+        trouble = until(lambda: desk.status("broken").trouble, 60, "word of what is wrong")
+        # Then one is done, the other says what is wrong, and Prometheus hears of it
+        assert "EOFError" in trouble["message"]
+        told = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
+        assert 'farm_dataset_samples_total{dataset="sound",state="done"} 6.0' in told
+        # And once it is mended, it goes on
+        folder.write("plan/00000.jsonl.gz", whole)
+        done(rig, "broken")
+        assert desk.status("broken").trouble is None
+    finally:
+        feeder.stop()
 
 
 def test_what_was_asked_for_from_afar_is_planned_and_told(rig: Rig, feeder: FeederProcess, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ local function join(job, exec, at, made)
     return
   end
   if state == 'failed' then redis.call('HDEL', key, 'oom', 'transient', 'rewinds', 'code', 'message') end
-  local queue, payload = get(jk(job), 'q' .. at, 'p' .. at)
+  local queue, payload, work = get(jk(job), 'q' .. at, 'p' .. at, 'w' .. at)
   local input, epoch, schema = '', '', schema_of(jk(job))
   if made >= 0 then
     input, epoch = get(jk(job), 'out' .. made, 'epoch' .. made)
@@ -35,7 +35,7 @@ local function join(job, exec, at, made)
   redis.call('PERSIST', key)
   redis.call('HSETNX', key, 'epoch', 1)
   redis.call('HSET', key, 'queue', queue, 'payload', payload, 'schema', schema, 'stage', at, 'publish', made == at and 1 or 0,
-    'input', input, 'input_epoch', epoch)
+    'work', work or 0, 'input', input, 'input_epoch', epoch)
   rank(exec, {job}, false)
   make_ready(exec)
 end

@@ -7,11 +7,12 @@ local function once(name, look)
   return KNOWN[name]
 end
 
--- How long the executions of a queue take: each its share of its call, and a whole call; '' where none was measured.
+-- How long the executions of a queue take, each its share of its call, and a whole call, and how much work they are; ''
+-- where none was measured.
 local function times(queue)
   return once('times ' .. queue, function()
-    local mean, wall = get(P .. 'times:' .. queue, 'mean_ms', 'wall_ms')
-    return {mean or '', wall or ''}
+    local mean, wall, work = get(P .. 'times:' .. queue, 'mean_ms', 'wall_ms', 'work')
+    return {mean or '', wall or '', work or ''}
   end)
 end
 
@@ -35,9 +36,12 @@ end
 -- What a job waits for: nothing where its stage runs, and where it has ended or is yet to be moved.
 local function wait_of(job)
   local is = redis.call('HGET', jk(job), 'state')
-  if is == 'paused' or ENDED[is] then return {is == 'paused' and is or ''} end
+  if ENDED[is] then return {''} end
   local exec = current(job)
   local state, queue, phase = get(xk(exec), 'state', 'queue', 'phase')
+  if is == 'paused' then
+    return {state == 'running' and redis.call('SISMEMBER', pk(exec), job) == 1 and 'pausing' or is}
+  end
   if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end
   if state == 'running' and phase == 'spool' then return {'spool'} end
   if state == 'backoff' then return {state, redis.call('ZSCORE', P .. 'due', exec)} end
@@ -57,14 +61,15 @@ local function record(job, whole)
   for i = 0, n - 1 do outputs[i + 1] = redis.call('HGET', jk(job), 'out' .. i) or '' end
   if not whole then return {job, row, outputs} end
   for i = 0, n - 1 do
-    local exec, queue = get(jk(job), 'x' .. i, 'q' .. i)
+    local exec, queue, work = get(jk(job), 'x' .. i, 'q' .. i, 'w' .. i)
     local schema = schema_of(jk(job))
     if i == at then
       exec = current(job)
       schema = math.max(schema_of(xk(exec)), schema)
     end
     stages[i + 1] = {exec, queue, redis.call('HMGET', xk(exec), 'state', 'phase', 'step', 'steps', 'worker', 'attempt',
-      'crash', 'oom', 'lapses', 'code', 'message', 'started_ms', 'committed_ms', 'preview'), times(queue), live(queue, schema)}
+      'crash', 'oom', 'lapses', 'code', 'message', 'started_ms', 'committed_ms', 'preview'), times(queue), live(queue, schema),
+      work or '', NOW}
   end
   return {job, row, outputs, stages, wait_of(job)}
 end

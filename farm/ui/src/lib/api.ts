@@ -1,6 +1,7 @@
 // How does the page call the farm?
 
 import type { Problem, SessionView, WrongField } from "./types";
+import { where } from "./words";
 
 export const BASE = "/api/v1";
 const TRIES = 3;
@@ -22,7 +23,7 @@ export class Refused extends Error {
 
   /** The whole of it in one line. */
   get told(): string {
-    const fields = this.errors.map((one) => `${one.loc}: ${one.msg}`);
+    const fields = this.errors.map((one) => `${where(one.loc)}: ${one.msg}`);
     return fields.length ? fields.join(" · ") : this.message;
   }
 }

@@ -43,6 +43,10 @@ interface Form {
 
 const KEY = "farm.form.";
 const EARLIER = 50;
+/** Stages that a chain may have. */
+export const MOST_STAGES = 8;
+/** More values than this of one range are not written out: no run may have so many jobs. */
+export const MOST_VALUES = 10_000;
 
 function fresh(): Form {
   return {
@@ -54,20 +58,23 @@ function fresh(): Form {
 export const form = $state<Form>(fresh());
 let owner = "";
 
-/** Takes up the form as this owner left it in this browser. */
+/** Takes up the form as this owner left it in this tab, or last in this browser. */
 export function restore(whose: string): void {
   owner = whose;
   try {
-    Object.assign(form, fresh(), JSON.parse(localStorage.getItem(KEY + owner) ?? "{}"));
+    const kept = sessionStorage.getItem(KEY + owner) ?? localStorage.getItem(KEY + owner);
+    Object.assign(form, fresh(), JSON.parse(kept ?? "{}"));
   } catch {
     Object.assign(form, fresh());
   }
 }
 
-/** Notes the form for the next time the page is opened. */
+/** Notes the form for this tab, and for the next one that is opened. */
 export function store(): void {
   try {
-    localStorage.setItem(KEY + owner, JSON.stringify(form));
+    const kept = JSON.stringify(form);
+    sessionStorage.setItem(KEY + owner, kept);
+    localStorage.setItem(KEY + owner, kept);
   } catch {
     // The browser keeps nothing, or has no room: the form is as it is until the page is closed.
   }
@@ -119,8 +126,10 @@ export function valuesOf(axis: Axis): unknown[] {
     const range = /^(-?\d+(?:\.\d+)?)\s*-\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
     if (range && !axis.field.endsWith("prompt")) {
       const [from, to, step] = [Number(range[1]), Number(range[2]), Number(range[3] ?? 1)];
-      const many = step > 0 ? Math.min(Math.floor((to - from) / step + 1e-9) + 1, 1000) : 0;
-      return Array.from({ length: Math.max(many, 0) }, (_, at) => Number((from + at * step).toFixed(6)));
+      // One more than may be: that it is too many is the farm's to say.
+      const many = step > 0 ? Math.min(Math.floor(Math.abs(to - from) / step + 1e-9) + 1, MOST_VALUES + 1) : 0;
+      const by = to < from ? -step : step;
+      return Array.from({ length: many }, (_, at) => Number((from + at * by).toFixed(6)));
     }
     if (text === "true" || text === "false") return [text === "true"];
     return [axis.field.endsWith("prompt") || Number.isNaN(Number(text)) ? text : Number(text)];

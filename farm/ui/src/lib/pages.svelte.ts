@@ -122,6 +122,6 @@ export class Pages {
     }
     const [last, first] = [this.list.at(-1), fresh[0]!];
     const all = [...this.list, ...fresh];
-    this.list = last && first.created > last.created ? all.sort((one, other) => (one.created < other.created ? 1 : -1)) : all;
+    this.list = last && first.created > last.created ? all.sort((one, other) => (one.created < other.created ? 1 : one.created > other.created ? -1 : 0)) : all;
   }
 }

@@ -5,7 +5,8 @@ export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "datasets", "wor
 export type View = (typeof VIEWS)[number];
 
 interface Place {
-  view: View;
+  /** `lost`: there is no such address. */
+  view: View | "lost";
   /** What stands behind the view: a job's id, a dataset's name. */
   id: string;
   query: Record<string, string>;
@@ -21,8 +22,8 @@ function decoded(text: string): string {
 
 function read(): Place {
   const [first = "", ...rest] = location.pathname.split("/").filter(Boolean).map(decoded);
-  const view = (VIEWS as readonly string[]).includes(first) ? (first as View) : "";
-  return { view, id: rest.join("/"), query: Object.fromEntries(new URLSearchParams(location.search)) };
+  const known = (VIEWS as readonly string[]).includes(first) && (first === "jobs" || !rest.length);
+  return { view: known ? (first as View) : "lost", id: rest.join("/"), query: Object.fromEntries(new URLSearchParams(location.search)) };
 }
 
 export const place = $state<Place>(read());

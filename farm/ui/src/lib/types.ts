@@ -209,6 +209,7 @@ export interface KindView {
   takes: string[];
   gives: string[];
   scale: number;
+  multiple: number;
   parameters: Schema;
   fields: string[][];
 }

@@ -32,22 +32,41 @@ export function bytes(count: number | null | undefined): string {
   return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
 }
 
+/** So many things, in words. */
+export const many = (count: number, one: string, more = `${one}s`): string => `${count} ${count === 1 ? one : more}`;
+
+/** A wrong field as people count and call it: `stages.0.num_inference_steps` is stage 1, steps. */
+export const where = (loc: string): string =>
+  loc
+    .replace(/^stages\.(\d+)\.?/, (_, at) => `stage ${Number(at) + 1}, `)
+    .replace("num_inference_steps", "steps")
+    .replaceAll("_", " ")
+    .replace(/, $/, "");
+
 /** What `whereabouts` says beyond the state, for where that stands before it already. */
 export function beyond(job: Snapshot): string {
   const told = whereabouts(job);
   return told === job.state ? "" : told.replace(`${job.state} `, "");
 }
 
+/** What a job is called now: one that has begun and whose next stage nobody runs waits. */
+export const called = (job: Snapshot): string => (job.state === "running" && job.waits_for ? "waiting" : job.state);
+
 /** Where a job is, in one line: what runs, or why it waits. */
 export function whereabouts(job: Snapshot): string {
-  if (job.state === "running") {
+  const stage = `stage ${job.stage + 1} of ${job.stage_count}: ${job.kind}`;
+  if (job.state === "running" && !job.waits_for) {
     const step = job.steps ? `, step ${job.step} of ${job.steps}` : job.phase ? `, ${job.phase}` : "";
-    return `stage ${job.stage + 1} of ${job.stage_count}: ${job.kind}${step}`;
+    return `${stage}${step}`;
   }
-  if (job.state === "queued") {
-    const place = job.position == null ? "" : job.position === 0 ? "next in line" : `${job.position} before it`;
-    return [job.waits_for, place].filter(Boolean).join(" · ") || `waits for ${job.kind}`;
+  if (job.state === "queued" || job.state === "running") {
+    // Where the reason names the place, that is not said once more.
+    const placed = job.position == null || /^(\d+ ahead|next) in /.test(job.waits_for ?? "");
+    const place = placed ? "" : job.position === 0 ? "next in line" : `${job.position} before it`;
+    const told = [job.waits_for, place].filter(Boolean).join(" · ") || `waits for ${job.kind}`;
+    return job.state === "queued" ? told : `${stage} · ${told}`;
   }
+  if (job.state === "paused" && job.waits_for !== "paused") return `${job.waits_for ?? "paused"}: ${job.kind}`;
   if (job.state === "paused") return `paused before stage ${job.stage + 1}: ${job.kind}`;
   if (job.message) return job.message;
   return job.state;
