@@ -129,6 +129,7 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = Field(
         1 << 30, gt=0, le=5 << 30, description="largest file of rows for a dataset, bytes; S3 takes 5 GiB at once"
     )
+    max_dataset_samples: int = Field(10_000_000, gt=0, description="samples of one dataset; more are not planned")
     dataset_metrics_port: int = Field(
         0, ge=0, le=65535, description="port of this machine at which a feeder of datasets tells Prometheus; 0: none"
     )

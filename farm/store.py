@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 from uuid import UUID
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 """Cache header of what never changes under its name. Source: RFC 8246; a year is the "never" of RFC 2616 §14.21."""
+
+PART_BYTES = 64 * 2**20
+"""A file of more is sent in parts of so many bytes. Source: S3 takes 5 GB in one PUT, and 10,000 parts."""
+SENDERS = 4
+"""Parts that are sent at the same time; each is in memory meanwhile."""
 
 
 class Store:
@@ -173,6 +179,18 @@ class Store:
         """
         with reaching("read an object"):
             return self.client.get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-", IfMatch=etag)["Body"]
+
+    def put_file(self, bucket: str, key: str, path: Path, content_type: str = "application/octet-stream") -> None:
+        """Writes a file of any size to any bucket; a reader sees all of it or what was there before.
+
+        Raises:
+            Unavailable: the store does not answer, or refuses.
+        """
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=SENDERS)
+        with reaching("write a file"), path.open("rb") as file:
+            self.client.upload_fileobj(file, bucket, key, ExtraArgs={"ContentType": content_type}, Config=parts)
 
     # results
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import re
 import secrets
 import time
@@ -109,8 +110,6 @@ class Webhooks:
             raise _wrong("event", "one or more of " + ", ".join(TOPICS))
         if len(self.all()) >= MAX_ENDPOINTS:
             raise Conflict(f"there are {MAX_ENDPOINTS} endpoints already", hint="`farm webhook rm` removes one")
-        # The ledger's clock, as events have it.
-        seconds, micros = self._server.run("TIME")
         secret = _new_secret()
         endpoint = Endpoint(
             id=secrets.token_hex(6),
@@ -118,14 +117,14 @@ class Webhooks:
             owner=owner,
             events=tuple(topic for topic in TOPICS if topic in asked),
             secrets=(Secret(text=secret),),
-            created_ms=int(seconds) * 1000 + int(micros) // 1000,
+            created_ms=self._time_ms(),
         )
         self._put(endpoint)
         return endpoint, secret
 
     def tell(self, name: str, text: str) -> None:
         """Leaves word of a dataset that is done, `text` as JSON, for whoever delivers; the same `name` replaces it."""
-        self._server.run("HSET", DATASETS, name, text)
+        self._server.run("HSET", DATASETS, name, json.dumps({**json.loads(text), "told_ms": self._time_ms()}))
 
     def all(self) -> list[Endpoint]:
         """Every endpoint, by age."""
@@ -186,6 +185,11 @@ class Webhooks:
     def enable(self, name: str) -> None:
         """Sends to a disabled endpoint again what ends from now on."""
         self.note(name, Health())
+
+    def _time_ms(self) -> int:
+        """The ledger's clock, as events have it."""
+        seconds, micros = self._server.run("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def _put(self, endpoint: Endpoint) -> None:
         self._server.run("HSET", _KEY, endpoint.id, endpoint.model_dump_json())

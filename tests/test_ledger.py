@@ -1141,6 +1141,19 @@ def test_waiters_beyond_one_script_are_moved_by_the_reconciler(narrow: Ledger, r
     assert not raw.exists(P + "moving")
 
 
+def test_equal_samples_beyond_one_script_are_ended_by_the_reconciler(narrow: Ledger, raw: redis.Redis) -> None:
+    # Given samples of one recipe
+    names = [f"j{i}" for i in range(7)]
+    submit(narrow, *(job(name, "k", collected=True, run="r") for name in names))
+    # When it is committed
+    done(narrow, take(narrow))
+    # Then so many have ended as one script moves, and the others a tick later, with its output
+    assert len(narrow.jobs(state="done")) == 2
+    narrow.reap("me")
+    assert [(state(narrow, name), narrow.job(name).outputs) for name in names] == [("done", ("out",))] * 7
+    assert not raw.exists(P + "moving")
+
+
 def test_a_job_that_is_yet_to_be_moved_is_moved_by_the_call_that_names_it(narrow: Ledger, raw: redis.Redis) -> None:
     # Given: five jobs whose stage is committed, three of them not moved on yet
     names = [f"j{i}" for i in range(5)]

@@ -153,6 +153,19 @@ class RefusedView(View):
     errors: list[WrongView] = []
 
 
+class TroubleView(View):
+    """Why a dataset that is to run does not go on; it is tried again by itself."""
+
+    code: str
+    message: str
+    errors: list[WrongView] = []
+
+    @classmethod
+    def of(cls, trouble: dict[str, Any]) -> TroubleView:
+        """The view of what its feeder wrote."""
+        return cls(**{**trouble, "message": told(trouble["code"], trouble["message"])})
+
+
 class DatasetView(View):
     """How far a dataset is. Rates and counts are its feeder's, who tells them every few seconds."""
 
@@ -173,11 +186,13 @@ class DatasetView(View):
     rate: float | None = Field(description="samples a second over the last minute")
     eta_s: float | None = Field(description="seconds until the last sample is done")
     refused: RefusedView | None
+    trouble: TroubleView | None
 
     @classmethod
     def of(cls, status: Status) -> DatasetView:
         """The view of a status."""
-        return cls(**asdict(status))
+        trouble = TroubleView.of(status.trouble) if status.trouble else None
+        return cls(**{**asdict(status), "trouble": trouble})
 
 
 class DatasetPage(View):

@@ -155,8 +155,8 @@ class Deliverer:
     async def _look_at_datasets(self, active: Sequence[Endpoint]) -> None:
         """Tells of datasets of which every sample was tried."""
         found = await in_thread(self._outbox.datasets)
-        if found:
-            await self._note(active, [of_dataset(json.loads(text)) for text in found.values()])
+        # Who leads no more has noted nothing: the word is the next one's.
+        if found and await self._note(active, [of_dataset(json.loads(text)) for text in found.values()]):
             await in_thread(self._outbox.forget_datasets, list(found))
 
     async def _note(
@@ -165,17 +165,19 @@ class Deliverer:
         messages: Sequence[Message],
         runs: Sequence[str] = (),
         seen: Sequence[str] = (),
-    ) -> None:
-        """Notes the messages for the endpoints that want them, and wakes their couriers."""
+    ) -> bool:
+        """Whether this process leads, and the messages are noted for the endpoints that want them; wakes couriers."""
         deliveries = [
             (endpoint.id, message.id, message.body)
             for message in messages
             for endpoint in active
             if endpoint.wants(message.topic, message.owner, message.at_ms)
         ]
-        await in_thread(self._outbox.spread, deliveries, runs=runs, seen=seen)
+        if not await in_thread(self._outbox.spread, deliveries, runs=runs, seen=seen):
+            return False
         for name in {endpoint for endpoint, *_ in deliveries}:
             self._couriers[name].wake()
+        return True
 
     def _open_couriers(
         self, active: Sequence[Endpoint], health: dict[str, Health], start: Callable[[Courier], object]

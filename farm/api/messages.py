@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from farm.api.views import BASE, instant, told
@@ -65,10 +65,14 @@ def of_run(run: RunRecord) -> Message:
 
 
 def of_dataset(told: Mapping[str, Any]) -> Message:
-    """The message that every sample of a dataset was tried."""
+    """The message that every sample of a dataset was tried, of what `Webhooks.tell` left.
+
+    It is for who listened when it was told, by the ledger's clock; that it ended, its feeder's clock says.
+    """
     here = f"{BASE}/datasets/{told['id']}"
     data = {**told, "ended": instant(told["ended"]), "urls": {"self": here}}
-    return _message("dataset.done", told["id"], told["owner"], told["ended"], data)
+    at_ms = data.pop("told_ms", told["ended"])  # an older farm did not say
+    return replace(_message("dataset.done", told["id"], told["owner"], told["ended"], data), at_ms=at_ms)
 
 
 def trial(endpoint: str, at_ms: int) -> Message:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 app = group("dataset", "Bulk datasets: plan a file, run it, export what came of it.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
+RM_S = 15.0
+"""So long a deletion waits for a feeder to leave the dataset, seconds."""
 LOOK_S = 1.0
 """Pause between two looks at a dataset that is waited for, seconds."""
 
@@ -332,7 +334,7 @@ def rm(name: Name) -> Outcome:
     farm dataset rm fruit
     """
     with _open("dataset rm") as (desk, _):
-        desk.rm(name)
+        desk.rm(name, RM_S)
     return Outcome({"name": name}, [f"{name} is deleted"])
 
 

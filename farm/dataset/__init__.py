@@ -8,7 +8,7 @@ A dataset is a bulk run; a **sample** is one picture of it, a **shard** so many 
 needed to go on lies in the store, under `datasets/<name>/`; the ledger only holds the jobs of the shards in work::
 
     plan.json                   what was asked for and what it means; written last, so that a plan is whole or absent
-    plan/00042.jsonl.gz         the samples of one shard
+    plan/<digest>/00042.jsonl.gz   the samples of one shard, below the first 16 digits of the plan's digest
     control.json                what the operator wants of it: state, priority, which try
     shards/00042.tar            the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
     shards/00042.parquet        one row a sample, without the picture: what is known of it, for filters

@@ -57,7 +57,7 @@ def ask(farm: Farm, asked: Asked) -> bool:
     folder, data = Folder(farm.store, asked.spec.name), asked.model_dump_json().encode()
     there = folder.read("asked.json")
     if there is None:
-        if not folder.names("") and folder.write_first("asked.json", data, "application/json"):
+        if folder.planned() is None and folder.write_first("asked.json", data, "application/json"):
             return True
         there = folder.read("asked.json")  # somebody else's, who was quicker
     before = None if there is None else Asked.model_validate_json(there)
@@ -82,17 +82,22 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
 
     Raises:
         Unavailable: a server is away; it is to be tried again.
-        Stopped: `stop` said so.
+        Stopped: `stop` said so, or it is not asked for any more.
     """
     folder = Folder(farm.store, name)
     if (data := folder.read("asked.json")) is None:
         return  # deleted since
     asked, store = Asked.model_validate_json(data), farm.store
 
+    def wanted() -> None:
+        if stop() or folder.read("asked.json") != data:
+            raise Stopped
+
     def progress(rows: int) -> None:
         if stop():
             raise Stopped
         if rows % TELL_ROWS == 0:
+            wanted()
             folder.write("progress.json", json.dumps({"planning": rows}).encode(), "application/json")
 
     try:
@@ -102,13 +107,16 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
         with closing(Server(farm.settings)) as server:
             found = Datasets(farm).plan(
                 source, name, asked.spec.chain, wildcards=wildcards, partial=asked.partial, progress=progress,
-                owner=asked.owner, file_name=asked.file_name, owns=partial(owns_image, server, asked.owner), **spec,
+                wanted=wanted, owner=asked.owner, file_name=asked.file_name,
+                owns=partial(owns_image, server, asked.owner), **spec,
             )  # fmt: skip
         rejects = json.dumps([asdict(row) for row in found.rejected]).encode()
         folder.write("rejects.json", rejects, "application/json")
         folder.delete(["progress.json"])
-        if folder.read("asked.json") is None:  # deleted meanwhile
-            folder.delete(folder.names(""))
+        if found.fresh and folder.read("asked.json") != data:  # deleted while the last objects were written
+            left = ["plan.json", "rejects.json", *(found.plan.path_of(number) for number in range(found.plan.shards))]
+            folder.delete(left)
+            raise Stopped
         _log.info("dataset_planned", dataset=name, samples=found.plan.samples)
     except Unavailable:
         raise
@@ -118,10 +126,11 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
             told |= {"count": error.count, "rows": [asdict(row) for row in error.rows]}
         elif isinstance(error, InvalidJob):
             told |= {"errors": [asdict(one) for one in error.errors]}
+        wanted()
         folder.write("refused.json", json.dumps(told).encode(), "application/json")
         folder.delete(["progress.json"])
         _log.warning("dataset_refused", dataset=name, error=error.code)
 
 
 class Stopped(Exception):
-    """The process is to end; the plan is made by the next one."""
+    """The process is to end, or the dataset was deleted; where a plan is still asked for, the next one makes it."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import structlog
 from pydantic import ValidationError
 
 from farm.chain import Chain
@@ -25,6 +26,7 @@ from farm.client import Farm
 from farm.dataset.card import About, Figures, Licensed, card
 from farm.dataset.choosing import ExportSpec
 from farm.dataset.exporting import Exported, export
+from farm.dataset.feeding import RESTED
 from farm.dataset.folder import Folder, Plan, State, datasets, read_sample
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds, run_of
@@ -35,9 +37,9 @@ from farm.dataset.sharding import schema
 from farm.dataset.shelves import TargetBucket, TargetFolder
 from farm.dataset.sources import Source, digest
 from farm.dataset.spec import DatasetSpec, RowError, Sample
-from farm.dataset.verifying import Report, verify
+from farm.dataset.verifying import Meant, Report, verify
 from farm.dataset.wildcards import Wildcards
-from farm.errors import Conflict, FieldError, InvalidJob, NotFound, Unavailable
+from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate_many
 from farm.inputs import PATIENCE_S
 from farm.protocol import ChainSource
@@ -49,6 +51,9 @@ TEXTUAL = ("csv", "tsv", "txt")
 """Formats whose cells are text, so that numbers have to be read from it."""
 FIRST = 20
 """So many samples are shown of a plan."""
+_log = structlog.get_logger(__name__)
+LOOK_S = 0.2
+"""Pause between two looks at a seat that is waited for, seconds."""
 SILENT_S = 30.0
 """A feeder that tells nothing for so long says nothing of its speed."""
 
@@ -121,6 +126,7 @@ class Datasets:
         store: bool = True,
         owns: Owns | None = None,
         progress: Callable[[int], None] | None = None,
+        wanted: Callable[[], object] | None = None,
         **asked: Any,
     ) -> Planned:
         """Reads a file and writes the plan of its dataset; the same file and words, given again, are the same dataset.
@@ -128,7 +134,7 @@ class Datasets:
         `chain_fields` are what `Farm.chain` takes beside the chain, `asked` fields of DatasetSpec. Images that rows
         name lie in `folder`; without one only stored images can be named. Without `store` nothing is written.
         `file_name` is what the file is called where its source has another name. With `owns`, which says which stored
-        images may be named, no files can.
+        images may be named, no files can. `wanted`: see `Folder.write_plan`.
 
         Raises:
             Refused: rows are wrong, and not `partial`; nothing was planned.
@@ -157,7 +163,8 @@ class Datasets:
             target = Path(temporary)
             how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
             plan, rejected = plan_rows(planner, spec, rows(source), target, facts, **how)
-            fresh = Folder(self._farm.store, name).write_plan(plan, target) if store else True
+            plan = plan.model_copy(update={"safety": self._farm.settings.safety})
+            fresh = Folder(self._farm.store, name).write_plan(plan, target, wanted) if store else True
             first = self._first(target)
         return Planned(plan, rejected, self._estimate(spec, first[0], plan.samples), first, fresh)
 
@@ -182,7 +189,7 @@ class Datasets:
         """What a dataset was planned to be. Raises NotFound where it was not."""
         folder = self.folder(name)
         plan = folder.plan()
-        with gzip.open(BytesIO(folder.read("plan/00000.jsonl.gz") or gzip.compress(b""))) as file:
+        with gzip.open(BytesIO(folder.read(plan.path_of(0)) or gzip.compress(b""))) as file:
             first = [read_sample(line) for line in islice(file, FIRST)]
         rejected = [RowError(**row) for row in json.loads(folder.read("rejects.json") or b"[]")]
         estimate = self._estimate(plan.spec, first[0], plan.samples) if first else Estimate()
@@ -190,7 +197,8 @@ class Datasets:
 
     def _estimate(self, spec: DatasetSpec, sample: Sample, samples: int) -> Estimate:
         """What all samples would take if all were like this one."""
-        with suppress(Unavailable), within(PATIENCE_S):  # what was planned holds without workers
+        # What was planned holds without workers, and after the catalog has changed.
+        with suppress(Unavailable, InvalidJob), within(PATIENCE_S):
             return estimate_many(Moulds(self._farm, spec).job(sample, 0, 50, 1.0), samples, self._farm.ledger)
         return Estimate()
 
@@ -200,8 +208,12 @@ class Datasets:
         """All datasets, by name."""
         found = []
         for name in datasets(self._farm.store):
-            with suppress(NotFound):  # its planning broke off, or it is being deleted
+            try:
                 found.append(self.status(name))
+            except NotFound:  # its planning broke off, or it is being deleted
+                continue
+            except BadBlob as error:
+                _log.warning("dataset_unreadable", dataset=name, error=error.message)
         return found
 
     def owner(self, name: str) -> str:
@@ -272,8 +284,11 @@ class Datasets:
         return export(folder, target, spec, self._about(folder), work=work)
 
     def verify(self, name: str) -> Report:
-        """What is wrong with the shards that are there: all of them are read. Raises NotFound."""
-        return verify(self.folder(name))
+        """What is wrong with its shards, held against its plan: all of them are read. Raises NotFound."""
+        folder = Folder(self._farm.store, name)
+        plan = folder.plan()
+        meant = Meant(name, plan.shards, folder.samples, folder.control().state == "done")
+        return verify(folder, meant)
 
     def card(self, name: str) -> str:
         """What an export of all of it would say of itself. Raises NotFound."""
@@ -301,8 +316,7 @@ class Datasets:
         if stats and (span := max(one["ended"] for one in stats) - min(one["began"] for one in stats)) > 0:
             made = sum(int(one["successes"]) for one in stats)
             took = {"samples a second, from the first submit to the last shard": f"{made / span:.2f}"}
-        safety = self._farm.settings.safety
-        return About(plan.spec, plan.source["name"], plan.rows, weights, took, safety)
+        return About(plan.spec, plan.source["name"], plan.rows, weights, took, plan.safety)
 
     # ------------------------------------------------------------------------------------------------ steer
 
@@ -310,13 +324,14 @@ class Datasets:
         """Has it run, or go on: whoever feeds the farm's datasets does so within seconds. Raises NotFound."""
         if (state := self.status(name).state) == "done":
             return self.status(name) if priority is None else self._steer(name, state=state, priority=priority)
-        return self._steer(name, state="running", **({} if priority is None else {"priority": priority}))
+        more = {} if priority is None else {"priority": priority}
+        return self._steer(name, state="running", held=False, **more)
 
     def pause(self, name: str) -> Status:
         """Holds it: stages that run may still commit, nothing new begins. Raises Conflict, NotFound."""
         if (state := self.status(name).state) not in ("running", "paused"):
             raise Conflict(f"{name} is {state}; only what runs can be paused")
-        return self._steer(name, state="paused")
+        return self._steer(name, state="paused", held=False)
 
     def resume(self, name: str) -> Status:
         """The same as `start`. Raises NotFound."""
@@ -328,9 +343,9 @@ class Datasets:
         status = self.status(name)
         if status.state != "done":
             raise Conflict(f"{name} is {status.state}; retry it when every sample was tried")
-        if not status.failed:
+        if not any(folder.stats(number)["failed"] for number in folder.numbers()):
             raise Conflict(f"nothing of {name} has failed")
-        return self._steer(name, state="running", round=folder.control().round + 1)
+        return self._steer(name, state="running", held=False, round=folder.control().round + 1)
 
     def prioritise(self, name: str, priority: int) -> Status:
         """Puts its samples before or behind other bulk jobs: 0 to 100, higher runs first. Raises NotFound."""
@@ -343,20 +358,46 @@ class Datasets:
             raise InvalidJob(errors=(FieldError("priority", "a whole number from 0 to 100"),)) from None
         return self.status(name)
 
-    def rm(self, name: str) -> None:
-        """Deletes it: plan, shards, and its jobs in the ledger. What was exported stays. Raises NotFound, Conflict."""
-        folder, status = Folder(self._farm.store, name), self.status(name)
-        if status.state == "running":
-            raise Conflict(f"{name} is running; pause it first")
+    def rm(self, name: str, wait_s: float = 0.0) -> None:
+        """Deletes it: plan, shards, and its jobs in the ledger. What was exported stays.
+
+        Also what a deletion that broke off has left. `wait_s`: so long its feeder may take to leave it.
+
+        Raises:
+            NotFound: there is nothing of this name.
+            Conflict: it is running, or its feeder has not left it yet.
+        """
+        folder = Folder(self._farm.store, name)
+        if not folder.names(""):
+            folder.plan()
         plan, control = folder.planned(), folder.control()
-        # First what makes it one: its feeder leaves it, and what a deletion that breaks off leaves looks like none.
-        folder.delete(["asked.json", "plan.json", "control.json"])
-        for number in range(plan.shards if plan else 0):
-            run = run_of(name, number, control.round)
+        if plan and control.state == "running":
+            raise Conflict(f"{name} is running; pause it first")
+        seats, until = Seats(self._farm.settings), time.monotonic() + wait_s
+        with seats.held():
+            # Nobody else writes to it from now on.
+            while not seats.take(name):
+                if time.monotonic() >= until:
+                    raise Conflict(f"{name} is being left by its feeder; try again in a few seconds")
+                time.sleep(LOOK_S)
+            if plan:
+                self._drop_jobs(folder, plan, control.round)
+            # First what makes it one: what is left of a deletion that breaks off is no dataset.
+            folder.delete(["plan.json", "asked.json", "control.json"])
+            folder.delete(folder.names(""))
+
+    def _drop_jobs(self, folder: Folder, plan: Plan, round: int) -> None:
+        """Cancels and forgets the jobs of the shards that may be in work."""
+        numbers = list(range(plan.shards))
+        if not round:
+            there = set(folder.numbers())
+            most = RESTED * max(2, self._farm.settings.dataset_open // plan.spec.shard_samples)
+            numbers = [number for number in numbers if number not in there][:most]
+        for number in numbers:
+            run = run_of(plan.identity, number, round)
             with suppress(NotFound):
                 self._farm.ledger.cancel_run(run)
                 self._farm.ledger.forget(self._farm.ledger.run_jobs(run))
-        folder.delete(folder.names(""))
 
     def _is_fed(self, name: str) -> bool:
         """Whether a process has its seat, as far as Redis answers."""

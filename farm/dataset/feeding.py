@@ -12,10 +12,12 @@ Samples run one to a pipeline call (`limit=1` in `workers.worker`), so no pictur
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,15 +31,16 @@ from farm.dataset.metrics import count_shard, show_open
 from farm.dataset.moulds import Moulds, run_of
 from farm.dataset.sharding import ShardWriter, Written, write
 from farm.dataset.spec import Failed, Picture, Sample
-from farm.errors import BadBlob, NotFound
+from farm.errors import BadBlob, Conflict, NotFound
 from farm.job import MAX_DEADLINE_S
 from farm.ledger import CHUNK
 from farm.records import OPEN, JobRecord
+from farm.runs import Verb
 from farm.scripts import Server
 from farm.webhooks import Webhooks
 
 _log = structlog.get_logger(__name__)
-FETCHERS = 4
+READERS = 4
 """Threads that read results from the store, decode and measure them: half of the time they wait, or hold no lock."""
 LOOK_S = 2.0
 """How often the operator's wishes are read, seconds."""
@@ -59,7 +62,11 @@ class Shard:
     jobs: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.time)
     states: dict[str, int] = field(default_factory=dict)
-    lost: dict[str, int] = field(default_factory=dict)
+    lost: Counter[str] = field(default_factory=Counter)
+    """How often each sample's picture was gone or damaged, by key."""
+    conflicts: int = 0
+    """How often its jobs were found to be of other recipes."""
+    publishing: Future[dict[str, Any] | None] | None = None
 
     @property
     def ended(self) -> int:
@@ -67,23 +74,32 @@ class Shard:
         return sum(count for state, count in self.states.items() if state not in OPEN)
 
 
-class Feeder:
-    """Feeds one dataset. `open_samples`: so many are in the ledger at a time, or two shards if those have more."""
+class Moved(Exception):
+    """Jobs of a shard are gone or open again since it was looked at: it is to be looked at anew."""
 
-    def __init__(self, farm: Farm, name: str, open_samples: int) -> None:
-        self._farm, self.name = farm, name
+
+class Feeder:
+    """Feeds one dataset. `open_samples`: so many are in the ledger at a time, or two shards if those have more.
+
+    Shards are published by a thread of `pool`, so that the others go on; between two pictures it looks at `stop`.
+    """
+
+    def __init__(
+        self, farm: Farm, name: str, open_samples: int, pool: Executor, stop: threading.Event | None = None
+    ) -> None:
+        self._farm, self.name, self._pool, self._stop = farm, name, pool, stop or threading.Event()
         self.folder = Folder(farm.store, name)
         self.plan: Plan = self.folder.plan()
-        self._moulds = Moulds(farm, self.plan.spec)
+        self._moulds = Moulds(farm, self.plan.spec, plan=self.plan)
         self._window = max(2, open_samples // self.plan.spec.shard_samples)
-        self._control, self._looked, self._held = self.folder.control(), 0.0, False
+        self._control, self._looked = self.folder.control(), 0.0
         self._open: dict[int, Shard] = {}
         self._todo: deque[int] = deque()
+        self._whole: dict[int, tuple[int, int, int]] = {}
         self._ended: deque[tuple[float, int]] = deque()
-        self._ended_last = 0.0
+        self._ended_last, self._told = 0.0, -LOOK_S
         self._troubled = self.folder.read("trouble.json") is not None
         self.round = self._control.round
-        self._progress: dict[str, int] = {"shards": 0, "done": 0, "failed": 0, "size_bytes": 0}
         self._survey()
 
     # ------------------------------------------------------------------------------------------------ a round
@@ -93,16 +109,17 @@ class Feeder:
 
         Raises:
             Unavailable: a server is away; the next round goes on.
+            NotFound: the dataset was deleted.
         """
         self._look()
         if self._control.round != self.round and not self._open:
             self._survey()
         if self._control.state == "paused":
             return self._hold()
-        self._resume()
-        moved = self._fill()
+        moved = False
         for shard in list(self._open.values()):
             moved = self._advance(shard) or moved
+        moved = self._fill() or moved
         self._tell()
         done = not self._todo and not self._open and self._control.round == self.round
         # Whoever steers it meanwhile is heard first.
@@ -113,74 +130,87 @@ class Feeder:
 
     @property
     def is_over(self) -> bool:
-        """Whether every sample was tried, and it is said so."""
-        return self._control.state == "done"
+        """Whether nobody need feed it: every sample was tried, or all of its jobs are paused."""
+        return self._control.state == "done" or (self._control.state == "paused" and self._control.held)
 
     def _look(self) -> None:
         """Reads what the operator wants, now and then. Raises NotFound where the dataset was deleted."""
         if time.monotonic() - self._looked < LOOK_S:
             return
-        if self.folder.plan() != self.plan:
-            raise NotFound(f"the dataset {self.name!r} was deleted")
-        before, self._control = self._control, self.folder.control()
-        self._looked = time.monotonic()
+        self._check()
+        control = self.folder.control()
         if self._troubled:
             self.folder.delete(["trouble.json"])
             self._troubled = False
-        if self._control.priority != before.priority:
-            for shard in self._open.values():
-                for record in self._farm.ledger.read(shard.jobs, whole=False):
-                    if record.state in OPEN:
-                        self._farm.ledger.reprioritise(record.job, self._control.priority)
+        if control.priority != self._control.priority:
+            self._reprioritise(control.priority)
+        self._control, self._looked = control, time.monotonic()
+
+    def _check(self) -> None:
+        """Raises NotFound where the dataset was deleted, or is another one by now."""
+        if self.folder.plan().identity != self.plan.identity:
+            raise NotFound(f"the dataset {self.name!r} was deleted")
+
+    def _reprioritise(self, priority: int) -> None:
+        for shard in self._open.values():
+            for record in self._farm.ledger.read(shard.jobs, whole=False):
+                if record.state in OPEN:
+                    with suppress(Conflict, NotFound):  # it has ended since
+                        self._farm.ledger.reprioritise(record.job, priority)
 
     def _survey(self) -> None:
         """Finds what is left to do, and what a feeder before this one left behind."""
-        self.round, there = self._control.round, self.folder.numbers()
-        self._progress = dict.fromkeys(self._progress, 0)
+        self.round, self._whole, self._ended_last = self._control.round, {}, 0.0
         again, rounds = set[int](), dict[int, int]()
-        for number in there:
-            stats = self.folder.stats(number)
-            self._count(stats)
-            if stats["failed"] and stats["round"] < self.round:
-                again.add(number)
-            rounds[number] = stats["round"]
-        self._todo = deque(sorted({*range(self.plan.shards)} - {*there} | again))
+        with ThreadPoolExecutor(READERS) as readers:
+            for stats in readers.map(self.folder.stats, self.folder.numbers()):
+                if stats.get("dataset") != self.plan.identity:
+                    continue  # of a dataset of this name that was deleted
+                self._count(stats)
+                if stats["failed"] and stats["round"] < self.round:
+                    again.add(stats["shard"])
+                rounds[stats["shard"]] = stats["round"]
+        self._todo = deque(sorted({*range(self.plan.shards)} - {*rounds} | again))
         first = self._todo[0] if self._todo else self.plan.shards
-        for number in there:
+        for number, round in rounds.items():
             if number >= first - RESTED * self._window and number not in again:
-                self._farm.ledger.forget(self._farm.ledger.run_jobs(run_of(self.name, number, rounds[number])))
+                self._farm.ledger.forget(self._farm.ledger.run_jobs(self._run(number, round)))
 
-    def _count(self, stats: dict[str, Any], sign: int = 1) -> None:
-        self._progress["shards"] += sign
-        self._progress["done"] += sign * stats["successes"]
-        self._progress["failed"] += sign * stats["failed"]
+    def _count(self, stats: dict[str, Any]) -> None:
+        """Counts a shard that is there, as it is now."""
+        size_bytes = sum(file["bytes"] for file in stats["files"].values())
+        self._whole[stats["shard"]] = stats["successes"], stats["failed"], size_bytes
         self._ended_last = max(self._ended_last, stats["ended"])
-        self._progress["size_bytes"] += sign * sum(file["bytes"] for file in stats["files"].values())
+
+    def _progress(self) -> dict[str, int]:
+        """What the shards that are there come to."""
+        sums = [sum(column) for column in zip(*self._whole.values(), strict=True)] or [0, 0, 0]
+        return {"shards": len(self._whole), "done": sums[0], "failed": sums[1], "size_bytes": sums[2]}
+
+    def _run(self, number: int, round: int) -> str:
+        return run_of(self.plan.identity, number, round)
 
     # ------------------------------------------------------------------------------------------------ pausing
 
     def _hold(self) -> bool:
-        """Pauses the jobs of the shards in work; after a restart, those that are in the ledger."""
-        if self._held:
-            return False
-        for number in list(self._open) or list(self._todo)[: self._window]:
+        """Pauses the jobs of the shards in work, after a restart those that are in the ledger; says so in the end.
+
+        What is being published is published. Whoever resumes it finds the paused jobs (see `_advance`).
+        """
+        for shard in list(self._open.values()):
+            if shard.publishing:
+                self._advance(shard)
+        for number in list(self._open) or list(self._todo)[: RESTED * self._window]:
             self._steer(number, "pause")
-        self._held = True
         self._tell(at_once=True)
-        return True
+        if not any(shard.publishing for shard in self._open.values()) and self.folder.control() == self._control:
+            self._control = self.folder.steer(held=True)
+        return False
 
-    def _resume(self) -> None:
-        """Lets jobs that were paused go on."""
-        if not self._held:
-            return
-        for number in list(self._open) or list(self._todo)[: self._window]:
-            self._steer(number, "resume")
-        self._held = False
-
-    def _steer(self, number: int, verb: Any) -> None:
+    def _steer(self, number: int, verb: Verb) -> None:
         round = self._open[number].round if number in self._open else self.round
         try:
-            _, queues = self._farm.ledger.steer_run(run_of(self.name, number, round), verb)
+            _, queues = self._farm.ledger.steer_run(self._run(number, round), verb)
         except NotFound:
             return
         self._farm.broker.ring(queues)
@@ -191,11 +221,12 @@ class Feeder:
         """Opens shards while there is room; whether one was opened."""
         moved = False
         while self._todo and len(self._open) < self._window:
-            number = self._todo.popleft()
-            samples = self.folder.samples(number)
-            if (before := self.folder.found(number)) is not None:
+            samples = self.folder.samples(self._todo[0])
+            before = self._there(self._todo[0])
+            if before is not None:
                 failed = {one["key"] for one in before["failures"]}
                 samples = [sample for sample in samples if sample.key in failed]
+            number = self._todo.popleft()
             self._open[number] = Shard(number, samples, self.round)
             moved = True
         for shard in self._open.values():
@@ -203,88 +234,146 @@ class Feeder:
                 self._submit(shard)
         return moved
 
+    def _there(self, number: int) -> dict[str, Any] | None:
+        """What is known of a shard of this dataset that is there."""
+        stats = self.folder.found(number)
+        return stats if stats is not None and stats.get("dataset") == self.plan.identity else None
+
     def _submit(self, shard: Shard) -> None:
         """Submits what of a shard is not submitted yet; where a server fails, the rest is for the next round."""
         while len(shard.jobs) < len(shard.samples):
             chunk = shard.samples[len(shard.jobs) : len(shard.jobs) + CHUNK]
             jobs = [self._moulds.job(one, shard.round, self._control.priority, MAX_DEADLINE_S) for one in chunk]
-            shard.jobs += [handle.id for handle in self._farm.submit(jobs, self.plan.owner)]
+            try:
+                found = self._farm.submit(jobs, self.plan.owner)
+            except Conflict as error:
+                if error.code != "idempotency_conflict" or shard.conflicts >= TRIES:
+                    raise
+                # The catalog or a policy changed since these were submitted: one shard is of one recipe.
+                _log.warning("recipes_changed", dataset=self.name, shard=shard.number)
+                shard.conflicts += 1
+                self._drop(shard)
+                return
+            if shard.round:
+                self._lift([handle.id for handle in found if not handle.existed])
+            shard.jobs += [handle.id for handle in found]
+
+    def _drop(self, shard: Shard) -> None:
+        """Cancels and forgets all jobs of a shard, to submit them anew."""
+        with suppress(NotFound):
+            self._farm.ledger.cancel_run(self._run(shard.number, shard.round))
+        self._farm.ledger.forget(self._farm.ledger.run_jobs(self._run(shard.number, shard.round)))
+        shard.jobs = []
+
+    def _lift(self, jobs: list[str]) -> None:
+        """Lifts the quarantine in which new jobs of a retry ended at once; of an owner's dataset only an admin may."""
+        if self.plan.owner:
+            return
+        for record in self._farm.ledger.read(jobs, whole=False):
+            if record.state == "quarantined":
+                self._farm.broker.ring(self._farm.ledger.retry(record.job))
 
     def _advance(self, shard: Shard) -> bool:
-        """Publishes a shard all of whose jobs have ended; whether it did."""
+        """Goes on with a shard as far as its jobs are; whether it did."""
+        if shard.publishing is not None:
+            return shard.publishing.done() and self._published(shard)
         if len(shard.jobs) < len(shard.samples):
             return False
         try:
-            record = self._farm.ledger.run(run_of(self.name, shard.number, shard.round))
+            record = self._farm.ledger.run(self._run(shard.number, shard.round))
         except NotFound:
             record = None
         shard.states = record.states if record else {}
         if record is None or record.count < len(shard.jobs):
-            if self._is_published(shard):  # by another feeder
+            stats = self._there(shard.number)
+            if stats is not None and stats["round"] >= shard.round:  # by another feeder
+                self._count(stats)
                 del self._open[shard.number]
             else:  # the ledger lost them; those that it has are found by their keys
                 shard.jobs = []
             return True
+        if shard.states.get("paused"):
+            self._steer(shard.number, "resume")
+            return True
         if shard.ended < record.count:
             return False
-        self._publish(shard)
+        shard.publishing = self._pool.submit(self._publish, shard)
         return True
 
-    def _is_published(self, shard: Shard) -> bool:
-        found = self.folder.found(shard.number)
-        return found is not None and found["round"] >= shard.round
+    def _published(self, shard: Shard) -> bool:
+        """Takes note of what came of publishing a shard. Raises what that raised."""
+        done, shard.publishing = shard.publishing, None
+        if done is None or (stats := done.result()) is None:
+            return True
+        # Before the jobs are forgotten: whatever is away then, the shard is there.
+        self._count(stats)
+        del self._open[shard.number]
+        self._farm.ledger.forget(shard.jobs)
+        self._tell(at_once=True)
+        return True
 
     # ------------------------------------------------------------------------------------------------ publishing
 
-    def _publish(self, shard: Shard) -> None:
-        """Writes the shard from what its jobs made, and forgets these."""
-        began, before = time.monotonic(), self.folder.found(shard.number)
-        failed, lost = list[Failed](), list[str]()
+    def _publish(self, shard: Shard) -> dict[str, Any] | None:
+        """The stats of the shard that was written from what its jobs made; None where they have to go on first."""
+        began, before, lost = time.monotonic(), self._there(shard.number), list[str]()
+        failed = list[Failed]()
         with TemporaryDirectory(prefix="shard-") as temporary:
             with ShardWriter(Path(temporary), shard.number, self.plan.spec, self.plan.columns) as writer:
-                for sample, job, written in self._pictures(shard, failed):
-                    try:
-                        writer.put(written.result())
-                    except BadBlob as error:
-                        _log.warning("picture_lost", dataset=self.name, sample=sample.key, error=error.message)
-                        shard.lost[job] = shard.lost.get(job, 0) + 1
-                        (lost.append(job) if shard.lost[job] < TRIES else failed.append(_given_up(sample, error)))
+                try:
+                    for sample, job, written in self._pictures(shard, failed):
+                        if self._stop.is_set():
+                            return None
+                        try:
+                            writer.put(written.result())
+                        except BadBlob as error:
+                            _log.warning("picture_lost", dataset=self.name, sample=sample.key, error=error.message)
+                            shard.lost[sample.key] += 1
+                            if shard.lost[sample.key] < TRIES:
+                                lost.append(job)
+                            else:
+                                failed.append(Failed(sample, "failed", error.code, error.message))
+                except Moved:
+                    shard.jobs = []
+                    return None
                 if lost:
                     # What a job made is gone or damaged: it is made again. The others are found by their keys.
                     self._farm.ledger.forget(lost)
                     shard.jobs = []
-                    return
+                    return None
                 if before is not None:
                     with self.folder.tar(shard.number) as old:
                         writer.keep(old)
                 made = writer.finish(failed)
-            took = {"began": round(shard.began, 3), "ended": round(time.time(), 3)}
-            stats = {**made.facts, "count": self.plan.samples_of(shard.number), "round": shard.round, **took}
+            stats = {**made.facts, "count": self.plan.samples_of(shard.number), "dataset": self.plan.identity}
+            stats |= {"round": shard.round, "began": round(shard.began, 3), "ended": round(time.time(), 3)}
+            self._check()
             self.folder.publish(shard.number, made.tar, made.parquet, stats)
-        self._farm.ledger.forget(shard.jobs)
-        del self._open[shard.number]
-        if before is not None:
-            self._count(before, -1)
-        self._count(stats)
-        self._tell(at_once=True)
         seconds = round(time.monotonic() - began, 2)
         count_shard(self.name, stats, seconds)
         _log.info("shard", dataset=self.name, shard=shard.number, samples=stats["successes"], seconds=seconds)
+        return stats
 
     def _pictures(self, shard: Shard, failed: list[Failed]) -> Iterator[tuple[Sample, str, Future[Written]]]:
-        """What the jobs of a shard made, in order and read ahead a little; the others are added to `failed`."""
+        """What the jobs of a shard made, in order and read ahead a little; the others are added to `failed`.
+
+        Raises:
+            Moved: a job is gone, or open again.
+        """
         ahead = deque[tuple[Sample, str, Future[Written]]]()
-        with ThreadPoolExecutor(FETCHERS) as pool:
+        with ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(shard.jobs), CHUNK):
                 found = self._farm.ledger.read(shard.jobs[start : start + CHUNK], whole=False)
                 records = {one.job: one for one in found}
                 for sample, job in zip(shard.samples[start : start + CHUNK], shard.jobs[start:], strict=False):
-                    record = records[job]
+                    record = records.get(job)
+                    if record is None or record.state in OPEN:
+                        raise Moved
                     if record.state != "done":
                         failed.append(Failed(sample, record.state, record.code, record.message))
                         continue
-                    ahead.append((sample, job, pool.submit(self._written, sample, record)))
-                    if len(ahead) > 2 * FETCHERS:
+                    ahead.append((sample, job, readers.submit(self._written, sample, record)))
+                    if len(ahead) > 2 * READERS:
                         yield ahead.popleft()
             yield from ahead
 
@@ -309,29 +398,29 @@ class Feeder:
         """Leaves word for webhooks that every sample was tried."""
         told = {"id": self.name, "owner": self.plan.owner, "samples": self.plan.samples, "round": self.round}
         # Not the time of now: whoever says it again after a crash says the same.
-        told |= {"ended": round(self._ended_last * 1000), **self._progress}
-        Webhooks(Server(self._farm.settings)).tell(f"{self.name}:{self.round}", json.dumps(told))
+        told |= {"ended": round(self._ended_last * 1000), **self._progress()}
+        server = Server(self._farm.settings)
+        try:
+            Webhooks(server).tell(f"{self.name}:{self.round}", json.dumps(told))
+        finally:
+            server.close()
 
     def _tell(self, at_once: bool = False) -> None:
         """Writes how far it is, every few seconds."""
-        now = time.time()
-        if not at_once and self._ended and now - self._ended[-1][0] < LOOK_S:
+        now = time.monotonic()
+        if not at_once and now - self._told < LOOK_S:
             return
-        states: dict[str, int] = {}
+        self._told, progress = now, self._progress()
+        states: Counter[str] = Counter()
         for shard in self._open.values():
-            for state, count in shard.states.items():
-                states[state] = states.get(state, 0) + count
-        ended = self._progress["done"] + sum(shard.ended for shard in self._open.values())
+            states.update(shard.states)
+        ended = progress["done"] + sum(shard.ended for shard in self._open.values())
         show_open(self.name, states)
         self._ended.append((now, ended))
         while now - self._ended[0][0] > RATE_S and len(self._ended) > 2:
             self._ended.popleft()
         before, span = self._ended[0][1], now - self._ended[0][0]
         rate = max(0.0, (ended - before) / span) if span > 1 else None
-        told = {**self._progress, "round": self.round, "open": states, "open_shards": sorted(self._open)}
-        told |= {"rate": rate and round(rate, 3), "updated": round(now, 3)}
+        told = {**progress, "round": self.round, "open": states, "open_shards": sorted(self._open)}
+        told |= {"rate": rate and round(rate, 3), "updated": round(time.time(), 3)}
         self.folder.write("progress.json", json.dumps(told).encode(), "application/json")
-
-
-def _given_up(sample: Sample, error: BadBlob) -> Failed:
-    return Failed(sample, "failed", error.code, error.message)

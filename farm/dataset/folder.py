@@ -1,21 +1,22 @@
 """Where does a dataset lie in the store, and how is it written whole?
 
-Every object is one PUT, which a reader sees whole or not at all. What is only valid together is written so that what
+Every object is one write, which a reader sees whole or not at all. What is only valid together is written so that what
 names the others comes last: `plan.json` after the samples, `NNNNN_stats.json` after the shard.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 State = Literal["planned", "running", "paused", "done"]
+
+
+DELETED = 1000
+"""Objects that one request deletes. Source: S3's DeleteObjects."""
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Plan(BaseModel):
@@ -47,16 +53,36 @@ class Plan(BaseModel):
     sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
     checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
     digest: str = Field(description="SHA-256 (hex) over all samples")
+    safety: Literal["off", "tag", "blur", "refuse"] = Field("off", description="the farm's policy when it was planned")
+
+    @property
+    def identity(self) -> str:
+        """What tells this dataset from every other one of its name: 16 hex digits."""
+        told = f"{canonical(self.spec.model_dump(mode='json'))}\n{self.digest}"
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def samples_of(self, number: int) -> int:
         """How many samples shard `number` has."""
         return min(self.spec.shard_samples, self.samples - number * self.spec.shard_samples)
 
+    def path_of(self, number: int) -> str:
+        """Where the samples of shard `number` lie: below the digest, for two who plan one name must not mix theirs."""
+        return f"{self._part}{number:05d}.jsonl.gz"
+
+    def is_of_others(self, path: str) -> bool:
+        """Whether samples lie there that are not this plan's."""
+        return path.startswith("plan/") and not path.startswith(self._part)
+
+    @property
+    def _part(self) -> str:
+        return f"plan/{self.digest[:16]}/"
+
 
 class Control(BaseModel):
     """What the operator wants of a dataset; that it is `done`, its feeder says.
 
-    `round` counts the retries: what failed in an earlier one is tried again.
+    `round` counts the retries: what failed in an earlier one is tried again. `held`: its jobs are paused, and nobody
+    need feed it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +90,7 @@ class Control(BaseModel):
     state: State = "planned"
     priority: int = Field(50, ge=0, le=100)
     round: int = 0
+    held: bool = False
 
 
 class Folder:
@@ -89,14 +116,11 @@ class Folder:
             return None
 
     def write(self, path: str, data: bytes | Path, content_type: str = "application/octet-stream") -> None:
-        """Writes an object, from memory or from a file, which may have 5 GB."""
+        """Writes an object, from memory or from a file."""
+        if isinstance(data, Path):
+            self.store.put_file(self.store.bucket, self.key(path), data, content_type)
+            return
         with reaching("write of a dataset"):
-            if isinstance(data, Path):
-                with data.open("rb") as file:
-                    self.store.client.put_object(
-                        Bucket=self.store.bucket, Key=self.key(path), Body=file, ContentType=content_type
-                    )
-                return
             self.store.client.put_object(
                 Bucket=self.store.bucket, Key=self.key(path), Body=data, ContentType=content_type
             )
@@ -122,8 +146,12 @@ class Folder:
             return sorted(one["Key"][len(start) :] for page in pages for one in page.get("Contents", []))
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Deletes objects."""
-        self.store.delete_results([self.key(path) for path in paths])
+        """Deletes objects, a thousand with each request."""
+        keys = [self.key(path) for path in paths]
+        for start in range(0, len(keys), DELETED):
+            chunk: Any = [{"Key": key} for key in keys[start : start + DELETED]]
+            with reaching("delete of a dataset"):
+                self.store.client.delete_objects(Bucket=self.store.bucket, Delete={"Objects": chunk, "Quiet": True})
 
     # ------------------------------------------------------------------------------------------------ plan
 
@@ -132,24 +160,35 @@ class Folder:
         data = self.read("plan.json")
         if data is None:
             raise NotFound(f"there is no dataset {self.name!r}", hint="`farm dataset ls` lists them")
-        return Plan.model_validate_json(data)
+        return _read(Plan, data, f"the plan of {self.name!r}")
 
-    def write_plan(self, plan: Plan, folder: Path) -> bool:
-        """Writes a plan and its samples, which lie in `folder` as they will in the store; False if it is there already.
+    def write_plan(self, plan: Plan, folder: Path, wanted: Callable[[], object] | None = None) -> bool:
+        """Writes a plan and its samples, which lie in `folder` shard by shard; False if it is there already.
+
+        `wanted` raises where the plan was asked for and is not any more; without it nobody may have asked for one.
 
         Raises:
-            Conflict: there is another dataset of this name.
+            Conflict: there is another dataset of this name, or another one was asked for.
         """
         if (there := self.planned()) is not None:
             return self._same(there, plan)
-        paths = [f"plan/{number:05d}.jsonl.gz" for number in range(plan.shards)]
-        # What a planning that broke off has left.
-        self.delete(set(self.names("plan/")) - set(paths))
-        for path in paths:
-            self.write(path, folder / path, "application/gzip")
-        if self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json"):
-            return True
-        return self._same(self.plan(), plan)
+        if wanted is None:
+            wanted = self._check_unasked
+        # What a deletion that broke off has left, or who fed a dataset of this name that was deleted.
+        self.delete([*self.names("shards/"), "progress.json", "control.json", "trouble.json"])
+        for number in range(plan.shards):
+            wanted()
+            self.write(plan.path_of(number), folder / "plan" / f"{number:05d}.jsonl.gz", "application/gzip")
+        wanted()
+        fresh = self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json")
+        there = plan if fresh else self.plan()
+        # What plannings have left that broke off, or came later than this one or the other.
+        self.delete(path for path in self.names("plan/") if there.is_of_others(path))
+        return fresh or self._same(there, plan)
+
+    def _check_unasked(self) -> None:
+        if self.read("asked.json") is not None:
+            raise self._taken()
 
     def planned(self) -> Plan | None:
         """The same, or None."""
@@ -160,13 +199,16 @@ class Folder:
 
     def _same(self, there: Plan, plan: Plan) -> bool:
         if there != plan:
-            hint = "choose another name, or delete it with `farm dataset rm`"
-            raise Conflict(f"there is another dataset {self.name!r} already", hint=hint)
+            raise self._taken()
         return False
+
+    def _taken(self) -> Conflict:
+        hint = "choose another name, or delete it with `farm dataset rm`"
+        return Conflict(f"there is another dataset {self.name!r} already", hint=hint)
 
     def samples(self, number: int) -> list[Sample]:
         """The samples of one shard, as planned."""
-        data = self.read(f"plan/{number:05d}.jsonl.gz")
+        data = self.read(self.plan().path_of(number))
         if data is None:
             raise NotFound(f"the plan of shard {number} of {self.name!r} is gone")
         return [read_sample(line) for line in gzip.decompress(data).splitlines()]
@@ -176,7 +218,7 @@ class Folder:
     def control(self) -> Control:
         """What the operator wants of it."""
         data = self.read("control.json")
-        return Control() if data is None else Control.model_validate_json(data)
+        return Control() if data is None else _read(Control, data, f"what is wanted of {self.name!r}")
 
     def steer(self, **changes: Any) -> Control:
         """Changes that; the last one to write wins. Raises NotFound."""
@@ -261,6 +303,14 @@ class Folder:
             except NotFound:
                 raise BadBlob(f"{target.name} is missing") from None
             yield target
+
+
+def _read(kind: type[Model], data: bytes, what: str) -> Model:
+    """What lies in an object. Raises BadBlob where that is not what was written, or by another build."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError:
+        raise BadBlob(f"{what} cannot be read by this build") from None
 
 
 def _errors(error: FarmError) -> tuple[FieldError, ...]:

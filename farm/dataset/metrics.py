@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from prometheus_client import Counter, Gauge, start_http_server
+
+_log = structlog.get_logger(__name__)
 
 SAMPLES = Counter("farm_dataset_samples", "Samples in shards that this process published.", ["dataset", "state"])
 SHARDS = Counter("farm_dataset_shards", "Shards that this process published.", ["dataset"])
@@ -17,8 +20,11 @@ OPEN = Gauge("farm_dataset_open_jobs", "Jobs of the shards in work.", ["dataset"
 
 
 def serve_metrics(port: int) -> None:
-    """Tells Prometheus at http://127.0.0.1:port/metrics from now on."""
-    start_http_server(port, addr="127.0.0.1")
+    """Tells Prometheus at http://127.0.0.1:port/metrics from now on, unless another process has the port."""
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:  # nobody's pictures are to wait for that
+        _log.warning("dataset_metrics", port=port, error=error.strerror)
 
 
 def count_shard(dataset: str, stats: dict[str, Any], seconds: float) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
+from farm.dataset.folder import Plan
 from farm.dataset.spec import DatasetSpec, Sample, sample_id
+from farm.errors import Conflict
 from farm.inputs import Inputs
 from farm.job import InputImage, Job, Mould, make_mould
 from farm.whose import Owns, check_images
@@ -22,9 +24,16 @@ MOST = 2000
 class Moulds:
     """The shapes of a dataset's samples. Any call may raise InvalidJob, for a shape that is not possible."""
 
-    def __init__(self, farm: Inputs, spec: DatasetSpec, *, owns: Owns | None = None, store: bool = True) -> None:
-        """`owns`: which stored images may be named, where no files may. Without `store` nothing is stored."""
+    def __init__(
+        self, farm: Inputs, spec: DatasetSpec, *, owns: Owns | None = None, store: bool = True, plan: Plan | None = None
+    ) -> None:
+        """`owns`: which stored images may be named, where no files may. Without `store` nothing is stored.
+
+        With `plan`, no checkpoint may be another one than it was planned with.
+        """
         self._farm, self._spec, self._owns, self._store = farm, spec, owns, store
+        self._identity = plan.identity if plan else ""
+        self._manifests = {one["name"]: one["manifest"] for one in plan.checkpoints} if plan else {}
         self._made: dict[tuple[str, str], Mould] = {}
 
     def of(self, changes: Mapping[str, Any], image: InputImage | None = None) -> Mould:
@@ -43,8 +52,18 @@ class Moulds:
                 chain, uploads = self._farm.fitted(chain, Size(image.width, image.height) if image else None)
                 if self._store:
                     self._farm.store_all(uploads)
-            self._made[key] = make_mould(chain, self._farm.catalog, self._farm.settings, image)
+            mould = make_mould(chain, self._farm.catalog, self._farm.settings, image)
+            self._check(mould)
+            self._made[key] = mould
         return self._made[key]
+
+    def _check(self, mould: Mould) -> None:
+        """Refuses files of a checkpoint that are not those of the plan: pictures of both would be in one dataset."""
+        for recipe in mould.shared:
+            name, manifest = recipe["checkpoint"]["name"], recipe["checkpoint"]["manifest"]
+            if self._manifests.get(name, manifest) != manifest:
+                hint = "pull the files that it was planned with, or plan the dataset anew under another name"
+                raise Conflict(f"the checkpoint {name} is not the one that the dataset was planned with", hint=hint)
 
     def job(self, sample: Sample, round: int, priority: int, deadline_s: float) -> Job:
         """The job that makes `sample`, in the try `round`: the same one, however often it is asked for."""
@@ -55,12 +74,12 @@ class Moulds:
         return mould.job(
             seed=sample.seed,
             texts={"prompt": sample.prompt, "negative_prompt": sample.negative_prompt},
-            idempotency_key=f"dataset:{name}:{sample_id(name, sample.row, sample.variant)}:{round}",
+            idempotency_key=f"dataset:{self._identity}:{sample_id(name, sample.row, sample.variant)}:{round}",
             lane="bulk", priority=priority, deadline_s=deadline_s, collected=True,
-            run=run_of(name, sample.place[0], round),
+            run=run_of(self._identity, sample.place[0], round),
         )  # fmt: skip
 
 
-def run_of(name: str, shard: int, round: int) -> str:
-    """The run in which the jobs of one shard are, in the try `round`."""
-    return str(uuid5(NAMESPACE_OID, f"dataset:{name}:{shard}:{round}"))
+def run_of(identity: str, shard: int, round: int) -> str:
+    """The run in which the jobs of one shard are, in the try `round` (`identity`: see `Plan`)."""
+    return str(uuid5(NAMESPACE_OID, f"dataset:{identity}:{shard}:{round}"))

@@ -79,6 +79,8 @@ class Planner:
             if name not in self.known():
                 raise wrong(f"sweep.{name}", "no stage of this chain has this parameter", "unknown_field")
         self._moulds = Moulds(farm, spec, owns=owns, store=store)
+        self.most = farm.settings.max_dataset_samples
+        """Samples that all rows together may mean."""
         self._noted: Mould | None = None
         self._draws = Random()  # noqa: S311 — seeded for every row
         self.columns: dict[str, None] = {}
@@ -119,6 +121,10 @@ class Planner:
             InvalidJob: the row is not possible; `errors` name its columns.
         """
         given, columns = self._read(row)
+        if len(self.columns.keys() | columns.keys()) > MAX_COLUMNS:
+            raise wrong(
+                "columns", f"more than {MAX_COLUMNS} columns beside the parameters; leave them out of the samples"
+            )
         found, size = list[Sample](), self._spec.shard_samples
         image = self._picture(given.pop("image")) if "image" in given else None
         negative = self._checked("negative_prompt", given.pop("negative_prompt", None))
@@ -150,10 +156,6 @@ class Planner:
                 )
         for name in columns:
             self.columns.setdefault(name)
-        if len(self.columns) > MAX_COLUMNS:
-            raise wrong(
-                "columns", f"more than {MAX_COLUMNS} columns beside the parameters; leave them out of the samples"
-            )
         return found
 
     def _note(self, plan: Any) -> None:
@@ -325,9 +327,9 @@ def plan_rows(
 
     Raises:
         Refused: rows are wrong, and not `partial`; or none is right.
-        InvalidJob: there are too many samples.
+        InvalidJob: there are too many samples, also of rows that would not be planned; the others are not read.
     """
-    errors, wrongs, taken = list[RowError](), 0, 0
+    errors, wrongs, taken, meant = list[RowError](), 0, 0, 0
     with Writer(folder) as writer:
         for number, row in enumerate(rows, 1):
             if progress and number % 1000 == 0:
@@ -344,13 +346,16 @@ def plan_rows(
                         for sample in samples:
                             writer.write(sample)
                     taken += 1
+                    meant += len(samples)
+                    if meant > planner.most:
+                        told = f"more than the {planner.most:,} samples of FARM_MAX_DATASET_SAMPLES by row {number}"
+                        raise wrong("rows", f"{told}; make two datasets", "bad_rows")
+                    if meant > MAX_SHARDS * spec.shard_samples:
+                        told = f"more than {MAX_SHARDS:,} shards by row {number}"
+                        raise wrong("rows", f"{told}; set shard_samples higher, or make two datasets", "bad_rows")
                     continue
             wrongs += 1
             errors += found[: TOLD - len(errors)]
-            if writer.samples > MAX_SHARDS * spec.shard_samples:
-                break
-        if writer.samples > MAX_SHARDS * spec.shard_samples:
-            raise wrong("rows", f"more than {MAX_SHARDS} shards; set shard_samples higher, or make two datasets")
     if (wrongs and not partial) or not taken:
         raise Refused(errors, wrongs)
     return (

@@ -27,11 +27,10 @@ class Seats:
         self._mine: set[str] = set()
 
     def take(self, name: str) -> bool:
-        """Whether this process feeds the dataset from now on, or does already. Raises Unavailable."""
-        if self._server.run("SET", _key(name), self._me, "NX", "PX", str(round(LEASE_S * 1000))) or self._is_mine(name):
-            self._mine.add(name)
-            return True
-        return False
+        """Whether this process feeds the dataset, for `LEASE_S` from now on. Raises Unavailable."""
+        taken = self._server.call("seat", _key(name), self._me, round(LEASE_S * 1000)) == 1
+        (self._mine.add if taken else self._mine.discard)(name)
+        return taken
 
     def holder(self, name: str) -> str:
         """Who feeds the dataset; "" for nobody. Raises Unavailable."""
@@ -44,15 +43,11 @@ class Seats:
     def leave(self, name: str) -> None:
         """Lets another process feed it."""
         self._mine.discard(name)
-        if self._is_mine(name):
-            self._server.run("DEL", _key(name))
+        self._server.call("seat", _key(name), self._me, 0)
 
     def keeps(self, name: str) -> bool:
         """Whether it is still this process that feeds the dataset, as far as it knows."""
         return name in self._mine
-
-    def _is_mine(self, name: str) -> bool:
-        return self.holder(name) == self._me
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -76,8 +71,7 @@ class Seats:
         while not stop.wait(LEASE_S / 3):
             for name in list(self._mine):
                 try:
-                    if not self.take(name):
-                        self._mine.discard(name)
+                    self.take(name)
                 except Unavailable:
                     break
 

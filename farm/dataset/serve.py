@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import structlog
@@ -42,7 +43,7 @@ def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> 
         NotFound: there is no dataset `only`.
     """
     feeding = Feeding(settings, stop, only)
-    if settings.dataset_metrics_port:
+    if settings.dataset_metrics_port and only is None:  # whoever feeds all of them has the port
         serve_metrics(settings.dataset_metrics_port)
     try:
         feeding.run()
@@ -58,11 +59,13 @@ class Feeding:
         self._farm, self._seats = Farm(settings), Seats(settings)
         self._planning = Planning(settings, self._seats, stop)
         self._feeders: dict[str, Feeder] = {}
+        self._pool = ThreadPoolExecutor(1, "publishing")
         self._rests: dict[str, float] = {}
         self._looked, self._trouble = -LOOK_S, ""
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Waits for what is being published, which looks at `stop`, and closes the connections."""
+        self._pool.shutdown()
         self._farm.close()
 
     def run(self) -> None:
@@ -96,27 +99,31 @@ class Feeding:
         for name in datasets(self._farm.store) if self._only is None else [self._only]:
             if name in self._feeders or time.monotonic() < self._rests.get(name, 0.0):
                 continue
-            folder = Folder(self._farm.store, name)
-            if self._only is None and folder.planned() is None:
-                if is_asked(folder):
-                    self._planning.begin(name)
-                continue
-            if (self._only or folder.control().state in ("running", "paused")) and self._seats.take(name):
-                self._begin(name)
-
-    def _begin(self, name: str) -> None:
-        """Begins to feed a dataset. Raises NotFound where it is the only one, and Unavailable."""
-        try:
-            self._feeders[name] = Feeder(self._farm, name, self._settings.dataset_open)
-        except Unavailable:
-            self._seats.leave(name)
-            raise
-        except NotFound:
-            self._seats.leave(name)
-            if self._only is not None:
+            try:
+                self._consider(name)
+            except Unavailable:
                 raise
-        except Exception as error:  # noqa: BLE001 — whatever is wrong with it, the others are fed
-            self._rest(name, error)
+            except NotFound:
+                if self._only is not None:
+                    raise
+            except Exception as error:  # noqa: BLE001 — whatever is wrong with one, the others are fed
+                self._rest(name, error)
+
+    def _consider(self, name: str) -> None:
+        """Begins to feed or plan a dataset, if it is to be. Raises NotFound, BadBlob, Unavailable."""
+        folder = Folder(self._farm.store, name)
+        if self._only is None and folder.planned() is None:
+            if is_asked(folder):
+                self._planning.begin(name)
+            return
+        control = folder.control()
+        wanted = control.state == "running" or (control.state == "paused" and not control.held)
+        if (wanted or self._only) and self._seats.take(name):
+            try:
+                self._feeders[name] = Feeder(self._farm, name, self._settings.dataset_open, self._pool, self._stop)
+            except BaseException:
+                self._leave(name)
+                raise
 
     def _round(self, name: str) -> bool | Unavailable | None:
         """One round of one dataset: whether anything moved, or None where it is over, or what is away."""
@@ -134,7 +141,7 @@ class Feeding:
             return error
         except NotFound:
             _log.info("dataset_deleted", dataset=name)
-        except Exception as error:  # noqa: BLE001 — as above
+        except Exception as error:  # noqa: BLE001 — as in `_look`
             self._rest(name, error)
             return False
         self._leave(name)

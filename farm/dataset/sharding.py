@@ -104,7 +104,7 @@ class ShardWriter:
                     self._tar.copy(entry)
 
     def finish(self, failed: Sequence[Failed]) -> Shard:
-        """Writes both files under their names, and says what is in them."""
+        """Writes both files under their names, and says what is in them; what was made after all has not failed."""
         self._tar.close()
         self._table.close()
         if not self._in_order:
@@ -123,6 +123,7 @@ class ShardWriter:
                 "message": one.message,
             }
             for one in sorted(failed, key=lambda one: one.sample.place)
+            if one.sample.key not in self._tar.places
         ]
         made = len(self._tar.places)
         facts = {

@@ -139,7 +139,7 @@ class TargetBucket:
         found = re.fullmatch(r"s3://([a-z0-9.-]{3,63})/(.+?)/*", uri)
         if found is None:
             raise InvalidJob(errors=(FieldError("out", "a folder, or s3://BUCKET/PREFIX"),))
-        self._client, self._bucket, self._prefix = store.client, found[1], found[2] + "/"
+        self._store, self._client, self._bucket, self._prefix = store, store.client, found[1], found[2] + "/"
 
     def names(self) -> set[str]:
         with reaching("list an export"):
@@ -151,8 +151,7 @@ class TargetBucket:
             return self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)["Body"].read()
 
     def put(self, name: str, path: Path) -> None:
-        with reaching("write an export"), path.open("rb") as file:
-            self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=file)
+        self._store.put_file(self._bucket, self._prefix + name, path)
 
     def remove(self, name: str) -> None:
         with reaching("delete an export"):

@@ -2,7 +2,7 @@
 
 Every byte is read again: the files' hashes are compared with those that were written down, each picture is decoded, and
 what a sample says of itself in four places (its name, its JSON, its row of the table, the recipe in its picture) is
-held against each other.
+held against each other, and against what was planned.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from farm.dataset.encoding import decode, recipe_in
 from farm.dataset.sharding import file_facts
 from farm.dataset.shelves import Shards, read_table
+from farm.dataset.spec import Sample, sample_id
 from farm.dataset.tars import PICTURES, Entry, entries
-from farm.errors import BadBlob
+from farm.errors import BadBlob, NotFound
 from farm.image import hash_pixels
 from farm.job import canonical, stage_seed
 
@@ -34,7 +35,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was looked at, and what is wrong. `absent`: numbers below the last shard's of shards that are not there."""
+    """What was looked at, and what is wrong. `absent`: numbers of shards that are not there."""
 
     shards: int
     samples: int
@@ -44,8 +45,24 @@ class Report:
     problems: tuple[Problem, ...]
 
 
-def verify(shards: Shards) -> Report:
-    """What reading all of it again shows; a problem is told and never raised."""
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What was planned: the dataset's name, how many shards it has, and the samples of each.
+
+    `samples` raises NotFound where that cannot be said any more. `whole`: all of its shards have been written.
+    """
+
+    name: str
+    shards: int
+    samples: Callable[[int], Sequence[Sample]]
+    whole: bool
+
+
+def verify(shards: Shards, meant: Meant | None = None) -> Report:
+    """What reading all of it again shows; a problem is told and never raised.
+
+    Without `meant` a shard beyond the last one is not missed, and a sample is believed what it says of itself.
+    """
     numbers = list(shards.numbers())
     problems: list[Problem] = []
     samples = failed = total = 0
@@ -54,21 +71,33 @@ def verify(shards: Shards) -> Report:
             stats = shards.stats(number)
             samples, failed = samples + int(stats["successes"]), failed + int(stats["failed"])
             total += sum(int(one["bytes"]) for one in stats["files"].values())
-            problems += (Problem(number, key, what) for key, what in _wrong(shards, number, stats))
-        except BadBlob as error:
+            problems += (Problem(number, key, what) for key, what in _wrong(shards, number, stats, meant))
+        except (BadBlob, NotFound) as error:
             problems.append(Problem(number, "", error.message))
         except (KeyError, TypeError, ValueError, AttributeError):
             problems.append(Problem(number, "", "its facts cannot be read"))
-    absent = tuple(sorted(set(range(max(numbers, default=-1))) - set(numbers)))
+    count = max(numbers, default=-1) if meant is None else meant.shards
+    absent = tuple(sorted(set(range(count)) - set(numbers)))
+    if meant is not None and meant.whole:
+        problems += (Problem(number, "", "it was written and is not there any more") for number in absent)
     return Report(len(numbers), samples, failed, total, absent, tuple(problems))
 
 
-def _wrong(shards: Shards, number: int, stats: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _wrong(shards: Shards, number: int, stats: dict[str, Any], meant: Meant | None) -> Iterator[tuple[str, str]]:
     """Each thing that is wrong in one shard: key and words.
 
     Raises:
         BadBlob: tar or table cannot be read on.
+        NotFound: its plan is gone.
     """
+    planned: dict[str, Sample] | None = None
+    if meant is not None:
+        if number >= meant.shards:
+            yield "", f"{meant.shards} shards were planned, and this is none of them"
+            return
+        planned = {sample.key: sample for sample in meant.samples(number)}
+        if len(planned) != stats["count"]:
+            yield "", f"{len(planned)} samples were planned, it tells of {stats['count']}"
     with shards.tar(number) as tar, shards.parquet(number) as parquet:
         for path, name in ((tar, f"{number:05d}.tar"), (parquet, f"{number:05d}.parquet")):
             if file_facts(path) != stats["files"][name]:
@@ -83,12 +112,15 @@ def _wrong(shards: Shards, number: int, stats: dict[str, Any]) -> Iterator[tuple
                 keys.append(entry.key)
                 for what in _wrong_sample(entry, next(rows, None)):
                     yield entry.key, what
+                if meant is not None and planned is not None and entry.key in planned:
+                    for what in _otherwise(entry, meant.name, planned[entry.key]):
+                        yield entry.key, what
         for row in rows:
             yield str(row["key"]), "it is in the table and not in the tar"
     if len(keys) != stats["successes"]:
         yield "", f"{stats['successes']} samples were written, {len(keys)} are there"
     known = [*keys, *(one["key"] for one in stats["failures"])]
-    whole = [f"{number:05d}{place:04d}" for place in range(stats["count"])]
+    whole = [*planned] if planned is not None else [f"{number:05d}{place:04d}" for place in range(stats["count"])]
     for key in sorted(set(whole) - set(known)):
         yield key, "it is neither made nor failed"
     for key in sorted(set(known) - set(whole)):
@@ -124,6 +156,25 @@ def _wrong_sample(entry: Entry, row: dict[str, Any] | None) -> Iterator[str]:
         yield error.message
     except (KeyError, TypeError, ValueError, AttributeError):
         yield "its JSON cannot be read"
+
+
+def _otherwise(entry: Entry, dataset: str, sample: Sample) -> Iterator[str]:
+    """Each thing in which a sample is not the one that was planned; what cannot be read is told elsewhere."""
+    try:
+        known: Mapping[str, Any] = entry.known()
+    except BadBlob:
+        return
+    planned = {
+        "sample": sample_id(dataset, sample.row, sample.variant),
+        "row": sample.row,
+        "variant": sample.variant,
+        "prompt": sample.prompt,
+        "negative_prompt": sample.negative_prompt,
+        "seed": sample.seed,
+    }
+    for name, value in planned.items():
+        if known.get(name) != value:
+            yield f"its {name} is not the one that was planned"
 
 
 def _wrong_recipe(recipes: list[dict[str, Any]], known: dict[str, Any]) -> Iterator[str]:

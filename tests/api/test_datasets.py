@@ -21,6 +21,7 @@ import pytest
 
 from farm.dataset.asking import carry_out
 from farm.dataset.folder import Folder
+from farm.errors import CODES, FarmError, InvalidJob
 from tests.api.conftest import Json, Site, locs, open_site, picture, problem
 from tests.api.rows import CSV, DATASETS, FRUIT, asked, planned, stored
 from tests.e2e.rig import until
@@ -342,6 +343,39 @@ def test_a_dataset_is_asked_for_planned_and_steered(site: Site, ada: httpx2.Clie
     assert ada.delete(f"{DATASETS}/fruit").status_code == 204
     problem(ada.get(f"{DATASETS}/fruit"), 404, "not_found")
     assert Folder(site.farm.store, "fruit").names("") == []
+
+
+def test_a_dataset_is_told_of_when_its_checkpoint_is_gone(site: Site, ada: httpx2.Client) -> None:
+    # Given a dataset that was planned
+    before = planned(site, ada, "bereft")
+    catalog = site.farm.catalog
+    lock = catalog.lock_path(catalog.checkpoints[catalog.defaults["text2img"]])
+    away = lock.rename(lock.with_name("away"))
+    try:
+        # When what it was planned with is not here any more
+        found = ada.get(f"{DATASETS}/bereft")
+    finally:
+        away.rename(lock)
+    # Then all but what it would take is told
+    assert (found.status_code, found.json()["plan"]["cost_s"]) == (200, None)
+    assert found.json()["plan"]["first"] == before["plan"]["first"]
+
+
+def test_why_a_dataset_does_not_go_on_is_told(site: Site, ada: httpx2.Client) -> None:
+    # Given one that runs
+    planned(site, ada, "stuck")
+    assert ada.post(f"{DATASETS}/stuck/start").json()["trouble"] is None
+    folder = Folder(site.farm.store, "stuck")
+    # When its feeder meets something, Then that is told
+    folder.tell_trouble(InvalidJob("the checkpoint x is not here", code="not_pulled"))
+    trouble = ada.get(f"{DATASETS}/stuck").json()["trouble"]
+    assert (trouble["code"], trouble["message"]) == ("not_pulled", "the checkpoint x is not here")
+    # And of what nobody foresaw no more than that
+    folder.tell_trouble(FarmError("OSError: /home/ada/secret on host db1"))
+    (found,) = [one for one in ada.get(DATASETS).json()["datasets"] if one["name"] == "stuck"]
+    assert found["trouble"] == {"code": "internal", "message": CODES["internal"], "errors": []}
+    # And of one that is not to go on nothing
+    assert ada.post(f"{DATASETS}/stuck/pause").json()["trouble"] is None
 
 
 def test_wrong_rows_are_told_and_may_be_left_out(site: Site, ada: httpx2.Client) -> None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
 import redis
@@ -19,9 +20,11 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from farm.api import courier
 from farm.api.courier import Patience
+from farm.api.deliverer import Deliverer
+from farm.api.outbox import Outbox
 from farm.errors import InvalidJob, NotFound
 from farm.job import make_job
-from farm.ledger import FAN
+from farm.ledger import FAN, Ledger
 from farm.scripts import Server
 from farm.settings import Settings
 from farm.webhooks import TOPICS, Webhooks, now_ms
@@ -200,14 +203,38 @@ def test_a_dataset_is_told_of_as_a_whole_and_its_samples_are_not(
         # When both end, and the dataset with them
         while any(farm.ledger.job(one.id).state != "done" for one in (sample, job)):
             hand.serve(hand.claim(QUEUE))
-        told = {"id": "fruit", "owner": "", "samples": 1, "done": 1, "failed": 0, "ended": time.time() * 1000}
+        # The clock of its feeder is an hour behind the ledger's.
+        ended = round(time.time() - 3600) * 1000
+        told = {"id": "fruit", "owner": "", "samples": 1, "done": 1, "failed": 0, "ended": ended}
         hooks.tell("fruit:0", json.dumps(told))
         # Then the job and the dataset are told of, each once, and not the sample
         receiver.hears(job.id)
         (call,) = receiver.hears("fruit")
-        assert (call.topic, call.data["samples"]) == ("dataset.done", 1)
+        urls = {"self": "/api/v1/datasets/fruit"}
+        assert (call.topic, call.data | {"ended": ended}) == ("dataset.done", {**told, "urls": urls})
         assert {one.topic for one in receiver.calls} == {"job.done", "dataset.done"}
         assert sample.id not in {one.data["id"] for one in receiver.calls}
+
+
+def test_word_of_a_dataset_is_forgotten_by_who_has_noted_it_alone(own: Settings) -> None:
+    # Given an API process that has lost the seat to another, unawares
+    server = Server(own, FAN)
+    hooks, outbox, other = Webhooks(server), Outbox(server, "one"), Outbox(server, "other")
+    ledger = Ledger(own)
+    with receiving() as receiver:
+        endpoint, _ = hooks.create(receiver.url)
+        hooks.tell("fruit:0", json.dumps({"id": "fruit", "owner": "", "samples": 1, "ended": 1}))
+        assert other.lead(60)
+        # When it looks at the datasets, Then what it can tell nobody of is there still
+        anyio.run(Deliverer(ledger, hooks, outbox, BRISK)._look_at_datasets, [endpoint])
+        assert (list(outbox.datasets()), hooks.waiting(endpoint.id)) == (["fruit:0"], 0)
+        # And the next to lead tells it
+        other.lead(0)
+        with serving(own, patience=BRISK):
+            receiver.hears("fruit")
+            until(lambda: not outbox.datasets(), 20, "the word to be forgotten")
+    ledger.close()
+    server.close()
 
 
 def test_a_slow_receiver_holds_up_nobody_else(site: Site, ada: httpx2.Client, hooks: Webhooks) -> None:

@@ -1,8 +1,8 @@
 """Does a dataset that is killed on the way come out as one that nobody touched?
 
 The same file is made twice, each on a farm of its own: once in peace, and once while workers, the feeder and Valkey are
-killed, each alone and all at once, as often as asked, at even shares of the work. `python -m tests.dataset.killed` does
-so with 2,000 rows × 2 seeds.
+killed, each alone and all at once, and Valkey loses all that it knows, as often as asked, at even shares of the work.
+`python -m tests.dataset.killed` does so with 2,000 rows × 2 seeds.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Killer:
 
     def __init__(self, rig: Rig, feeder: FeederProcess) -> None:
         self._rig, self._feeder = rig, feeder
+        self.counted = 0
+        """Commits that the ledger has forgotten."""
 
     def worker(self) -> None:
         """One child, as the kernel's out-of-memory killer would; its supervisor starts another."""
@@ -55,6 +57,18 @@ class Killer:
         """The ledger's server, which comes back on its own files."""
         self._rig.valkey.kill()
         self._rig.valkey.start()
+
+    def forget(self) -> None:
+        """All that the ledger knows, as when its disk is lost; nothing else is touched."""
+        self.counted = self.commits()
+        self._rig.farm.ledger._server.run("FLUSHALL")
+
+    def commits(self) -> int:
+        """How many stages were committed."""
+        try:
+            return self.counted + self._rig.farm.ledger.stats().get("commits", 0)
+        except FarmError:
+            return 0  # it is being killed
 
     def everything(self) -> None:
         """All of it within a moment, supervisors too, as when a machine loses its power."""
@@ -86,14 +100,14 @@ def made(rig: Rig, folder: Path, rows: int, shard_samples: int, kills: int, time
     desk.start(NAME)
     feeder.start()
     killer = Killer(rig, feeder)
-    acts: list[Callable[[], None]] = [killer.worker, killer.feeder, killer.valkey, killer.everything]
+    acts: list[Callable[[], None]] = [killer.worker, killer.feeder, killer.valkey, killer.everything, killer.forget]
     try:
         for number in range(kills):
             # Both stages of each sample are committed once; what is committed grows until then.
             wanted = 2 * total * (number + 1) // (kills + 1)
-            until(lambda: _commits(rig) >= wanted, timeout_s, f"{wanted} commits before kill {number}")  # noqa: B023
+            until(lambda: killer.commits() >= wanted, timeout_s, f"{wanted} commits before kill {number}")  # noqa: B023
             act = acts[number % len(acts)]
-            print(f"{time.strftime('%X')} kill {number}: {act.__name__} at {_commits(rig)} commits", flush=True)
+            print(f"{time.strftime('%X')} kill {number}: {act.__name__} at {killer.commits()} commits", flush=True)
             act()
         done(rig, NAME, timeout_s)
         until(lambda: not jobs_left(rig), 30, "an empty ledger")
@@ -101,13 +115,6 @@ def made(rig: Rig, folder: Path, rows: int, shard_samples: int, kills: int, time
         feeder.stop()
     _check(rig, total)
     return shards(rig, NAME)
-
-
-def _commits(rig: Rig) -> int:
-    try:
-        return rig.farm.ledger.stats().get("commits", 0)
-    except FarmError:
-        return 0  # it is being killed
 
 
 def _check(rig: Rig, total: int) -> None:

@@ -59,8 +59,7 @@ def test_a_file_becomes_shards_and_nothing_stays_in_the_ledger(rig: Rig, feeder:
     assert until(lambda: not jobs_left(rig), 20, "an empty ledger")
     # And made again, from nothing, they are the same bytes
     before = shards(rig, "fruit")
-    until(lambda: not desk.status("fruit").fed, 20, "the feeder to leave it")
-    desk.rm("fruit")
+    desk.rm("fruit", wait_s=20)
     assert not folder.names("")
     planned(rig, table(tmp_path / "fruit.csv", 10), "fruit")
     desk.start("fruit")
@@ -77,14 +76,18 @@ def test_it_is_paused_goes_on_and_tries_again_what_failed(rig: Rig, feeder: Feed
     until(lambda: desk.status("steered").done or desk.status("steered").open.get("done"), 120, "the first sample")
     # When it is paused
     assert desk.pause("steered").state == "paused"
-    held = until(lambda: [job.job for job in ledger.jobs(state="paused", limit=100)], 60, "paused jobs")
+    until(lambda: not desk.status("steered").fed, 60, "the feeder to leave it")
+    held = [job.job for job in ledger.jobs(state="paused", limit=100)]
+    assert held
     assert not ledger.jobs(state="queued")
     assert all(job.priority == 80 and job.lane == "bulk" for job in ledger.read(held))
     with pytest.raises(Conflict, match="is paused"):
         desk.retry("steered")
-    # And one of its jobs is cancelled by somebody, and it goes on
+    # And one of its jobs is cancelled by somebody, its feeder dies, and another one goes on
     ledger.cancel(held[0])
+    feeder.kill()
     desk.resume("steered")
+    feeder.start()
     done(rig, "steered")
     # Then that one sample failed, and says why
     assert (desk.status("steered").done, desk.status("steered").failed) == (47, 1)
@@ -96,8 +99,7 @@ def test_it_is_paused_goes_on_and_tries_again_what_failed(rig: Rig, feeder: Feed
     done(rig, "steered")
     assert (desk.status("steered").done, desk.status("steered").failed) == (48, 0)
     after = shards(rig, "steered")
-    until(lambda: not desk.status("steered").fed, 20, "the feeder to leave it")
-    desk.rm("steered")
+    desk.rm("steered", wait_s=20)
     planned(rig, table(tmp_path / "steered.csv", 24), "steered")
     desk.start("steered")
     done(rig, "steered")
@@ -128,7 +130,7 @@ def test_an_interactive_job_waits_no_longer_than_one_bulk_batch(
         desk.rm("bulk")
     desk.pause("bulk")
     until(lambda: not ledger.jobs(state="queued") and not ledger.jobs(state="running"), 60, "nothing that runs")
-    desk.rm("bulk")
+    desk.rm("bulk", wait_s=20)
     until(lambda: {one.job for one in ledger.jobs(limit=500)} <= {job.id}, 60, "only the interactive job")
     with pytest.raises(NotFound):
         desk.status("bulk")
@@ -157,9 +159,10 @@ def test_one_that_cannot_go_on_says_why_and_keeps_nobody_waiting(rig: Rig, tmp_p
     for name in ("broken", "sound"):
         planned(rig, table(tmp_path / f"{name}.csv", 3), name)
         desk.start(name)
-    whole = folder.read("plan/00000.jsonl.gz")
+    path = folder.plan().path_of(0)
+    whole = folder.read(path)
     assert whole is not None
-    folder.write("plan/00000.jsonl.gz", whole[:-9])
+    folder.write(path, whole[:-9])
     # When both are fed
     feeder = FeederProcess(rig, FARM_DATASET_METRICS_PORT=str(port)).start()
     try:
@@ -170,7 +173,7 @@ def test_one_that_cannot_go_on_says_why_and_keeps_nobody_waiting(rig: Rig, tmp_p
         told = httpx2.get(f"http://127.0.0.1:{port}/metrics").text
         assert 'farm_dataset_samples_total{dataset="sound",state="done"} 6.0' in told
         # And once it is mended, it goes on
-        folder.write("plan/00000.jsonl.gz", whole)
+        folder.write(path, whole)
         done(rig, "broken")
         assert desk.status("broken").trouble is None
     finally:

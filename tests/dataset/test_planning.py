@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from farm.catalog import Catalog
 from farm.client import Farm
+from farm.dataset.asking import Asked, Stopped, ask, carry_out
 from farm.dataset.desk import Datasets, Planned
 from farm.dataset.folder import Folder, read_sample
 from farm.dataset.planning import Planner, Refused, plan_rows
@@ -254,13 +256,13 @@ def test_a_planning_that_broke_off_leaves_nothing_that_counts(stocked: Farm, tmp
     # Given what a planning of more and other samples had written when it was killed
     folder, path = Folder(stocked.store, "some"), table(tmp_path / "a.csv", "prompt", "a fig", "a plum", "a pear")
     for number in range(3):
-        folder.write(f"plan/{number:05d}.jsonl.gz", gzip.compress(b"{}"))
+        folder.write(f"plan/{'0' * 16}/{number:05d}.jsonl.gz", gzip.compress(b"{}"))
     with pytest.raises(NotFound):
         folder.plan()
     # When it is planned again
-    planned(stocked, path, shard_samples=2)
+    plan = planned(stocked, path, shard_samples=2).plan
     # Then it is as if nothing had been
-    assert folder.names("") == ["plan.json", "plan/00000.jsonl.gz", "plan/00001.jsonl.gz"]
+    assert folder.names("") == ["plan.json", plan.path_of(0), plan.path_of(1)]
     assert [sample.prompt for sample in (*folder.samples(0), *folder.samples(1))] == ["a fig", "a plum", "a pear"]
 
 
@@ -275,6 +277,17 @@ def test_the_plan_says_what_it_comes_to(stocked: Farm, tmp_path: Path) -> None:
     assert plan.source["name"] == "a.csv"
     assert [one["name"] for one in plan.checkpoints] == ["tiny"]
     assert [sample.key for sample in found.first] == ["000000000", "000000001", "000000002"]
+
+
+@pytest.mark.parametrize(("then", "now"), [("off", "refuse"), ("tag", "off")])
+def test_the_card_tells_the_safety_policy_of_the_plan(stocked: Farm, tmp_path: Path, then: str, now: str) -> None:
+    # Given what was planned under one policy
+    given = {"safety_checker": "tiny-lax"}
+    farms = [Farm(stocked.settings.model_copy(update={**given, "safety": policy})) for policy in (then, now)]
+    planned(farms[0], table(tmp_path / "a.csv", "prompt", "a fig"))
+    # When the farm has another one, Then the card says what these pictures went through
+    told = {"off": "No safety checker looked", "tag": "what it found is still among them"}[then]
+    assert told in Datasets(farms[1]).card("some")
 
 
 def test_a_dry_run_stores_nothing(stocked: Farm, tmp_path: Path) -> None:
@@ -352,3 +365,92 @@ def test_row_errors_of_the_reader_are_told_with_the_planners(stocked: Farm, tmp_
     with pytest.raises(Refused) as caught:
         planned(stocked, path)
     assert [one.row for one in caught.value.rows] == [found[0].row, 3]
+
+
+def test_two_who_plan_one_name_do_not_mix_their_samples(stocked: Farm, tmp_path: Path) -> None:
+    # Given two files, and somebody who plans the second one while the samples of the first are written
+    first = table(tmp_path / "a.csv", "prompt", "a fig", "a plum")
+    second = table(tmp_path / "b.csv", "prompt", "a pear", "a lime")
+    folder, quicker = Folder(stocked.store, "some"), list[Planned]()
+
+    def meanwhile() -> None:
+        if folder.names("plan/") and not quicker:
+            quicker.append(planned(stocked, second, shard_samples=1))
+
+    # When
+    with pytest.raises(Conflict, match="another dataset"):
+        planned(stocked, first, shard_samples=1, wanted=meanwhile)
+    # Then the plan has its own samples, and those of the other are gone
+    (other,) = quicker
+    assert folder.plan() == other.plan
+    assert [folder.samples(number)[0].prompt for number in range(2)] == ["a pear", "a lime"]
+    assert folder.names("") == ["plan.json", other.plan.path_of(0), other.plan.path_of(1)]
+
+
+def wish(farm: Farm, path: Path, owner: str, name: str = "some", **given: Any) -> Asked:
+    """What is asked for from afar, with its file in the store."""
+    key = f"files/{owner}/{path.name}"
+    farm.store.client.put_object(Bucket=farm.store.bucket, Key=key, Body=path.read_bytes())
+    spec = DatasetSpec.model_validate({"name": name, "chain": CHAIN, "shard_samples": 1})
+    kind = path.suffix.removeprefix(".")
+    return Asked(spec=spec, file=key, file_name=path.name, format=kind, owner=owner, **given)
+
+
+def test_what_was_deleted_and_asked_for_by_another_is_the_others(stocked: Farm, tmp_path: Path) -> None:
+    # Given a wish that is deleted while it is planned, and another owner's of the same name
+    mine = wish(stocked, table(tmp_path / "a.csv", "prompt", "a fig", "a plum"), "ada")
+    theirs = wish(stocked, table(tmp_path / "b.csv", "prompt", "a pear"), "bob")
+    folder = Folder(stocked.store, "some")
+    assert ask(stocked, mine)
+
+    def stop() -> bool:
+        if folder.names("plan/") and mine.owner == Datasets(stocked).owner("some"):
+            Datasets(stocked).rm("some")
+            ask(stocked, theirs)
+        return False
+
+    # When
+    with pytest.raises(Stopped):
+        carry_out(stocked, "some", stop)
+    # Then nothing was planned, until the other's is
+    assert folder.planned() is None
+    carry_out(stocked, "some", lambda: False)
+    assert (folder.plan().owner, folder.samples(0)[0].prompt) == ("bob", "a pear")
+
+
+def test_a_name_that_was_asked_for_is_planned_by_nobody_else(stocked: Farm, tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", "prompt", "a fig")
+    ask(stocked, wish(stocked, path, "ada"))
+    with pytest.raises(Conflict, match="another dataset"):
+        planned(stocked, path)
+    assert Folder(stocked.store, "some").names("") == ["asked.json"]
+
+
+def test_more_samples_than_a_dataset_may_have_are_refused_early(farm: Farm, tmp_path: Path) -> None:
+    # Given a farm that plans ten samples, and rows without end, of which the first one is wrong
+    small = Farm(farm.settings.model_copy(update={"max_dataset_samples": 10}))
+    spec = DatasetSpec(name="some", chain=CHAIN, sweep=[{"seed": [1, 2]}])
+    planner, read = Planner(small, spec, Wildcards(), no_picture, text=False), list[int]()
+
+    def endless() -> Iterator[Row]:
+        for number in count(1):
+            read.append(number)
+            yield Row(number, {"prompt": "a fig" if number > 1 else 3})
+
+    # When, Then
+    for partly in (True, False):
+        read.clear()
+        assert wrongs(lambda: plan_rows(planner, spec, endless(), tmp_path, {}, partial=partly)) == [  # noqa: B023
+            ("rows", "bad_rows")
+        ]
+        assert len(read) == 7
+
+
+def test_a_row_of_too_many_columns_is_wrong_alone(farm: Farm, tmp_path: Path) -> None:
+    spec = DatasetSpec(name="some", chain=CHAIN)
+    planner = Planner(farm, spec, Wildcards(), no_picture, text=False)
+    wide = {"prompt": "a plum", **{f"c{number}": "x" for number in range(1001)}}
+    given = [Row(1, {"prompt": "a fig", "label": "x"}), Row(2, wide), Row(3, {"prompt": "a pear", "other": "y"})]
+    plan, rejected = plan_rows(planner, spec, given, tmp_path, {}, partial=True)
+    assert ([one.row for one in rejected], plan.rows) == ([2], 2)
+    assert plan.columns == ("label", "other")

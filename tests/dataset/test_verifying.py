@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from farm.dataset.sharding import Shard, file_facts
+from farm.dataset.sharding import Shard, ShardWriter, file_facts
 from farm.dataset.shelves import ShardFolder
 from farm.dataset.spec import Failed
 from farm.dataset.tars import TarWriter, entries
-from farm.dataset.verifying import Problem, verify
+from farm.dataset.verifying import Meant, Problem, verify
+from farm.errors import NotFound
 from farm.image import to_png
 from farm.job import canonical
 from tests.dataset.made import LONG, Maker, drawn
@@ -208,3 +209,77 @@ def test_samples_out_of_order_are_told(shard: Shard) -> None:
         Problem(0, "000000001", "it is not after the sample before it")
         in verify(ShardFolder(shard.tar.parent)).problems
     )
+
+
+# ------------------------------------------------------------------------------------------- what was planned
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Maker, ShardFolder]:
+    """The first two shards, of two samples each, of three that were planned."""
+    maker = Maker(tmp_path, shard_samples=2)
+    for number in (0, 1):
+        shard = maker.shard(tmp_path / "shards", [maker.picture(2 * number + place) for place in (0, 1)], number)
+        (tmp_path / "shards" / f"{number:05d}_stats.json").write_text(json.dumps(shard.facts))
+    return maker, ShardFolder(tmp_path / "shards")
+
+
+def meant(maker: Maker, shards: int = 3, whole: bool = False, **told: Any) -> Meant:
+    """Shards of two; `told` is otherwise of the second sample."""
+    return Meant(
+        "fruit", shards, lambda number: [maker.sample(2 * number), maker.sample(2 * number + 1, **told)], whole
+    )
+
+
+def test_shards_that_the_plan_has_are_missed(two: tuple[Maker, ShardFolder]) -> None:
+    maker, shards = two
+    found = verify(shards, meant(maker))
+    assert (found.absent, found.problems) == ((2,), ())
+    # And once it was all written, that is a loss
+    found = verify(shards, meant(maker, 4, whole=True))
+    assert found.absent == (2, 3)
+    assert found.problems == tuple(Problem(n, "", "it was written and is not there any more") for n in (2, 3))
+
+
+def test_samples_that_were_not_planned_so_are_told(two: tuple[Maker, ShardFolder]) -> None:
+    maker, shards = two
+    for told, name in (
+        ({"seed": 5}, "seed"),
+        ({"prompt": "x"}, "prompt"),
+        ({"negative_prompt": ""}, "negative_prompt"),
+    ):
+        found = verify(shards, meant(maker, **told))
+        assert found.problems == tuple(
+            Problem(n, f"{n:05d}0001", f"its {name} is not the one that was planned") for n in (0, 1)
+        )
+    # And a shard too many, and samples of another count
+    assert verify(shards, meant(maker, 1)).problems[0] == Problem(
+        1, "", "1 shards were planned, and this is none of them"
+    )
+    more = Meant(
+        "fruit", 2, lambda number: [maker.sample(2 * number + place) for place in (0, 1)] * (1 - number), False
+    )
+    assert ("", "0 samples were planned, it tells of 2") in [
+        (one.key, one.what) for one in verify(shards, more).problems
+    ]
+
+    # And a plan that is gone is a problem of each shard
+    def gone(number: int) -> list[Any]:
+        raise NotFound(f"the plan of shard {number} is gone")
+
+    assert [one.what for one in verify(shards, Meant("fruit", 2, gone, False)).problems] == [
+        "the plan of shard 0 is gone",
+        "the plan of shard 1 is gone",
+    ]
+
+
+def test_what_an_earlier_try_made_has_not_failed(tmp_path: Path) -> None:
+    # Given a shard with all of its samples, and a later try that made none of them
+    maker = Maker(tmp_path)
+    before = maker.shard(tmp_path / "before", [maker.picture(0), maker.picture(1)])
+    with ShardWriter(tmp_path, 0, maker.spec, ()) as writer:
+        writer.keep(before.tar)
+        found = writer.finish([Failed(maker.sample(place), "failed", "crashed", "gone") for place in (1, 2)])
+    # Then only what is not there has failed
+    assert [one["key"] for one in found.facts["failures"]] == ["000000002"]
+    assert (found.facts["count"], found.facts["successes"], found.facts["failed"]) == (3, 2, 1)

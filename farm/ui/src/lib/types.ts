@@ -377,6 +377,12 @@ export interface RefusedView {
   errors: WrongField[];
 }
 
+export interface TroubleView {
+  code: string;
+  message: string;
+  errors: WrongField[];
+}
+
 export interface DatasetView {
   name: string;
   owner: string;
@@ -395,6 +401,7 @@ export interface DatasetView {
   rate: number | null;
   eta_s: number | null;
   refused: RefusedView | null;
+  trouble: TroubleView | null;
 }
 
 export interface DatasetPage {
