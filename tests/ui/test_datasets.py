@@ -174,7 +174,7 @@ def test_what_is_no_table_is_said_at_once(watched: Watched) -> None:
     expect(page.get_by_role("region", name="First rows", exact=True)).to_be_visible()
     # A chain that cannot be is told before anything is planned
     page.get_by_label("Every row runs").select_option("img")
-    expect(page.get_by_label("Preview")).to_contain_text("image")
+    expect(page.get_by_role("region", name="Preview")).to_contain_text("image")
 
 
 def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Watched) -> None:
