@@ -79,6 +79,7 @@ export interface RunView {
   created: string;
   count: number;
   states: Record<string, number>;
+  prompt: string;
   progress: number;
   ended: string | null;
 }
