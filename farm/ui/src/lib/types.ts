@@ -239,6 +239,7 @@ export interface Schema {
   maxItems?: number;
   "x-upload"?: string;
   "x-adapter"?: string;
+  "x-also"?: string[];
 }
 
 export interface QueueView {
