@@ -57,6 +57,8 @@ def _waits_for(state: str, *rest: Any) -> str:
         return "paused"
     if state == "pausing":
         return PAUSING
+    if state == "between":
+        return "paused, its stage done"
     if state == "spool":
         return "finished; the result waits on its worker's disk until the store answers"
     if state == "backoff":

@@ -968,6 +968,7 @@ def test_pause_lets_a_running_stage_commit(ledger: Ledger) -> None:
     assert (state(ledger, "a"), ledger.job("a").waits_for) == ("paused", PAUSING)
     assert ledger.beat([claim], "step", 1, 9) == [Beat.OK]
     assert done(ledger, claim, "zero") == set()
+    assert ledger.job("a").waits_for == "paused, its stage done"
     # When
     ready = ledger.resume("a")
     # Then

@@ -133,7 +133,9 @@ class Sampled(Diffusion):
     """A stage whose scheduler may be chosen."""
 
     scheduler: Scheduler | None = Field(
-        None, description="class name, or A1111's sampler; default: the checkpoint's own"
+        None,
+        description="class name, or A1111's sampler; default: the checkpoint's own",
+        json_schema_extra={"x-also": list(sampler.SAMPLERS)},
     )
     scheduler_options: SchedulerOptions = Field(SchedulerOptions(), description="what the scheduler is told")
     eta: float = Field(0.0, ge=0, le=1, description="share of fresh noise in each step of DDIMScheduler")

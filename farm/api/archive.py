@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from io import BytesIO
@@ -25,6 +26,8 @@ from farm.records import JobRecord
 router = APIRouter(route_class=Door, tags=["artifacts"])
 MOST = 180
 """Pictures of one archive: so many ids stand in an address of 8 KiB. Source: nginx's large_client_header_buffers."""
+WORDS = 60
+"""Characters of a prompt that a file's name has. Source: Windows' longest path is 260, and people nest folders."""
 FILM_SIDE = 512
 """Longest side of a film, pixels: that of a thumbnail."""
 SHOWN_MS, LAST_MS = 700, 2000
@@ -58,7 +61,7 @@ class _Out(BytesIO):
 async def archive(
     request: Request, caller: Reader, job: Annotated[list[str], Query(min_length=1, max_length=MOST)]
 ) -> Response:
-    """The results of several jobs as a zip, `<job>.png` each; what is gone meanwhile is left out."""
+    """Results of several jobs as a zip, called by prompt, seed and id; what is gone meanwhile is left out."""
     desk = desk_of(request)
     found = await desk.work(_found, desk, caller, list(dict.fromkeys(job)))
     headers = {"Content-Disposition": 'attachment; filename="pictures.zip"'}
@@ -87,9 +90,16 @@ async def _zipped(desk: Desk, records: list[JobRecord]) -> AsyncIterator[bytes]:
                 data = await desk.work(_result, desk, record)
             except (BadBlob, NotFound):  # gone meanwhile; whatever else goes wrong breaks the download off
                 continue
-            into.writestr(zipfile.ZipInfo(f"{record.job}.png"), data)
+            into.writestr(zipfile.ZipInfo(_name(record)), data)
             yield out.drain()
     yield out.drain()
+
+
+def _name(record: JobRecord) -> str:
+    """What a result is called in a zip: it stays its own by the job's id, and is found by what people remember."""
+    chain = json.loads(record.spec)["chain"]
+    words = re.sub(r"[^a-z0-9]+", "-", chain.get("prompt", "").lower()).strip("-")[:WORDS].rstrip("-")
+    return "-".join(filter(None, (words, str(chain["seed"]), record.job))) + ".png"
 
 
 def _result(desk: Desk, record: JobRecord) -> bytes:

@@ -37,7 +37,7 @@ async def ls(
 
     def call() -> RunPage:
         found = desk.farm.ledger.runs(limit, before, owner=whose)
-        return RunPage(runs=[RunView.of(record) for record in found], next=next_of(found, limit))
+        return RunPage(runs=[_view(desk, record) for record in found], next=next_of(found, limit))
 
     return await desk.tell(call)
 
@@ -46,7 +46,7 @@ async def ls(
 async def show(request: Request, run: str, caller: Reader) -> RunView:
     """A run: how many of its jobs are in each state."""
     desk = desk_of(request)
-    return RunView.of(await desk.ask(run_of, desk, caller, run))
+    return await desk.ask(lambda: _view(desk, run_of(desk, caller, run)))
 
 
 @router.post("/{run}/cancel")
@@ -84,9 +84,13 @@ async def _steer(request: Request, run: str, caller: Caller, verb: Verb) -> RunV
             _, queues = desk.farm.ledger.steer_run(run, verb, caller.max_open_jobs, lift=caller.is_admin)
         desk.farm.broker.ring(queues)
         with within(patience_s()):
-            return RunView.of(run_of(desk, caller, run))
+            return _view(desk, run_of(desk, caller, run))
 
     return await desk.work(call)
+
+
+def _view(desk: Desk, record: RunRecord) -> RunView:
+    return RunView.of(record, desk.farm.ledger.jobs(run=record.run, limit=1))
 
 
 def run_of(desk: Desk, caller: Caller, run: str) -> RunRecord:

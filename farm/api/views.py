@@ -172,17 +172,19 @@ class RunView(View):
     created: str
     count: int
     states: dict[str, int] = Field(description="how many of its jobs are in each state")
+    prompt: str = Field("", description="of its newest job")
     progress: float = Field(description="0 to 1: the share of jobs that have ended")
     ended: str | None = Field(description="when the last of its jobs ended; none while one has not")
     events: str
 
     @classmethod
-    def of(cls, record: RunRecord) -> RunView:
-        """The view of a record."""
+    def of(cls, record: RunRecord, newest: Sequence[JobRecord]) -> RunView:
+        """The view of a record and of the run's newest job; none where that is gone."""
+        prompt = next((json.loads(job.spec)["chain"].get("prompt", "") for job in newest), "")
         ended = sum(count for state, count in record.states.items() if state in ENDED)
         return cls(
             id=record.run, owner=record.owner, created=instant(record.created_ms, exact=True) or "", count=record.count,
-            states=record.states, progress=ended / record.count, ended=instant(record.ended_ms),
+            states=record.states, prompt=prompt, progress=ended / record.count, ended=instant(record.ended_ms),
             events=f"{BASE}/runs/{record.run}/events",
         )  # fmt: skip
 

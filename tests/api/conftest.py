@@ -60,9 +60,9 @@ class Site:
 
 
 @contextmanager
-def serving(settings: Settings, **how: Any) -> Iterator[str]:
+def serving(settings: Settings, port: int = 0, **how: Any) -> Iterator[str]:
     """The URL of the API while it runs, in a thread of this process. It has to end by itself, whoever listens."""
-    port = free_port()
+    port = port or free_port()
     app = make_app(settings, **how)
     config = listening(app, "127.0.0.1", port, log_level="error", timeout_graceful_shutdown=60)
     server = uvicorn.Server(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from playwright.sync_api import Page, expect
 from farm.dataset.asking import carry_out
 from tests.dataset.farms import asked, fed
 from tests.e2e.rig import ROOT
-from tests.ui.conftest import Dashboard
+from tests.test_recall import A1111, png
+from tests.ui.conftest import DROP, Dashboard
 
 AXE = ROOT / "farm" / "ui" / "node_modules" / "axe-core" / "axe.min.js"
 """Comes with the packages that the page is built with."""
@@ -24,6 +26,15 @@ ODD_ROWS: Any = {
 }  # fmt: skip
 """A table of which one row is wrong."""
 PHONE = {"width": 390, "height": 844}
+NARROW = 320
+"""The narrowest that everything must fit in without scrolling sideways, CSS pixels. Source: WCAG 2.2, 1.4.10."""
+CUT = """
+() => [...document.querySelectorAll("main .frame img")].filter((one) => one.offsetParent).map((one) => {
+  const [whole, frame] = [one.getBoundingClientRect(), one.closest(".frame").getBoundingClientRect()];
+  return Math.max(whole.width - frame.width, whole.height - frame.height);
+})
+"""
+"""By how much each picture in sight is larger than its frame, pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -113,20 +124,64 @@ def test_what_is_looked_at_on_the_way_fits_a_phone(dashboard: Dashboard, drawn: 
     watched = dashboard.open("/queue")
     page = watched.page
     page.set_viewport_size(PHONE)
-    for name, path in {
-        "queue": "/queue", "gallery": "/gallery", "jobs": f"/jobs/{drawn['job']}", "datasets": "/datasets",
-        "dataset": "/datasets/drawn", "new-dataset": "/datasets?new=1",
-    }.items():  # fmt: skip
-        page.goto(f"{dashboard.url}{path}")
-        settled(page)
-        if name == "new-dataset":
-            page.locator("input[type=file]").first.set_input_files(ODD_ROWS)
-            page.get_by_role("region", name="Wrong rows among the first").wait_for()
-        page.screenshot(path=tmp_path / f"{name}-phone.png", full_page="dataset" in name)
-        wide = page.evaluate("() => document.documentElement.scrollWidth")
-        assert wide <= PHONE["width"], name
+    for width in (PHONE["width"], NARROW):
+        page.set_viewport_size({**PHONE, "width": width})
+        for name in (
+            "queue", "gallery", "settings", "sweeps", f"sweeps?run={drawn['run']}", f"jobs/{drawn['job']}", "datasets",
+            "datasets/drawn", "datasets?new=1",
+        ):  # fmt: skip
+            page.goto(f"{dashboard.url}/{name}")
+            settled(page)
+            if name == "datasets?new=1":
+                page.locator("input[type=file]").first.set_input_files(ODD_ROWS)
+                page.get_by_role("region", name="Wrong rows among the first").wait_for()
+            page.screenshot(path=tmp_path / f"{name.replace('/', '-')}-{width}.png", full_page="dataset" in name)
+            assert page.evaluate("() => document.documentElement.scrollWidth") <= width, name
+    # And the form, with all that a picture may say of a stage, in every width
+    page.goto(dashboard.url)
+    page.evaluate(DROP, [base64.b64encode(png(parameters=A1111)).decode(), "a1111.png"])
+    expect(page.get_by_text("The form is filled")).to_be_visible()
+    for width in (NARROW, 1000, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        card = page.get_by_label(re.compile("^Stage 1: text2img")).bounding_box()
+        assert card
+        assert card["x"] + card["width"] <= (width if width < 900 else width / 2), width
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    page.set_viewport_size(PHONE)
     page.goto(f"{dashboard.url}/queue")
     expect(page.get_by_role("listitem").filter(has_text="a quince").first).to_be_visible()
+
+
+def test_a_picture_is_shown_whole(dashboard: Dashboard, drawn: dict[str, str]) -> None:
+    watched = dashboard.open("/", dashboard.token(owner="whole"))
+    page = watched.page
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.get_by_label("Chain", exact=True).select_option("txt")
+    page.get_by_label("Prompt", exact=True).fill("a square")
+    page.get_by_label("Prompt", exact=True).press("Control+Enter")
+    expect(page.get_by_label("Results").get_by_role("status").filter(has_text="done").first).to_be_visible()
+    for path in ("/", f"/jobs/{drawn['job']}"):
+        page.goto(dashboard.url + path)
+        page.wait_for_function(
+            "() => [...document.images].some((one) => one.src.endsWith('/artifacts/0') && one.naturalWidth)"
+        )
+        cut = page.evaluate(CUT)
+        assert cut
+        assert max(cut) <= 1, path
+    assert not watched.trouble
+
+
+def test_an_address_that_nothing_has_is_said_to_be_none(dashboard: Dashboard) -> None:
+    watched = dashboard.open("/workers")
+    page = watched.page
+    for path in ("/nowhere", "/sweeps/zzz"):
+        answer = page.goto(dashboard.url + path)
+        assert answer
+        assert answer.status == 404
+        expect(page.get_by_role("heading", name="No such page")).to_be_visible()
+    page.goto(f"{dashboard.url}/queue/")
+    expect(page.get_by_role("heading", name="Queue")).to_be_visible()
+    assert not watched.trouble
 
 
 def test_the_keyboard_alone_is_enough(dashboard: Dashboard, drawn: dict[str, str]) -> None:
@@ -137,8 +192,14 @@ def test_the_keyboard_alone_is_enough(dashboard: Dashboard, drawn: dict[str, str
     page.get_by_role("button", name="Parameters of stage 2").focus()
     page.keyboard.press("Alt+ArrowUp")
     expect(page.get_by_label(re.compile("^Stage 1: img2img"))).to_be_visible()
+    expect(page.get_by_role("button", name="Parameters of stage 1")).to_be_focused()
     page.keyboard.press("Alt+ArrowDown")
     expect(page.get_by_label(re.compile("^Stage 1: text2img"))).to_be_visible()
+    expect(page.get_by_role("button", name="Parameters of stage 2")).to_be_focused()
+    # And go, without the focus getting lost
+    page.get_by_role("button", name="Copy stage 2").press("Enter")
+    page.get_by_role("button", name="Remove stage 3").press("Enter")
+    expect(page.get_by_role("button", name="Remove stage 3")).to_be_focused()
     # Words weigh more or less
     field = page.get_by_label("Prompt", exact=True)
     field.fill("a red apple")

@@ -70,6 +70,100 @@ def test_a_sweep_is_counted_drawn_and_shown_as_a_grid(watched: Watched) -> None:
     expect(grid.locator("img[src*='/artifacts/0/thumbnail']")).to_have_count(6)
 
 
+def test_what_is_typed_can_be_undone_and_weighed(watched: Watched) -> None:
+    page = watched.page
+    field = page.get_by_label("Prompt", exact=True)
+    field.press_sequentially("an apple, red")
+    # When a word is given a weight, twice, Then each is undone by itself, and what was typed before stays
+    field.press("Control+ArrowUp")
+    expect(field).to_have_value("an apple, (red:1.1)")
+    field.press("Control+ArrowUp")
+    expect(field).to_have_value("an apple, (red:1.2)")
+    field.press("Control+z")
+    expect(field).to_have_value("an apple, (red:1.1)")
+    field.press("Control+z")
+    expect(field).to_have_value("an apple, red")
+    # And no weight is below what does anything
+    for _ in range(15):
+        field.press("Control+ArrowDown")
+    expect(field).to_have_value("an apple, (red:0.1)")
+    # And what is too long is said, and kept
+    field.fill("a" * 2010)
+    expect(page.get_by_text("10 of the 2010 characters are too many")).to_be_visible()
+    expect(field).to_have_value("a" * 2010)
+
+
+def test_sizes_and_seeds_are_ones_that_can_be_drawn(watched: Watched) -> None:
+    page = watched.page
+    field = page.get_by_label("Prompt", exact=True)
+    field.fill("a shape")
+    # Given a chain whose third stage takes only sides of multiples of 32
+    expect(page.get_by_label(re.compile("^Stage 3: upscale_latent"))).to_be_visible()
+    shapes = page.get_by_role("group", name="Shape")
+    # When each shape is chosen, Then it can be drawn
+    for name in ("4:3", "3:2", "16:9", "9:16", "2:3", "1:1"):
+        with page.expect_response(re.compile("/jobs/dry-run")) as told:
+            shapes.get_by_role("button", name=name, exact=True).click()
+        assert told.value.ok, name
+    # And what cannot be is said beside the button, in words, and not submitted
+    chain(page, "txt")
+    page.get_by_role("button", name="Parameters of stage 1").click()
+    page.get_by_label("width", exact=True).fill("65")
+    page.get_by_label("width", exact=True).press("Tab")
+    expect(page.get_by_text(re.compile("^stage 1, width: "))).to_be_visible()
+    expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+    page.get_by_label("width", exact=True).fill("64")
+    page.get_by_label("width", exact=True).press("Tab")
+    # And -1 is a seed that is drawn, as A1111 has it; what is none is said
+    seed = page.get_by_label("Seed", exact=True)
+    for text, shown, fine in (("1.5", "1.5", False), ("-1", "", True), ("7", "7", True)):
+        seed.fill(text)
+        seed.press("Tab")
+        expect(seed).to_have_value(shown)
+        expect(page.get_by_text("A seed is a whole number")).to_have_count(0 if fine else 1)
+    # When the same is asked for as fast as a hand can, Then each time it is submitted
+    seed.fill("")
+    made: list[str] = []
+    page.on("request", lambda one: made.append(one.url) if one.method == "POST" and one.url.endswith("/jobs") else None)
+    for _ in range(6):
+        field.press("Control+Enter")
+    expect(page.get_by_label(re.compile("^Job ")).nth(5)).to_be_visible()
+    assert len(made) == 6
+
+
+def test_each_tab_has_its_form_and_errors_go(dashboard: Dashboard) -> None:
+    # Given two tabs of one person
+    watched = dashboard.open()
+    page = watched.page
+    field = page.get_by_label("Prompt", exact=True)
+    field.fill("in the first")
+    kept = "(text) => Object.values(localStorage).some((one) => one.includes(text))"
+    page.wait_for_function(kept, arg="in the first")
+    other = Watched.of(page.context.new_page(), dashboard.url)
+    second = other.page.get_by_label("Prompt", exact=True)
+    expect(second).to_have_value("in the first")
+    second.fill("in the second")
+    other.page.wait_for_function(kept, arg="in the second")
+    # When the first is loaded again, Then it is as it was
+    page.reload()
+    expect(field).to_have_value("in the first")
+    # When the farm cannot be reached, Then the same error stands there once
+    expect(page.get_by_text("1 picture, 4 stages")).to_be_visible()
+    page.context.set_offline(True)
+    for times in ("The farm cannot be reached.", "2 times"):
+        field.press("Control+Enter")
+        expect(page.get_by_role("status").filter(has_text="cannot be reached").filter(has_text=times)).to_be_visible()
+    # And is gone on another view; and the form knows when the farm is there again
+    field.fill("in between")
+    expect(page.locator(".submit").get_by_text("The farm cannot be reached.")).to_be_visible()
+    page.context.set_offline(False)
+    expect(page.locator(".submit").get_by_text("1 picture, 4 stages")).to_be_visible()
+    page.get_by_role("link", name="Workers").click()
+    expect(page.get_by_role("button", name="Dismiss")).to_have_count(0)
+    assert not watched.trouble
+    assert not other.trouble
+
+
 def test_a_mask_is_painted_over_the_input(dashboard: Dashboard, watched: Watched) -> None:
     page = watched.page
     # Given an input image, and a stage that draws a part of it anew
@@ -103,6 +197,27 @@ def test_a_mask_is_painted_over_the_input(dashboard: Dashboard, watched: Watched
     # And the chain can be drawn
     expect(card.get_by_role("alert")).to_have_count(0)
     expect(page.get_by_text("1 picture, 1 stage, 96 × 64")).to_be_visible()
+    # When it is looked at again, Then what was painted is there, and is the same mask
+    card.get_by_role("button", name="Paint it").click()
+    use = page.get_by_role("button", name="Use this mask")
+    expect(use).to_be_enabled()
+    with page.expect_response(lambda one: one.url.endswith("/uploads")) as sent:
+        use.click()
+    assert sent.value.json()["image"] == f"sha256:{name}"
+    # And where all of it is erased there is nothing to use, until that is undone; closing loses nothing
+    card.get_by_role("button", name="Paint it").click()
+    for _ in range(2):
+        page.get_by_role("button", name="Invert").click()
+    page.get_by_label("Brush").fill("40")
+    page.get_by_label("Erase").check()
+    page.mouse.move(box["x"], box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"], box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    expect(use).to_be_disabled()
+    page.keyboard.press("Escape")
+    card.get_by_role("button", name="Paint it").click()
+    expect(use).to_be_disabled()
 
 
 def test_pictures_go_home_and_on(dashboard: Dashboard, tmp_path: Path) -> None:

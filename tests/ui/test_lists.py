@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from playwright.sync_api import expect
 
+from farm.client import Farm
+from tests.api.conftest import serving
+from tests.conftest import free_port
 from tests.ui.conftest import WAIT_MS, Dashboard
 
 expect.set_options(timeout=WAIT_MS)
@@ -34,6 +40,21 @@ MANY = """
   return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
 }
 """
+
+
+@contextmanager
+def given_work(farm: Farm, *, but: str = "") -> Iterator[None]:
+    """Has all workers take work meanwhile, but that of one queue; before and after it none does."""
+    for worker in farm.ledger.workers():
+        farm.ledger.drain(worker.worker, on=but in worker.queues)
+    try:
+        yield
+    finally:
+        for state in ("queued", "running", "paused"):
+            for record in farm.jobs(state=state, limit=1000):
+                farm.ledger.cancel(record.job)
+        for worker in farm.ledger.workers():
+            farm.ledger.drain(worker.worker)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +117,89 @@ def test_many_are_steered_after_a_question(dashboard: Dashboard, waiting: dict[s
     page.get_by_role("dialog").get_by_role("button", name="Delete it").click()
     expect(page.get_by_text("There is no job yet.")).to_be_visible()
     assert not watched.trouble
+
+
+def test_what_has_begun_and_waits_says_why(dashboard: Dashboard) -> None:
+    # Given a job whose second stage nobody may take, for its worker is drained
+    farm = dashboard.rig.farm
+    with given_work(farm, but="img2img.tiny"):
+        job = farm.render("begun and waiting", chain="refine", steps=3)
+        watched = dashboard.open("/queue")
+        page = watched.page
+        row = page.get_by_role("listitem").filter(has_text="begun and waiting")
+        # Then it is called so, with the reason, and nobody is told to start a worker
+        expect(row).to_contain_text("waiting · stage 2 of 2: img2img · no worker of img2img.tiny may take it now")
+        expect(page.get_by_text("1 stage waits for img2img.tiny, whose 1 worker is drained")).to_be_visible()
+        expect(page.get_by_text("No worker serves")).to_have_count(0)
+        page.goto(f"{dashboard.url}/jobs/{job.id}")
+        expect(page.get_by_role("status").filter(has_text="no worker of img2img.tiny may take it now")).to_be_visible()
+        # When one is paused that runs, Then it is said that its stage still does
+        farm.render("paused while it runs", chain="txt", steps=150, width=256, height=256)
+        page.goto(f"{dashboard.url}/queue")
+        row = page.get_by_role("listitem").filter(has_text="paused while it runs")
+        expect(row).to_contain_text("step")
+        row.get_by_role("button", name="Pause").click()
+        expect(row).to_contain_text("paused · after the stage that runs now · stage 1 of 1")
+        row.get_by_role("button", name="Resume").click()
+        expect(row).to_contain_text("running")
+        assert not watched.trouble
+
+
+def test_a_page_goes_on_when_the_api_was_started_again(dashboard: Dashboard) -> None:
+    # Given a page of a job that runs, of an API of its own
+    farm = dashboard.rig.farm
+    with given_work(farm):
+        job, port = farm.render("a long one", chain="txt", steps=150, width=256, height=256), free_port()
+        token = dashboard.token()
+        with serving(farm.settings, port, heartbeat_s=0.5) as url:
+            watched = Dashboard(url, dashboard.rig, dashboard.tokens, dashboard.browser).open(f"/jobs/{job.id}", token)
+            page = watched.page
+            status = page.get_by_role("status").filter(has_text="step ")
+            expect(status).to_be_visible()
+        before = status.inner_text()
+        # When that is started again, Then steps go on, without a reload
+        with serving(farm.settings, port, heartbeat_s=0.5):
+            expect(status).not_to_have_text(before)
+            job.cancel()
+            expect(page.get_by_role("status").filter(has_text="cancelled").first).to_be_visible()
+            page.context.close()
+
+
+def test_pictures_stand_in_their_order_and_are_picked_by_key_and_by_box(dashboard: Dashboard) -> None:
+    # Given a run of more pictures than one millisecond makes, equal but for their seed, listed as they are drawn
+    farm = dashboard.rig.farm
+    watched = dashboard.open("/gallery?size=large")
+    page = watched.page
+    page.set_viewport_size({"width": 900, "height": 700})
+    with given_work(farm):
+        run = farm.run("in order", chain="txt", count=40, seed=100, steps=1)
+        for job in run:
+            job.wait(300)
+        tiles = page.locator("[data-at]")
+        last = page.get_by_role("button", name="in order, seed 100", exact=True)
+        expect(page.get_by_role("button", name="in order, seed 139")).to_be_visible()
+        # Then the newest is the first, down to the oldest
+        tiles.first.focus()
+        page.keyboard.press("End")
+        expect(last).to_be_focused()
+        shown = tiles.evaluate_all("all => all.map((one) => Number(one.ariaLabel.split(' ').pop()))")
+        assert shown == sorted(shown, reverse=True)
+        # And the focus is wherever the keys go
+        page.keyboard.press("ArrowUp")
+        expect(last).not_to_be_focused()
+        assert page.evaluate("() => document.activeElement.hasAttribute('data-at')")
+        page.keyboard.press("Home")
+        expect(page.get_by_role("button", name="in order, seed 139")).to_be_focused()
+        # When one is picked by its key, and three more by their boxes
+        page.keyboard.press("x")
+        expect(page.get_by_text("1 picked")).to_be_visible()
+        page.get_by_label("Pick in order, seed 138").check()
+        page.get_by_label("Pick in order, seed 136").click(modifiers=["Shift"])
+        # Then
+        expect(page.get_by_text("4 picked")).to_be_visible()
+        page.keyboard.press("Control+a")
+        expect(page.get_by_text("40 picked")).to_be_visible()
+        assert not watched.trouble
 
 
 def test_a_view_of_what_has_ended_asks_for_nothing(dashboard: Dashboard) -> None:

@@ -48,7 +48,7 @@ EVENTS = f"""
 }}
 """
 """Has every event say a payload in each of its texts."""
-KEEP = "(kept) => Object.entries(kept).forEach(([name, told]) => localStorage.setItem(name, told))"
+KEEP = "(kept) => Object.entries(kept).forEach(([name, told]) => {localStorage[name] = sessionStorage[name] = told})"
 
 
 def payload_of(text: str) -> str:
@@ -184,8 +184,9 @@ def test_whatever_an_answer_says_is_text(dashboard: Dashboard, drawn: dict[str, 
     page.get_by_text("Sweep", exact=True).click()
     page.get_by_role("button", name="Add an axis").click()
     page.get_by_label("Prompt", exact=True).fill("a pear")
-    page.get_by_role("button", name="Submit").click()
-    expect(page.get_by_role("button", name="Dismiss").first).to_be_visible()
+    expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+    page.get_by_label("Prompt", exact=True).press("Control+Enter")
+    expect(page.locator(".submit .bad").first).to_be_visible()
     page.goto(f"{dashboard.url}/jobs/{drawn['job']}")
     page.get_by_role("button", name="Use all").click()
     expect(page.get_by_text("The form is filled")).to_be_visible()

@@ -40,6 +40,7 @@ local function wait_of(job)
   local exec = current(job)
   local state, queue, phase = get(xk(exec), 'state', 'queue', 'phase')
   if is == 'paused' then
+    if state == 'committed' then return {'between'} end
     return {state == 'running' and redis.call('SISMEMBER', pk(exec), job) == 1 and 'pausing' or is}
   end
   if redis.call('SISMEMBER', wk(exec), job) == 0 then return {''} end

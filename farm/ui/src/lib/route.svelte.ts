@@ -65,6 +65,6 @@ export function followLinks(event: MouseEvent): void {
 
 /** Whether a key is a field's, or a question's that is open: none of the view's. `own`: a dialog that is the view's. */
 export function busy(event: KeyboardEvent, own = "none"): boolean {
-  const typing = (event.target as Element).matches?.("input, textarea, select, [contenteditable]");
+  const typing = (event.target as Element).matches?.("input:not([type='checkbox']), textarea, select, [contenteditable]");
   return typing || !!document.querySelector(`dialog[open]:not(${own})`);
 }

@@ -3,7 +3,7 @@
 import type { Schema } from "./types";
 
 export type Input =
-  | { as: "choice"; options: unknown[] }
+  | { as: "choice"; options: unknown[]; also: string[] }
   | { as: "switch" }
   | { as: "number"; whole: boolean; min?: number; max?: number; step: number }
   | { as: "text"; long: boolean }
@@ -36,7 +36,7 @@ export const nullable = (schema: Schema): boolean => !!schema.anyOf?.some((one) 
 export function inputOf(schema: Schema): Input {
   if (schema["x-upload"]) return { as: "upload", shows: schema["x-upload"] };
   if (schema["x-adapter"] && schema.type !== "array") return { as: "adapter", type: schema["x-adapter"] };
-  if (schema.enum) return { as: "choice", options: schema.enum };
+  if (schema.enum) return { as: "choice", options: schema.enum, also: schema["x-also"] ?? [] };
   if (schema.type === "boolean") return { as: "switch" };
   if (schema.type === "integer" || schema.type === "number") {
     const whole = schema.type === "integer";

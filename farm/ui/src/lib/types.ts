@@ -79,6 +79,7 @@ export interface RunView {
   created: string;
   count: number;
   states: Record<string, number>;
+  prompt: string;
   progress: number;
   ended: string | null;
 }
@@ -238,6 +239,7 @@ export interface Schema {
   maxItems?: number;
   "x-upload"?: string;
   "x-adapter"?: string;
+  "x-also"?: string[];
 }
 
 export interface QueueView {

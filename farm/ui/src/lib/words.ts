@@ -46,7 +46,7 @@ export const where = (loc: string): string =>
 /** What `whereabouts` says beyond the state, for where that stands before it already. */
 export function beyond(job: Snapshot): string {
   const told = whereabouts(job);
-  return told === job.state ? "" : told.replace(`${job.state} `, "");
+  return told === job.state ? "" : told.replace(/^paused,? /, "");
 }
 
 /** What a job is called now: one that has begun and whose next stage nobody runs waits. */
@@ -66,7 +66,7 @@ export function whereabouts(job: Snapshot): string {
     const told = [job.waits_for, place].filter(Boolean).join(" · ") || `waits for ${job.kind}`;
     return job.state === "queued" ? told : `${stage} · ${told}`;
   }
-  if (job.state === "paused" && job.waits_for !== "paused") return `${job.waits_for ?? "paused"}: ${job.kind}`;
+  if (job.state === "paused" && job.waits_for && job.waits_for !== "paused") return `${job.waits_for} · ${stage}`;
   if (job.state === "paused") return `paused before stage ${job.stage + 1}: ${job.kind}`;
   if (job.message) return job.message;
   return job.state;
