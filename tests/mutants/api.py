@@ -41,8 +41,8 @@ MUTANTS = [
     ),
     Mutant(
         "api_a_hash_gives_a_picture",
-        "farm/api/asks.py",
-        "if not kept.owns_image(caller.owner, name.removeprefix(STORED)):",
+        "farm/whose.py",
+        "if not owns(name.removeprefix(STORED)):",
         "if False:",
         (UPLOADS + "somebody_elses_upload_is_none",),
     ),

@@ -371,7 +371,7 @@ FLOW = [
     of(
         "commit",
         "done_before_it_is_published",
-        "elseif at + 1 == tonumber(n) and published[job] then",
+        "elseif at + 1 == tonumber(n) and (published[job] or (i <= FAN and is_collected(job))) then",
         "elseif at + 1 == tonumber(n) then",
         LEDGER + "a_later_joiner_of_a_last_stage_gets_a_publish_execution",
     ),
