@@ -29,6 +29,12 @@ from tests.e2e.rig import until
 FILES = f"{DATASETS}/files"
 
 
+@pytest.fixture(autouse=True)
+def own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for temporary files that nobody else writes to."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
 def previewed(client: httpx2.Client, file: str, **given: Any) -> Json:
     """A preview that succeeded."""
     answer = client.post(f"{DATASETS}/preview", json={"file": file, **given})

@@ -2,6 +2,8 @@
 
 /** Views by the first part of the path; "" is the one that the page begins with. */
 export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings"] as const;
+/** Those behind whose name something else may stand. */
+const WITH_ID: readonly string[] = ["jobs", "datasets"];
 export type View = (typeof VIEWS)[number];
 
 interface Place {
@@ -22,7 +24,7 @@ function decoded(text: string): string {
 
 function read(): Place {
   const [first = "", ...rest] = location.pathname.split("/").filter(Boolean).map(decoded);
-  const known = (VIEWS as readonly string[]).includes(first) && (first === "jobs" || !rest.length);
+  const known = (VIEWS as readonly string[]).includes(first) && (!rest.length || WITH_ID.includes(first));
   return { view: known ? (first as View) : "lost", id: rest.join("/"), query: Object.fromEntries(new URLSearchParams(location.search)) };
 }
 
