@@ -19,7 +19,7 @@ import typer
 from farm.cli.machine import need_worker
 from farm.cli.outcome import INTERRUPTED, Outcome, Table, group, is_plain, say, settings_here, usage
 from farm.cli.submit import assignments, axes
-from farm.errors import BadBlob, FarmError, Unavailable
+from farm.errors import BadBlob, FarmError, StageFailed, Unavailable
 
 if TYPE_CHECKING:
     from farm.dataset.desk import Datasets, Planned, Status
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 app = group("dataset", "Bulk datasets: plan a file, run it, export what came of it.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
+TURN_S = 8.0
+"""So long the farm's own feeder has to see that a dataset is to run, before a command feeds it itself, seconds."""
 RM_S = 15.0
 """So long a deletion waits for a feeder to leave the dataset, seconds."""
 LOOK_S = 1.0
@@ -116,7 +118,7 @@ def run(
     with _open("dataset run") as (desk, farm):
         status = desk.start(name, priority)
         if detach:
-            hint = "" if status.fed else "; nobody feeds it yet: `farm up` does, or `farm dataset feed`"
+            hint = "" if desk.has_feeder() else "; nobody feeds it yet: `farm up` does, or `farm dataset feed`"
             return Outcome(_data(status), [_line(status) + hint])
         return _fed(desk, farm.settings, name)
 
@@ -264,6 +266,7 @@ def export(
     limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
     validation: Annotated[float, typer.Option(help="Share that goes into a validation split.")] = 0,
     file_samples: Annotated[int, typer.Option(help="Samples of a tar or Parquet file.")] = 1000,
+    partial: Annotated[bool, typer.Option("--partial", help="Also while shards are missing.")] = False,
 ) -> Outcome:
     """Write a dataset in a form that loads in one line, with its card; what is left out is listed with its reason.
 
@@ -286,7 +289,7 @@ def export(
         one = error.errors()[0]
         raise usage(f"--{str(one['loc'][0]).replace('_', '-')}: {one['msg']}") from None
     with _open("dataset export") as (desk, _):
-        found = desk.export(name, out, spec)
+        found = desk.export(name, out, spec, partial=partial)
     told = ", ".join(f"{count:,} {split}" for split, count in found.counts.items())
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count)
     lines = [f"{out}: {told}" + (f"; left out: {dropped}" if dropped else "")]
@@ -294,23 +297,32 @@ def export(
 
 
 @app.command()
-def verify(name: Name) -> Outcome:
+def verify(
+    name: Name,
+    repair: Annotated[bool, typer.Option("--repair", help="Take damaged shards away, to be made again.")] = False,
+) -> Outcome:
     """Read every shard of a dataset again, and tell all that is not as it was written.
 
     \b
     farm dataset verify fruit
+    farm dataset verify fruit --repair && farm dataset run fruit
     """
     from dataclasses import asdict
 
     with _open("dataset verify") as (desk, _):
         found = desk.verify(name)
+        away = desk.mend(name, found) if repair else []
     wrong = [asdict(one) for one in found.problems]
     lines = [f"shard {one.shard}{f', {one.key}' if one.key else ''}: {one.what}" for one in found.problems[:100]]
     lines.append(
         f"{found.samples:,} samples in {found.shards:,} shards, {found.failed:,} failed, {found.bytes / 1e6:,.1f} MB; "
         f"{len(wrong)} problems" + (f"; {len(found.absent):,} shards are not there yet" if found.absent else "")
     )
-    error = BadBlob(f"{len(wrong)} things are not as they were written") if wrong else None
+    if repair:
+        lines.append(f"{len(away)} shards are taken away; `farm dataset run {name}` makes them again" if away else "")
+        return Outcome({**asdict(found), "problems": wrong, "taken_away": away}, list(filter(None, lines)))
+    hint = "--repair takes damaged shards away, for `farm dataset run` to make again"
+    error = BadBlob(f"{len(wrong)} things are not as they were written", hint=hint) if wrong else None
     return Outcome({**asdict(found), "problems": wrong}, lines, error)
 
 
@@ -470,6 +482,8 @@ def _fed(desk: Datasets, settings: Settings, name: str) -> Outcome:
 
     def work() -> None:
         try:
+            if desk.has_feeder():  # which sees it within a moment
+                stop.wait(TURN_S)
             run_feeder(settings, stop, name)
         except BaseException as error:  # noqa: BLE001 — raised again where it is waited for
             wrong.append(error)
@@ -486,7 +500,10 @@ def _fed(desk: Datasets, settings: Settings, name: str) -> Outcome:
         thread.join()
     if wrong:
         raise wrong[0]
-    return Outcome(_data(found), [_line(found)])
+    failed = f"{found.failed:,} samples could not be made" if found.state == "done" and found.failed else ""
+    hint = f"`farm dataset status {name}` says why, `farm dataset retry {name}` tries them again"
+    error = StageFailed(failed, code="job_failed", hint=hint) if failed else None
+    return Outcome(_data(found), [_line(found)], error)
 
 
 def _followed(desk: Datasets, name: str, thread: threading.Thread) -> Status:

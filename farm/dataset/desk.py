@@ -33,14 +33,14 @@ from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds, run_of
 from farm.dataset.planning import Planner, plan_rows
 from farm.dataset.reading import header, rows
-from farm.dataset.seats import Seats
+from farm.dataset.seats import ANY, Seats
 from farm.dataset.sharding import schema
 from farm.dataset.shelves import TargetBucket, TargetFolder
 from farm.dataset.sources import Source, digest
 from farm.dataset.spec import DatasetSpec, RowError, Sample
 from farm.dataset.verifying import Meant, Report, verify
 from farm.dataset.wildcards import Wildcards
-from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
+from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
 from farm.estimate import Estimate, estimate_many
 from farm.inputs import PATIENCE_S
 from farm.protocol import ChainSource
@@ -296,15 +296,37 @@ class Datasets:
 
     # ------------------------------------------------------------------------------------------------ collect
 
-    def export(self, name: str, out: str, spec: ExportSpec, work: Path | None = None) -> Exported:
-        """Writes a dataset, as far as it is done, to a folder or `s3://bucket/prefix` (see `farm.dataset.exporting`).
+    def export(
+        self, name: str, out: str, spec: ExportSpec, work: Path | None = None, *, partial: bool = False
+    ) -> Exported:
+        """Writes a dataset to a folder or `s3://bucket/prefix` (see `farm.dataset.exporting`).
 
         Raises:
-            InvalidJob, NotFound, Conflict, BadBlob: as `exporting.export`.
+            Conflict: shards are not there yet, or lost, and not `partial`; or as `exporting.export`.
+            InvalidJob, NotFound, BadBlob: as `exporting.export`.
+            FarmError: (`bad_file`) the folder cannot be written.
         """
         folder = self.folder(name)
+        there, shards = len(folder.numbers()), folder.plan().shards
+        if there < shards and not partial:
+            hint = f"`farm dataset run {name}` makes the others; --partial exports what is there"
+            raise Conflict(f"{there} of {shards} shards of {name} are there", hint=hint)
         target = TargetBucket(self._farm.store, out) if out.startswith("s3://") else TargetFolder(Path(out))
-        return export(folder, target, spec, self._about(folder), work=work)
+        try:
+            return export(folder, target, spec, self._about(folder), work=work)
+        except OSError as error:
+            raise FarmError(f"{out} cannot be written: {error.strerror}", code="bad_file") from None
+
+    def mend(self, name: str, report: Report) -> list[int]:
+        """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
+        folder = self.folder(name)
+        numbers = sorted({one.shard for one in report.problems} & set(folder.numbers()))
+        folder.delete(f"shards/{number:05d}_stats.json" for number in numbers)
+        return numbers
+
+    def has_feeder(self) -> bool:
+        """Whether a process feeds all datasets that are to run, as far as Redis answers."""
+        return self._is_fed(ANY)
 
     def verify(self, name: str) -> Report:
         """What is wrong with its shards, held against its plan: all of them are read. Raises NotFound."""
@@ -344,8 +366,12 @@ class Datasets:
     # ------------------------------------------------------------------------------------------------ steer
 
     def start(self, name: str, priority: int | None = None) -> Status:
-        """Has it run, or go on: whoever feeds the farm's datasets does so within seconds. Raises NotFound."""
-        if (state := self.status(name).state) == "done":
+        """Has it run, or go on, also where shards are lost: whoever feeds the farm's datasets does so within seconds.
+
+        Raises NotFound.
+        """
+        status = self.status(name)
+        if (state := status.state) == "done" and len(Folder(self._farm.store, name).numbers()) >= status.shards:
             return self.status(name) if priority is None else self._steer(name, state=state, priority=priority)
         more = {} if priority is None else {"priority": priority}
         return self._steer(name, state="running", held=False, **more)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,8 @@ def export(shards: Shards, target: Target, spec: ExportSpec, about: About, *, wo
         out = _Out(target, folder)
         out.begin(about.dataset.name)
         thumbnails, columns = _write(shards, spec, chosen, out, folder)
-        out.write("rejects.parquet", lambda path: _write_rejects(chosen, path))
+        failures = [one for number in shards.numbers() for one in shards.stats(number)["failures"]]
+        out.write("rejects.parquet", lambda path: _write_rejects(chosen, failures, path))
         out.write("contact-sheet.webp", lambda path: path.write_bytes(contact_sheet(thumbnails)))
         stats = [shards.stats(number) for number in shards.numbers()]
         figures = Figures(
@@ -180,7 +181,14 @@ def _samples(shards: Shards, number: int, marks: bytes, scores: tuple[str, ...])
                 yield SPLITS[mark - 1], row, entry
 
 
-def _write_rejects(chosen: Chosen, path: Path) -> None:
+def _write_rejects(chosen: Chosen, failures: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """What was left out, and behind it what could not be made, with why."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(chosen.rejects, path, compression="zstd")
+    rows = [
+        {"key": one["key"], "sample": one["sample"], "reasons": [f"{one['state']}: {one['code']}"], "of": None}
+        for one in failures
+    ]
+    table = pa.concat_tables([chosen.rejects, pa.Table.from_pylist(rows, chosen.rejects.schema)])
+    pq.write_table(table, path, compression="zstd")

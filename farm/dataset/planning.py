@@ -74,6 +74,7 @@ class Planner:
             raise wrong("sweep", f"{self._axes} samples of every row, and one means at most {spec.per_row}")
         self._parameters = _parameters(spec.chain)
         self._starts_from_image = _starts_from_image(spec.chain)
+        self._needs_prompt = not self._starts_from_image and not _has_prompt(spec)
         self._targets = self._mapped()
         for name in {name for axis in spec.sweep for name in axis}:
             if name not in self.known():
@@ -129,6 +130,10 @@ class Planner:
         image = self._picture(given.pop("image")) if "image" in given else None
         negative = self._checked("negative_prompt", given.pop("negative_prompt", None))
         seed = self._seed(given.pop("seed", None))
+        if self._needs_prompt and "prompt" not in given:
+            have = ", ".join(row.values)[:300]
+            told = f"none of {have} gives one: say which column does (--map prompt=COLUMN), or give one for all rows"
+            raise wrong("prompt", told, "unknown_column")
         for draw, (prompt, choices) in enumerate(self._prompts(row.number, given.pop("prompt", None))):
             own = sample_seed(self._spec.name, self._spec.seed, row.number, draw) if seed is None else seed
             for place, swept in enumerate(self._swept):
@@ -402,6 +407,13 @@ def _parameters(chain: Mapping[str, Any]) -> set[str]:
             own |= {alias for alias, name in ALIASES.items() if name in own}
             found |= own | {f"{index}.{name}" for name in own | {*TEXTS, "seed"}}
     return found
+
+
+def _has_prompt(spec: DatasetSpec) -> bool:
+    """Whether what draws has a prompt though a row gives none: the chain's, a stage's own, or a swept one."""
+    swept = {name.rpartition(".")[2] for axis in spec.sweep for name in axis}
+    stages = [stage for stage in spec.chain.get("stages") or () if isinstance(stage, Mapping)]
+    return "prompt" in spec.chain or "prompt" in swept or any("prompt" in stage for stage in stages)
 
 
 def _starts_from_image(chain: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from farm.errors import Unavailable
 from farm.scripts import Server
 from farm.settings import Settings
 
+ANY = "*"
+"""In this seat sits who feeds all datasets that are to run."""
 LEASE_S = 15.0
 """A feeder that was not heard of for so long is taken for dead."""
 
@@ -25,11 +28,13 @@ class Seats:
     def __init__(self, settings: Settings) -> None:
         self._server, self._me = Server(settings), secrets.token_hex(16)
         self._mine: set[str] = set()
+        self._renewed: dict[str, float] = {}
 
     def take(self, name: str) -> bool:
         """Whether this process feeds the dataset, for `LEASE_S` from now on. Raises Unavailable."""
         taken = self._server.call("seat", _key(name), self._me, round(LEASE_S * 1000)) == 1
         (self._mine.add if taken else self._mine.discard)(name)
+        self._renewed[name] = time.monotonic()
         return taken
 
     def holder(self, name: str) -> str:
@@ -46,7 +51,9 @@ class Seats:
         self._server.call("seat", _key(name), self._me, 0)
 
     def keeps(self, name: str) -> bool:
-        """Whether it is still this process that feeds the dataset, as far as it knows."""
+        """Whether this process still feeds the dataset; who was held up for long asks. Raises Unavailable."""
+        if time.monotonic() - self._renewed.get(name, 0.0) > LEASE_S / 2:
+            return self.take(name)
         return name in self._mine
 
     @contextmanager

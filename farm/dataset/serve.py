@@ -21,7 +21,7 @@ from farm.dataset.asking import carry_out_apart, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
 from farm.dataset.metrics import serve_metrics
-from farm.dataset.seats import Seats
+from farm.dataset.seats import ANY, Seats
 from farm.errors import FarmError, NotFound, Unavailable
 from farm.log import log_to_stderr
 from farm.parent import die_with_parent
@@ -98,6 +98,8 @@ class Feeding:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
+        if self._only is None:
+            self._seats.take(ANY)
         for name in datasets(self._farm.store) if self._only is None else [self._only]:
             if name in self._feeders or time.monotonic() < self._rests.get(name, 0.0):
                 continue

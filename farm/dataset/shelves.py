@@ -111,6 +111,10 @@ class TargetFolder:
         self.folder = folder
 
     def names(self) -> set[str]:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InvalidJob(errors=(FieldError("out", f"{self.folder} is a file; give a folder", "bad_file"),))
+        if self.folder.resolve() == Path(self.folder.anchor):
+            raise InvalidJob(errors=(FieldError("out", "a folder of its own, not the whole disk", "bad_file"),))
         paths = self.folder.rglob("*")
         return {path.relative_to(self.folder).as_posix() for path in paths if not path.is_dir()}
 

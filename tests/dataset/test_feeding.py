@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from farm.dataset.asking import Asked, ask
+from farm.dataset.choosing import ExportSpec
 from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder
 from farm.dataset.spec import DatasetSpec
@@ -57,8 +59,18 @@ def test_a_file_becomes_shards_and_nothing_stays_in_the_ledger(rig: Rig, feeder:
     folder = Folder(rig.farm.store, "fruit")
     assert [folder.stats(number)["successes"] for number in folder.numbers()] == [8, 8, 4]
     assert until(lambda: not jobs_left(rig), 20, "an empty ledger")
-    # And made again, from nothing, they are the same bytes
+    # And a shard that is damaged and one that is lost are found, and made again
     before = shards(rig, "fruit")
+    folder.write("shards/00000.tar", b"0" * 5120)
+    folder.delete(["shards/00002.tar", "shards/00002_stats.json"])
+    with pytest.raises(Conflict, match="2 of 3 shards"):
+        desk.export("fruit", str(tmp_path / "out"), ExportSpec())
+    assert desk.mend("fruit", desk.verify("fruit")) == [0]
+    assert desk.start("fruit").state == "running"
+    done(rig, "fruit")
+    assert shards(rig, "fruit") == before
+    assert desk.verify("fruit").problems == ()
+    # And all of it, made again from nothing, is the same bytes
     desk.rm("fruit", wait_s=20)
     assert not folder.names("")
     planned(rig, table(tmp_path / "fruit.csv", 10), "fruit")
@@ -93,6 +105,8 @@ def test_it_is_paused_goes_on_and_tries_again_what_failed(rig: Rig, feeder: Feed
     assert (desk.status("steered").done, desk.status("steered").failed) == (47, 1)
     (failure,) = desk.failures("steered")
     assert failure["state"] == "cancelled"
+    desk.export("steered", str(tmp_path / "steered"), ExportSpec())
+    assert pq.read_table(tmp_path / "steered" / "rejects.parquet")["reasons"].to_pylist() == [["cancelled: "]]
     assert desk.verify("steered").problems == ()
     # And tried again it is as if nothing had been
     assert desk.retry("steered").state == "running"

@@ -181,6 +181,13 @@ def test_a_row_that_is_not_possible_says_why(farm: Farm, values: dict[str, Any],
     assert (where, code) in wrongs(lambda: samples_of(farm, values))
 
 
+def test_rows_without_a_prompt_are_told_unless_the_chain_has_one(farm: Farm) -> None:
+    assert wrongs(lambda: samples_of(farm, {"caption": "a fig"})) == [("prompt", "unknown_column")]
+    assert samples_of(farm, {"caption": "a fig"}, columns={"prompt": "caption"})[0].prompt == "a fig"
+    assert samples_of(farm, {"caption": "a fig"}, chain={**CHAIN, "prompt": ""})[0].prompt == ""
+    assert samples_of(farm, {"caption": "a fig"}, sweep=[{"prompt": ["a", "b"]}])[1].prompt == "b"
+
+
 def test_whole_numbers_that_gaps_made_floats_are_seeds(farm: Farm) -> None:
     assert samples_of(farm, {"prompt": "a", "seed": 42.0})[0].seed == 42
 
