@@ -214,7 +214,8 @@ def test_equal_wishes_give_equal_bytes(shards: ShardFolder, tmp_path: Path, abou
     assert mark["files"] == {name: file_facts(tmp_path / "one" / name) for name in one}
     assert mark["counts"] == found[0].counts
     assert sum(found[0].counts.values()) == 21
-    assert pq.read_table(tmp_path / "one" / "rejects.parquet")["key"].to_pylist() == ["000000000", "000000001", "000000005"]
+    rejects = pq.read_table(tmp_path / "one" / "rejects.parquet")
+    assert rejects["key"].to_pylist() == ["000000000", "000000001", "000000005"]
     with Image.open(tmp_path / "one" / "contact-sheet.webp") as sheet:
         assert sheet.size == (6 * 192, 4 * 192)
 
