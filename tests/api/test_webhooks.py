@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
@@ -226,7 +227,8 @@ def test_word_of_a_dataset_is_forgotten_by_who_has_noted_it_alone(own: Settings)
         hooks.tell("fruit:0", json.dumps({"id": "fruit", "owner": "", "samples": 1, "ended": 1}))
         assert other.lead(60)
         # When it looks at the datasets, Then what it can tell nobody of is there still
-        anyio.run(Deliverer(ledger, hooks, outbox, BRISK)._look_at_datasets, [endpoint])
+        with ThreadPoolExecutor(1) as elsewhere:  # where no other test has left a loop
+            elsewhere.submit(anyio.run, Deliverer(ledger, hooks, outbox, BRISK)._look_at_datasets, [endpoint]).result()
         assert (list(outbox.datasets()), hooks.waiting(endpoint.id)) == (["fruit:0"], 0)
         # And the next to lead tells it
         other.lead(0)
