@@ -139,6 +139,7 @@ def test_what_is_looked_at_on_the_way_fits_a_phone(dashboard: Dashboard, drawn: 
             assert page.evaluate("() => document.documentElement.scrollWidth") <= width, name
     # And the form, with all that a picture may say of a stage, in every width
     page.goto(dashboard.url)
+    expect(page.get_by_label(re.compile("^Stage 4: upscale"))).to_be_visible()
     page.evaluate(DROP, [base64.b64encode(png(parameters=A1111)).decode(), "a1111.png"])
     expect(page.get_by_text("The form is filled")).to_be_visible()
     for width in (NARROW, 1000, 1280):
