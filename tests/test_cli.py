@@ -651,7 +651,7 @@ def test_queue_status_counts(run: Run, farm: Farm) -> None:
     Ledger(farm.settings).register("w1", "b1", ["text2img.tiny"], "idle", {"host": "h", "pid": "1"})
     # Then both are told
     found = run("queue", "status", "--json").envelope["data"]
-    asked = {"queue": "text2img.tiny", "ready": 1, "running": 0, "live": 1, "mean_s": None, "wall_s": None}
+    asked = {"queue": "text2img.tiny", "ready": 1, "running": 0, "live": 1, "mean_s": None, "wall_s": None, "work": 0.0}
     assert asked in found["queues"]
     assert [worker["worker"] for worker in found["workers"]] == ["w1"]
     assert "w1" in run("queue", "status").out
