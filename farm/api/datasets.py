@@ -92,7 +92,7 @@ async def pause(request: Request, dataset: str, caller: Submitter) -> DatasetVie
 @router.post("/{dataset}/resume")
 async def resume(request: Request, dataset: str, caller: Submitter) -> DatasetView:
     """Lets a paused dataset go on."""
-    return await _steer(request, dataset, caller, Datasets.resume)
+    return await _steer(request, dataset, caller, Datasets.start)
 
 
 @router.post("/{dataset}/retry")

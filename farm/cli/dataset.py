@@ -192,7 +192,7 @@ def resume(name: Name) -> Outcome:
     farm dataset resume fruit
     """
     with _open("dataset resume") as (desk, _):
-        return _after(desk.resume(name))
+        return _after(desk.start(name))
 
 
 @app.command()

@@ -14,7 +14,9 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
     shards/00042.tar            the samples of one shard as WebDataset has them: KEY.png, KEY.txt, KEY.json
     shards/00042.parquet        one row a sample, without the picture: what is known of it, for filters
     shards/00042_scores.parquet what was measured of its pictures later, if anything
-    shards/00042_stats.json     counts, hashes and what failed; written last, so that a shard is whole or absent
+    shards/00042_stats.json     counts, hashes and what failed; written last, so that a shard is whole or absent; one
+                                that is tried again is written anew in its place, its stats last
+    progress.json, trouble.json how far its feeder is, and why it does not go on
 
 | room | question |
 |---|---|
@@ -28,7 +30,6 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `planning` | which samples do the rows mean, and is each of them possible? |
 | `files`, `peeking` | where does a file lie that came over the network, and what does it begin with? |
 | `previewing` | what would its first rows become? |
-| `asking` | how is a dataset asked for from afar, and who plans it? |
 | `folder` | where does it lie, and how is it written whole? |
 | `asking` | how is a dataset asked for from afar, and who plans it? |
 | `seats` | which process feeds which dataset? |

@@ -382,10 +382,6 @@ class Datasets:
             raise Conflict(f"{name} is {state}; only what runs can be paused")
         return self._steer(name, state="paused", held=False)
 
-    def resume(self, name: str) -> Status:
-        """The same as `start`. Raises NotFound."""
-        return self.start(name)
-
     def retry(self, name: str) -> Status:
         """Has what failed tried again; shards without failures stay as they are. Raises Conflict, NotFound."""
         folder = self.folder(name)

@@ -59,10 +59,6 @@ class Files:
             with closing(found["Body"]) as body:
                 return Head.read(gzip.decompress(body.read()))
 
-    def size_bytes(self, file: str) -> int:
-        """How large a file is. Raises NotFound."""
-        return self._store.about(self._store.bucket, self.key(file))[0]
-
 
 def _head_of(key: str) -> str:
     return f"{key}.first.json.gz"

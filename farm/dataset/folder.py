@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 STEER_TRIES = 20
 """So often an operator's wish is written again that another one came before."""
 State = Literal["planned", "running", "paused", "done"]
-
-
 DELETED = 1000
 """Objects that one request deletes. Source: S3's DeleteObjects."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -234,11 +232,12 @@ class Folder:
 
         Raises:
             NotFound: there is no such dataset.
+            BadBlob: what is wanted of it cannot be read.
         """
         for _ in range(STEER_TRIES):
             self.plan()
             there = self._read("control.json")
-            before = Control() if there is None else Control.model_validate_json(there[0])
+            before = Control() if there is None else _read(Control, there[0], f"what is wanted of {self.name!r}")
             control = Control.model_validate({**before.model_dump(), **changes})
             told = "control.json", control.model_dump_json().encode(), "application/json"
             if self.write_first(*told) if there is None else self._write_over(*told, there[1]):

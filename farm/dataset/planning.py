@@ -103,8 +103,15 @@ class Planner:
         return {theirs: ours for ours, theirs in self._spec.columns.items()}
 
     def check_header(self, header: Iterable[str]) -> None:
-        """Refuses a spec that names a column which the file has not. Raises InvalidJob."""
+        """Refuses a spec that names a column which the file has not. Raises InvalidJob.
+
+        Where a column gives prompts, a row may leave its own out: it is the chain's then.
+        """
         have = list(header)
+        if any(
+            (self._targets.get(one) or self._taken(one)) == "prompt" for one in have if one not in self._spec.left_out
+        ):
+            self._needs_prompt = False
         for ours, theirs in self._spec.columns.items():
             if theirs not in have:
                 told = ", ".join(have)[:300]

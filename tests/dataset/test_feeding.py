@@ -98,7 +98,7 @@ def test_it_is_paused_goes_on_and_tries_again_what_failed(rig: Rig, feeder: Feed
     # And one of its jobs is cancelled by somebody, its feeder dies, and another one goes on
     ledger.cancel(held[0])
     feeder.kill()
-    desk.resume("steered")
+    desk.start("steered")
     feeder.start()
     done(rig, "steered")
     # Then that one sample failed, and says why
