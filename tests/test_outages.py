@@ -22,7 +22,7 @@ from farm.client import Farm
 from farm.errors import Failure, FarmError, Unavailable
 from farm.settings import Settings
 from farm.store import Store
-from tests.conftest import Valkey, free_port
+from tests.conftest import Valkey, free_port, own_bucket
 from tests.test_cli import Run, record_tiny, run
 from tests.test_store import keys
 
@@ -154,8 +154,7 @@ def open_place(valkey: Valkey, s3: dict[str, str], folder: Path, monkeypatch: py
     settings = Settings.load(redis_url=valkey.url, data=folder / "data", bucket=bucket, **s3)
     image = folder / "in.png"
     Image.new("RGB", (64, 64), "teal").save(image)
-    with Farm(settings) as farm:
-        farm.store.ensure_bucket()
+    with Farm(settings) as farm, own_bucket(farm.store):
         record_tiny(farm.catalog)
         farm.render("before", chain="txt", seed=1)
         # Its doorbell has been rung afterwards.

@@ -22,7 +22,7 @@ from farm.ledger import Ledger
 from farm.records import Claim, StageEntry, Submission
 from farm.settings import Settings
 from farm.store import Store
-from tests.conftest import Valkey
+from tests.conftest import Valkey, own_bucket
 from tests.e2e.rig import ROOT, until
 from workers.lease import Drain
 from workers.result import Result, commit, kept, pieces, read, upload, write
@@ -32,11 +32,11 @@ JOB = "01a1fe52-648c-778e-b8ef-f19bc2ff{:04x}"
 
 
 @pytest.fixture
-def settings(valkey: Valkey, s3: dict[str, str], tmp_path: Path) -> Settings:
+def settings(valkey: Valkey, s3: dict[str, str], tmp_path: Path) -> Iterator[Settings]:
     """A farm with short leases, its store in reach."""
     found = Settings.load(redis_url=valkey.url, data=tmp_path / "data", lease_s=3, bucket="spool", **s3)
-    Store(found).ensure_bucket()
-    return found
+    with own_bucket(Store(found)):
+        yield found
 
 
 @pytest.fixture

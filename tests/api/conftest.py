@@ -22,7 +22,7 @@ from farm.ledger import FAN
 from farm.scripts import Server
 from farm.settings import Settings
 from farm.tokens import Tokens
-from tests.conftest import Valkey, free_port
+from tests.conftest import Valkey, free_port, own_bucket
 from tests.e2e.rig import until
 from tests.test_cli import Hand, record_tiny
 
@@ -82,8 +82,7 @@ def serving(settings: Settings, port: int = 0, **how: Any) -> Iterator[str]:
 def open_site(settings: Settings, through: Settings | None = None, **how: Any) -> Iterator[Site]:
     """A served farm on the servers of `settings`, which the API reaches by `through`."""
     server = Server(settings, FAN)
-    with Farm(settings) as farm:
-        farm.store.ensure_bucket()
+    with Farm(settings) as farm, own_bucket(farm.store):
         if not farm.settings.models_dir.exists():
             record_tiny(farm.catalog)
         with serving(through or settings, **how) as url:

@@ -37,7 +37,7 @@ from farm.servers import environment
 from farm.settings import Settings
 from farm.store import Store
 from tests.api.conftest import picture
-from tests.conftest import free_port
+from tests.conftest import free_port, own_bucket
 from tests.dataset.farms import CHAIN
 from tests.e2e.rig import until
 
@@ -51,12 +51,12 @@ def farm(family: Catalog, settings: Settings) -> Farm:
 
 
 @pytest.fixture
-def stocked(farm: Farm, s3_settings: Settings) -> Farm:
+def stocked(farm: Farm, s3_settings: Settings) -> Iterator[Farm]:
     """The same with a bucket of its own, and nobody who works."""
     reached = {name: getattr(s3_settings, name) for name in ("bucket", "s3_endpoint", "s3_access_key", "s3_secret_key")}
     found = Farm(farm.settings.model_copy(update=reached))
-    found.store.ensure_bucket()
-    return found
+    with own_bucket(found.store):
+        yield found
 
 
 def samples_of(farm: Farm, values: Mapping[str, Any], *, text: bool = False, **asked: Any) -> list[Sample]:

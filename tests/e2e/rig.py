@@ -17,7 +17,7 @@ from farm.client import Farm
 from farm.records import WorkerRecord
 from farm.servers import environment
 from farm.settings import Settings
-from tests.conftest import TINY, Valkey, pause
+from tests.conftest import TINY, Valkey, own_bucket, pause
 
 ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
 T = TypeVar("T")
@@ -140,9 +140,8 @@ def fresh_rig(folder: Path, models_dir: Path, s3: Mapping[str, str], **more: Any
     env = {**environment(settings), "FARM_MODELS": str(models_dir), "OMP_NUM_THREADS": "1"}
     env |= {f"FARM_{name.upper()}": str(value) for name, value in times.items()}
     farm = Farm(settings)
-    farm.store.ensure_bucket()
     try:
-        with rig_of(farm, env, folder, valkey) as rig:
+        with own_bucket(farm.store), rig_of(farm, env, folder, valkey) as rig:
             yield rig
     finally:
         valkey.kill()

@@ -13,8 +13,8 @@ from playwright.sync_api import Page, expect
 from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched
 
 expect.set_options(timeout=WAIT_MS)
-KEPT = "JSON.parse(Object.entries(localStorage).find(([key]) => key.startsWith('farm.form.'))[1])"
-"""The form, as the browser keeps it."""
+KEPT = "JSON.parse(localStorage[Object.keys(localStorage).find((key) => key.startsWith('farm.form.'))] ?? 'null')"
+"""The form, as the browser keeps it; null until it does."""
 
 
 def chain(page: Page, name: str) -> None:
@@ -270,7 +270,7 @@ def test_what_fills_the_form_is_taken_back(dashboard: Dashboard, watched: Watche
     page.get_by_label("Negative prompt").fill("nor this")
     page.get_by_placeholder("random").fill("77")
     page.get_by_label("Stage 2 is on").uncheck()
-    page.wait_for_function(f"() => {{ const told = {KEPT}; return told.seed === 77 && !told.cards[1].on }}")
+    page.wait_for_function(f"() => {{ const told = {KEPT}; return told?.seed === 77 && !told.cards[1]?.on }}")
     before = page.evaluate(f"() => {KEPT}")
 
     def recalled() -> None:
