@@ -19,11 +19,12 @@ from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.chain import override, parse_chain
 from farm.dataset.asking import Asked, ask
-from farm.dataset.desk import TEXTUAL, Datasets
+from farm.dataset.desk import Datasets
+from farm.dataset.drafts import TEXTUAL
 from farm.dataset.files import ID, Files
 from farm.dataset.peeking import Head
-from farm.dataset.planning import Planner
 from farm.dataset.previewing import check, preview
+from farm.dataset.samples import Planner
 from farm.dataset.sources import format_of
 from farm.dataset.spec import (
     MAX_PER_ROW,

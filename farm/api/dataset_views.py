@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import Field
 
 from farm.api.views import PlannedView
-from farm.dataset.desk import Planned, Status
+from farm.dataset.desk import Status
+from farm.dataset.drafts import Planned
 from farm.dataset.peeking import Head
 from farm.dataset.previewing import Preview
 from farm.dataset.spec import Row, RowError, Sample

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from farm import __version__
-from farm.cli import chains, dataset, jobs, machine, models, quarantine, queues, render, runs, serve, webhook
+from farm.cli import chains, collect, jobs, machine, models, quarantine, queues, render, runs, serve, webhook
 from farm.cli.outcome import HELP_OPTIONS, INTERRUPTED, Outcome, is_plain, need_command, usage
 from farm.errors import FarmError
 
@@ -107,7 +107,7 @@ def _app(rich: bool) -> typer.Typer:
         app.command()(command)
     app.command()(machine.doctor)
     groups = (
-        jobs.app, runs.app, queues.app, queues.workers, quarantine.app, dataset.app, chains.app, models.app, serve.app,
+        jobs.app, runs.app, queues.app, queues.workers, quarantine.app, collect.app, chains.app, models.app, serve.app,
         webhook.app,
     )  # fmt: skip
     for group in groups:

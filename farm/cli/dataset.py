@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from farm.cli.machine import need_worker
-from farm.cli.outcome import INTERRUPTED, Outcome, Table, group, is_plain, say, settings_here, usage
+from farm.cli.following import followed, line_of, opened, span
+from farm.cli.outcome import Outcome, Table, group, is_plain, settings_here, usage
 from farm.cli.submit import assignments, axes
-from farm.errors import BadBlob, FarmError, StageFailed, Unavailable
 
 if TYPE_CHECKING:
-    from farm.dataset.desk import Datasets, Planned, Status
-    from farm.settings import Settings
-    from farm.stage import AdapterType
+    from farm.dataset.desk import Status
+    from farm.dataset.drafts import Planned
 
 app = group("dataset", "Bulk datasets: plan a file, run it, export what came of it.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
-TURN_S = 8.0
-"""So long the farm's own feeder has to see that a dataset is to run, before a command feeds it itself, seconds."""
 RM_S = 15.0
 """So long a deletion waits for a feeder to leave the dataset, seconds."""
-LOOK_S = 1.0
-"""Pause between two looks at a dataset that is waited for, seconds."""
 
 
 @app.command()
@@ -78,7 +69,7 @@ def plan(
     farm dataset plan rows.parquet --name fruit --map prompt=caption --map 1.strength=s --chain hires
     farm dataset plan templates.txt --name fruit --templates random --variants 4 --wildcards words/
     """
-    from farm.dataset.desk import as_data
+    from farm.dataset.drafts import as_data
     from farm.dataset.sources import source_of
     from farm.dataset.wildcards import Wildcards
 
@@ -89,7 +80,7 @@ def plan(
         "keep": tuple(keep or ()), "per_row": per_row,
     }  # fmt: skip
     fields = {"prompt": prompt, "negative_prompt": negative_prompt, **assignments(settings or [])}
-    with _open("dataset plan") as (desk, farm):
+    with opened("dataset plan") as (desk, farm):
         source = source_of(file, store=farm.store, format=format)
         folder = None if file.startswith("s3://") else Path(file).parent
         with _counting() as counted:
@@ -115,12 +106,12 @@ def run(
     farm dataset run fruit
     farm dataset run fruit --priority 80 --detach
     """
-    with _open("dataset run") as (desk, farm):
+    with opened("dataset run") as (desk, farm):
         status = desk.start(name, priority)
         if detach:
             hint = "" if desk.has_feeder() else "; nobody feeds it yet: `farm up` does, or `farm dataset feed`"
-            return Outcome(_data(status), [_line(status) + hint])
-        return _fed(desk, farm.settings, name)
+            return Outcome(asdict(status), [line_of(status) + hint])
+        return followed(desk, farm.settings, name)
 
 
 @app.command()
@@ -146,13 +137,13 @@ def ls() -> Outcome:
     \b
     farm dataset ls
     """
-    with _open("dataset ls") as (desk, _):
+    with opened("dataset ls") as (desk, _):
         found = desk.ls()
     rows = [
         (one.name, one.state, one.samples, one.done, one.failed, f"{one.shards_done}/{one.shards}") for one in found
     ]
     return Outcome(
-        [_data(one) for one in found], [Table(("NAME", "STATE", "SAMPLES", "DONE", "FAILED", "SHARDS"), rows)]
+        [asdict(one) for one in found], [Table(("NAME", "STATE", "SAMPLES", "DONE", "FAILED", "SHARDS"), rows)]
     )
 
 
@@ -163,14 +154,14 @@ def status(name: Name) -> Outcome:
     \b
     farm dataset status fruit
     """
-    with _open("dataset status") as (desk, _):
+    with opened("dataset status") as (desk, _):
         found = desk.status(name)
         failures = desk.failures(name, 20) if found.failed else []
-    lines: list[str | Table] = [_line(found)]
+    lines: list[str | Table] = [line_of(found)]
     if failures:
         heads = ("KEY", "ROW", "STATE", "CODE", "MESSAGE")
         lines.append(Table(heads, [tuple(one[head.lower()] for head in heads) for one in failures]))
-    return Outcome({**_data(found), "failures": failures}, lines)
+    return Outcome({**asdict(found), "failures": failures}, lines)
 
 
 @app.command()
@@ -180,7 +171,7 @@ def pause(name: Name) -> Outcome:
     \b
     farm dataset pause fruit
     """
-    with _open("dataset pause") as (desk, _):
+    with opened("dataset pause") as (desk, _):
         return _after(desk.pause(name))
 
 
@@ -191,7 +182,7 @@ def resume(name: Name) -> Outcome:
     \b
     farm dataset resume fruit
     """
-    with _open("dataset resume") as (desk, _):
+    with opened("dataset resume") as (desk, _):
         return _after(desk.start(name))
 
 
@@ -202,140 +193,8 @@ def retry(name: Name) -> Outcome:
     \b
     farm dataset retry fruit
     """
-    with _open("dataset retry") as (desk, _):
+    with opened("dataset retry") as (desk, _):
         return _after(desk.retry(name))
-
-
-@app.command()
-def score(
-    name: Name,
-    clip: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Gives clip_score: how well a picture fits its prompt.")
-    ] = None,
-    safety: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Gives safety_score: above 0 the safety checker finds something.")
-    ] = None,
-) -> Outcome:
-    """Score the pictures of a dataset, so that an export can choose by it. Ctrl+C leaves; nothing is lost.
-
-    Runs here, on FARM_DEVICE, shard by shard; what was scored by the same files before is not scored again.
-
-    \b
-    farm dataset score fruit --clip clip-b32
-    farm dataset score fruit --clip clip-l14 --safety safety-checker
-    """
-    asked: tuple[tuple[str, str | None, AdapterType], ...] = (
-        ("clip", clip, "clip"), ("safety", safety, "safety_checker")
-    )  # fmt: skip
-    if not (clip or safety):
-        raise usage(
-            "nothing to score with was named", "--clip NAME, --safety NAME, or both; `farm models ls` lists them"
-        )
-    need_worker()
-    with _open("dataset score") as (desk, farm):
-        desk.folder(name)
-        words = [name]
-        for option, entry, type_ in asked:
-            if entry:
-                farm.catalog.lock(farm.catalog.judge(entry, type_, f"--{option}"))
-                words += [f"--{option}", entry]
-    told = _scored(words)
-    lost = f", {told['damaged']:,} of them cannot be read" if told["damaged"] else ""
-    line = (
-        f"{name}  {told['shards']:,} shards scored, {told['samples']:,} pictures{lost}; {told['before']:,} were before"
-    )
-    return Outcome({"name": name, **told}, [line])
-
-
-@app.command()
-def export(
-    name: Name,
-    out: Annotated[str, typer.Option("-o", "--out", help="Folder, or s3://BUCKET/PREFIX; new, or an earlier export.")],
-    format: Annotated[
-        Literal["webdataset", "parquet", "imagefolder"], typer.Option(help="What loaders will read.")
-    ] = "webdataset",
-    dedupe: Annotated[Literal["off", "exact", "near"], typer.Option(help="Of pictures that are alike, one.")] = "off",
-    distance: Annotated[int, typer.Option(help="Bits of the perceptual hash that alike pictures may differ in.")] = 3,
-    unique_prompts: Annotated[bool, typer.Option("--unique-prompts", help="One picture of each prompt.")] = False,
-    blank_below: Annotated[
-        float | None, typer.Option(help="Leave out pictures whose brightness deviates less, 0 to 127.5.")
-    ] = None,
-    where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN>=NUMBER", help="Such as clip_score>=0.25; all must hold.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
-    validation: Annotated[float, typer.Option(help="Share that goes into a validation split.")] = 0,
-    file_samples: Annotated[int, typer.Option(help="Samples of a tar or Parquet file.")] = 1000,
-    partial: Annotated[bool, typer.Option("--partial", help="Also while shards are missing.")] = False,
-) -> Outcome:
-    """Write a dataset in a form that loads in one line, with its card; what is left out is listed with its reason.
-
-    \b
-    farm dataset export fruit -o fruit/
-    farm dataset export fruit -o s3://bucket/fruit --format parquet --dedupe near --blank-below 3
-    """
-    from pydantic import ValidationError
-
-    from farm.dataset.choosing import ExportSpec
-
-    given: dict[str, Any] = {
-        "format": format, "dedupe": dedupe, "distance": distance, "unique_prompts": unique_prompts,
-        "blank_below": blank_below, "where": tuple(where or ()), "limit": limit, "validation": validation,
-        "file_samples": file_samples,
-    }  # fmt: skip
-    try:
-        spec = ExportSpec(**given)
-    except ValidationError as error:
-        one = error.errors()[0]
-        raise usage(f"--{str(one['loc'][0]).replace('_', '-')}: {one['msg']}") from None
-    with _open("dataset export") as (desk, _):
-        found = desk.export(name, out, spec, partial=partial)
-    told = ", ".join(f"{count:,} {split}" for split, count in found.counts.items())
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count)
-    lines = [f"{out}: {told}" + (f"; left out: {dropped}" if dropped else "")]
-    return Outcome({"out": out, "counts": found.counts, "dropped": found.dropped, "files": found.files}, lines)
-
-
-@app.command()
-def verify(
-    name: Name,
-    repair: Annotated[bool, typer.Option("--repair", help="Take damaged shards away, to be made again.")] = False,
-) -> Outcome:
-    """Read every shard of a dataset again, and tell all that is not as it was written.
-
-    \b
-    farm dataset verify fruit
-    farm dataset verify fruit --repair && farm dataset run fruit
-    """
-    from dataclasses import asdict
-
-    with _open("dataset verify") as (desk, _):
-        found = desk.verify(name)
-        away = desk.mend(name, found) if repair else []
-    wrong = [asdict(one) for one in found.problems]
-    lines = [f"shard {one.shard}{f', {one.key}' if one.key else ''}: {one.what}" for one in found.problems[:100]]
-    lines.append(
-        f"{found.samples:,} samples in {found.shards:,} shards, {found.failed:,} failed, {found.bytes / 1e6:,.1f} MB; "
-        f"{len(wrong)} problems" + (f"; {len(found.absent):,} shards are not there yet" if found.absent else "")
-    )
-    if repair:
-        lines.append(f"{len(away)} shards are taken away; `farm dataset run {name}` makes them again" if away else "")
-        return Outcome({**asdict(found), "problems": wrong, "taken_away": away}, list(filter(None, lines)))
-    hint = "--repair takes damaged shards away, for `farm dataset run` to make again"
-    error = BadBlob(f"{len(wrong)} things are not as they were written", hint=hint) if wrong else None
-    return Outcome({**asdict(found), "problems": wrong}, lines, error)
-
-
-@app.command()
-def card(name: Name) -> Outcome:
-    """Print what a dataset says of itself: the README.md that an export of all of it has.
-
-    \b
-    farm dataset card fruit
-    """
-    with _open("dataset card") as (desk, _):
-        text = desk.card(name)
-    return Outcome({"card": text}, text.splitlines())
 
 
 @app.command()
@@ -345,27 +204,12 @@ def rm(name: Name) -> Outcome:
     \b
     farm dataset rm fruit
     """
-    with _open("dataset rm") as (desk, _):
+    with opened("dataset rm") as (desk, _):
         desk.rm(name, RM_S)
     return Outcome({"name": name}, [f"{name} is deleted"])
 
 
 # ---------------------------------------------------------------------------------------------------- what they share
-
-
-@contextmanager
-def _open(command: str) -> Iterator[tuple[Datasets, Any]]:
-    """The datasets of the farm that the settings name, and the farm."""
-    settings = settings_here(command)
-    try:
-        import pyarrow  # noqa: F401
-
-        from farm.client import Farm
-        from farm.dataset.desk import Datasets
-    except ModuleNotFoundError as error:
-        raise Unavailable(f"datasets need {error.name}", hint="pip install 'latent-farm[dataset]'") from None
-    with closing(Farm(settings)) as farm:
-        yield Datasets(farm), farm
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -376,28 +220,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _after(status: Status) -> Outcome:
-    return Outcome(_data(status), [_line(status)])
-
-
-def _data(status: Status) -> dict[str, Any]:
-    from farm.dataset.desk import as_data
-
-    return as_data(status)
-
-
-def _line(status: Status) -> str:
-    """A dataset in a line."""
-    told = [
-        f"{status.name}  {status.state}",
-        f"{status.done:,} of {status.samples:,} samples",
-        f"{status.failed:,} failed" if status.failed else "",
-        f"{status.shards_done} of {status.shards} shards",
-        f"{status.size_bytes / 1e6:,.1f} MB",
-        f"{status.rate:.1f} a second" if status.rate else "",
-        f"{_span(status.eta_s)} left" if status.eta_s else "",
-        f"does not go on: {status.trouble['message']}" if status.trouble else "",
-    ]
-    return ", ".join(filter(None, told))
+    return Outcome(asdict(status), [line_of(status)])
 
 
 def _planned(found: Planned, dry_run: bool) -> list[str | Table]:
@@ -410,8 +233,8 @@ def _planned(found: Planned, dry_run: bool) -> list[str | Table]:
     sizes = ", ".join(f"{width}x{height}" for width, height in plan.sizes[:5])
     lines.append(f"pictures of {sizes}, at most {found.size_bytes_most / 1e9:,.2f} GB")
     if estimate.cost_s is not None:
-        left = f", about {_span(estimate.eta_s)} on the live workers" if estimate.eta_s is not None else ""
-        lines.append(f"{_span(estimate.cost_s)} of device time{left}")
+        left = f", about {span(estimate.eta_s)} on the live workers" if estimate.eta_s is not None else ""
+        lines.append(f"{span(estimate.cost_s)} of device time{left}")
     else:
         lines.append("what it costs is not known before its stages have run once")
     lines += [f"row {one.row}{f', {one.column}' if one.column else ''}: {one.message}" for one in found.rejected]
@@ -420,39 +243,6 @@ def _planned(found: Planned, dry_run: bool) -> list[str | Table]:
     if not dry_run:
         lines.append(f"farm dataset run {plan.spec.name}")
     return lines
-
-
-def _span(seconds: float | None) -> str:
-    """A time as people say it."""
-    left = seconds or 0.0
-    if left < 120:
-        return f"{left:.0f} s"
-    if left < 7200:
-        return f"{left / 60:.0f} min"
-    return f"{left / 3600:.1f} h"
-
-
-def _scored(words: Sequence[str]) -> dict[str, Any]:
-    """What `workers.scoring` gives, in a process of its own, for the farm imports no torch; stderr is the user's."""
-    # -P: what runs is what is installed, not what happens to lie in the current folder.
-    command = [sys.executable, "-P", "-m", "workers.scoring", *words, "--parent", str(os.getpid())]
-    # A group of its own: Ctrl+C reaches it once, from here.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
-        try:
-            out, _ = process.communicate()
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode == INTERRUPTED:
-        raise KeyboardInterrupt
-    if not out:
-        raise FarmError(f"the scoring broke off with exit status {process.returncode}", hint="its last words are above")
-    told: dict[str, Any] = json.loads(out)
-    if "error" in told:
-        raise (Unavailable if told["error"]["code"] == Unavailable.code else FarmError)(
-            told["error"]["message"], code=told["error"]["code"], hint=told["error"]["hint"]
-        )
-    return told
 
 
 @contextmanager
@@ -472,60 +262,3 @@ def _counting() -> Iterator[Any]:
     finally:
         if shown:
             sys.stderr.write("\r\033[K")
-
-
-def _fed(desk: Datasets, settings: Settings, name: str) -> Outcome:
-    """Follows a dataset until it is done, feeding it where nobody else does."""
-    from farm.dataset.serve import feed as run_feeder
-
-    stop, wrong = threading.Event(), list[BaseException]()
-
-    def work() -> None:
-        try:
-            if desk.has_feeder():  # which sees it within a moment
-                stop.wait(TURN_S)
-            run_feeder(settings, stop, name)
-        except BaseException as error:  # noqa: BLE001 — raised again where it is waited for
-            wrong.append(error)
-
-    thread = threading.Thread(target=work, name="feeder")
-    thread.start()
-    try:
-        found = _followed(desk, name, thread)
-    except KeyboardInterrupt:
-        say(f"left; `farm dataset run {name}` goes on with it")
-        raise
-    finally:
-        stop.set()
-        thread.join()
-    if wrong:
-        raise wrong[0]
-    failed = f"{found.failed:,} samples could not be made" if found.state == "done" and found.failed else ""
-    hint = f"`farm dataset status {name}` says why, `farm dataset retry {name}` tries them again"
-    error = StageFailed(failed, code="job_failed", hint=hint) if failed else None
-    return Outcome(_data(found), [_line(found)], error)
-
-
-def _followed(desk: Datasets, name: str, thread: threading.Thread) -> Status:
-    """Shows how far the dataset is until it is done, or its feeder ends."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    plain, last = is_plain(sys.stderr), ""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=plain) as bars:
-        bar = bars.add_task(name, total=None, told="")
-        while True:
-            alive = thread.is_alive()
-            status = desk.status(name)
-            ended = status.done + status.failed + sum(status.open.get(one, 0) for one in ("done", "failed"))
-            rate = f"{status.rate:.1f}/s" if status.rate else ""
-            left = f"{_span(status.eta_s)} left" if status.eta_s else ""
-            told = f"{status.failed} failed" if status.failed else ""
-            bars.update(bar, total=status.samples, completed=ended, told="  ".join(filter(None, (rate, left, told))))
-            if plain and (line := _line(status)) != last:
-                say(line)
-                last = line
-            if status.state != "running" or not alive:
-                return status
-            time.sleep(LOOK_S)

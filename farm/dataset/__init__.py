@@ -27,7 +27,9 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `prompts` | which prompts does a template mean? (`syntax`: how it is read; `options`: how it is chosen from) |
 | `images` | which input image does a cell name? |
 | `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
-| `planning` | which samples do the rows mean, and is each of them possible? |
+| `samples` | which samples do the rows mean, and is each of them possible? |
+| `planning` | how do the rows of a file become a plan? |
+| `drafts` | what would a file's dataset be: how many samples, at what cost, how large? |
 | `files`, `peeking` | where does a file lie that came over the network, and what does it begin with? |
 | `previewing` | what would its first rows become? |
 | `folder` | where does it lie, and how is it written whole? |
@@ -35,6 +37,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `seats` | which process feeds which dataset? |
 | `serve` | which datasets are fed, and by which process? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
+| `publishing` | how do the pictures of ended jobs become a shard? |
 | `metrics` | what is counted of datasets, for Prometheus? |
 | `sharding` | how does a shard look, byte by byte? |
 | `tars` | how is a sample found in a tar, and put into one? |

@@ -15,67 +15,34 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import structlog
 
 from farm.client import Farm
 from farm.dataset.folder import Folder, Plan
-from farm.dataset.metrics import count_shard, show_open
+from farm.dataset.metrics import show_open
 from farm.dataset.moulds import Moulds, run_of
-from farm.dataset.sharding import ShardWriter, Written, write
-from farm.dataset.spec import Failed, Picture, Sample
-from farm.errors import BadBlob, Conflict, NotFound
+from farm.dataset.publishing import READERS, Publisher, Shard
+from farm.errors import Conflict, NotFound
 from farm.job import MAX_DEADLINE_S
 from farm.ledger import CHUNK
-from farm.records import OPEN, JobRecord
+from farm.records import OPEN
 from farm.runs import Verb
 from farm.scripts import Server
 from farm.webhooks import Webhooks
 
 _log = structlog.get_logger(__name__)
-READERS = 4
-"""Threads that read results from the store, decode and measure them: half of the time they wait, or hold no lock."""
 LOOK_S = 2.0
 """How often the operator's wishes are read, seconds."""
 TRIES = 3
-"""So often a picture is made that turns out to be gone or damaged each time."""
+"""So often a shard is submitted anew whose jobs turn out to be of other recipes."""
 RATE_S = 60.0
 """Images a second are counted over so long."""
 RESTED = 4
 """So many windows of published shards are looked through at the start for jobs that a dead feeder left."""
-
-
-@dataclass
-class Shard:
-    """One shard in work: its samples, and the job of each."""
-
-    number: int
-    samples: list[Sample]
-    round: int
-    jobs: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.time)
-    states: dict[str, int] = field(default_factory=dict)
-    lost: Counter[str] = field(default_factory=Counter)
-    """How often each sample's picture was gone or damaged, by key."""
-    conflicts: int = 0
-    """How often its jobs were found to be of other recipes."""
-    publishing: Future[dict[str, Any] | None] | None = None
-
-    @property
-    def ended(self) -> int:
-        """How many of its jobs have ended."""
-        return sum(count for state, count in self.states.items() if state not in OPEN)
-
-
-class Moved(Exception):
-    """Jobs of a shard are gone or open again since it was looked at: it is to be looked at anew."""
 
 
 class Feeder:
@@ -87,9 +54,10 @@ class Feeder:
     def __init__(
         self, farm: Farm, name: str, open_samples: int, pool: Executor, stop: threading.Event | None = None
     ) -> None:
-        self._farm, self.name, self._pool, self._stop = farm, name, pool, stop or threading.Event()
+        self._farm, self.name, self._pool = farm, name, pool
         self.folder = Folder(farm.store, name)
         self.plan: Plan = self.folder.plan()
+        self._publisher = Publisher(farm, self.folder, self.plan, self._check, stop or threading.Event())
         self._moulds = Moulds(farm, self.plan.spec, plan=self.plan)
         self._window = max(2, open_samples // self.plan.spec.shard_samples)
         self._control, self._looked = self.folder.control(), 0.0
@@ -222,7 +190,7 @@ class Feeder:
         moved = False
         while self._todo and len(self._open) < self._window:
             samples = self.folder.samples(self._todo[0])
-            before = self._there(self._todo[0])
+            before = self._publisher.there(self._todo[0])
             if before is not None:
                 failed = {one["key"] for one in before["failures"]}
                 samples = [sample for sample in samples if sample.key in failed]
@@ -233,11 +201,6 @@ class Feeder:
             if len(shard.jobs) < len(shard.samples):
                 self._submit(shard)
         return moved
-
-    def _there(self, number: int) -> dict[str, Any] | None:
-        """What is known of a shard of this dataset that is there."""
-        stats = self.folder.found(number)
-        return stats if stats is not None and stats.get("dataset") == self.plan.identity else None
 
     def _submit(self, shard: Shard) -> None:
         """Submits what of a shard is not submitted yet; where a server fails, the rest is for the next round."""
@@ -285,7 +248,7 @@ class Feeder:
             record = None
         shard.states = record.states if record else {}
         if record is None or record.count < len(shard.jobs):
-            stats = self._there(shard.number)
+            stats = self._publisher.there(shard.number)
             if stats is not None and stats["round"] >= shard.round:  # by another feeder
                 self._count(stats)
                 del self._open[shard.number]
@@ -297,7 +260,7 @@ class Feeder:
             return True
         if shard.ended < record.count:
             return False
-        shard.publishing = self._pool.submit(self._publish, shard)
+        shard.publishing = self._pool.submit(self._publisher.publish, shard)
         return True
 
     def _published(self, shard: Shard) -> bool:
@@ -311,86 +274,6 @@ class Feeder:
         self._farm.ledger.forget(shard.jobs)
         self._tell(at_once=True)
         return True
-
-    # ------------------------------------------------------------------------------------------------ publishing
-
-    def _publish(self, shard: Shard) -> dict[str, Any] | None:
-        """The stats of the shard that was written from what its jobs made; None where they have to go on first."""
-        began, before, lost = time.monotonic(), self._there(shard.number), list[str]()
-        failed = list[Failed]()
-        with TemporaryDirectory(prefix="shard-") as temporary:
-            with ShardWriter(Path(temporary), shard.number, self.plan.spec, self.plan.columns) as writer:
-                try:
-                    for sample, job, written in self._pictures(shard, failed):
-                        if self._stop.is_set():
-                            return None
-                        try:
-                            writer.put(written.result())
-                        except BadBlob as error:
-                            _log.warning("picture_lost", dataset=self.name, sample=sample.key, error=error.message)
-                            shard.lost[sample.key] += 1
-                            if shard.lost[sample.key] < TRIES:
-                                lost.append(job)
-                            else:
-                                failed.append(Failed(sample, "failed", error.code, error.message))
-                except Moved:
-                    shard.jobs = []
-                    return None
-                if lost:
-                    # What a job made is gone or damaged: it is made again. The others are found by their keys.
-                    self._farm.ledger.forget(lost)
-                    shard.jobs = []
-                    return None
-                if before is not None:
-                    with self.folder.tar(shard.number) as old:
-                        writer.keep(old)
-                made = writer.finish(failed)
-            stats = {**made.facts, "count": self.plan.samples_of(shard.number), "dataset": self.plan.identity}
-            stats |= {"round": shard.round, "began": round(shard.began, 3), "ended": round(time.time(), 3)}
-            self._check()
-            self.folder.publish(shard.number, made.tar, made.parquet, stats)
-        seconds = round(time.monotonic() - began, 2)
-        count_shard(self.name, stats, seconds)
-        _log.info("shard", dataset=self.name, shard=shard.number, samples=stats["successes"], seconds=seconds)
-        return stats
-
-    def _pictures(self, shard: Shard, failed: list[Failed]) -> Iterator[tuple[Sample, str, Future[Written]]]:
-        """What the jobs of a shard made, in order and read ahead a little; the others are added to `failed`.
-
-        Raises:
-            Moved: a job is gone, or open again.
-        """
-        ahead = deque[tuple[Sample, str, Future[Written]]]()
-        with ThreadPoolExecutor(READERS) as readers:
-            for start in range(0, len(shard.jobs), CHUNK):
-                found = self._farm.ledger.read(shard.jobs[start : start + CHUNK], whole=False)
-                records = {one.job: one for one in found}
-                for sample, job in zip(shard.samples[start : start + CHUNK], shard.jobs[start:], strict=False):
-                    record = records.get(job)
-                    if record is None or record.state in OPEN:
-                        raise Moved
-                    if record.state != "done":
-                        failed.append(Failed(sample, record.state, record.code, record.message))
-                        continue
-                    ahead.append((sample, job, readers.submit(self._written, sample, record)))
-                    if len(ahead) > 2 * READERS:
-                        yield ahead.popleft()
-            yield from ahead
-
-    def _written(self, sample: Sample, record: JobRecord) -> Written:
-        """What the shard has of what a job made. Raises BadBlob where that is gone or damaged."""
-        store, keep = self._farm.store, self.plan.spec.keep
-        outputs: list[dict[str, Any]] = [json.loads(output) for output in record.outputs]
-        kept: dict[str, bytes] = {}
-        for index, output in enumerate(outputs[:-1]):
-            if "base" in keep and "kept" in output:
-                kept[f"stage{index}.png"] = store.get_blob(output["kept"]["blob"], output["kept"]["bytes"])
-            if "latents" in keep and output["medium"] == "latents":
-                kept[f"stage{index}.safetensors"] = store.get_blob(output["blob"], output["bytes"])
-        last = outputs[-1]
-        data = store.get_blob(last["blob"], last["bytes"])
-        picture = Picture(sample, data, json.loads(record.spec)["recipes"], last["made"], kept)
-        return write(picture, self.plan.spec, self.plan.columns)
 
     # ------------------------------------------------------------------------------------------------ telling
 

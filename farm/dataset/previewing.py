@@ -10,7 +10,8 @@ from farm.client import Farm
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds
 from farm.dataset.peeking import Head
-from farm.dataset.planning import Planner, row_errors
+from farm.dataset.planning import row_errors
+from farm.dataset.samples import Planner
 from farm.dataset.spec import DatasetSpec, RowError, Sample
 from farm.dataset.wildcards import Wildcards
 from farm.errors import InvalidJob, Unavailable

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from farm.dataset.asking import Asked, ask
-from farm.dataset.desk import Datasets, Planned
+from farm.dataset.desk import Datasets
+from farm.dataset.drafts import Planned
 from farm.dataset.files import Files
 from farm.dataset.folder import Folder
 from farm.dataset.peeking import look

@@ -21,12 +21,14 @@ from pydantic import SecretStr
 from farm.catalog import Catalog
 from farm.client import Farm
 from farm.dataset.asking import Asked, Stopped, ask, carry_out, carry_out_apart, is_asked
-from farm.dataset.desk import Datasets, Planned
+from farm.dataset.desk import Datasets
+from farm.dataset.drafts import Planned
 from farm.dataset.folder import Folder, read_sample
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds
-from farm.dataset.planning import Planner, Refused, plan_rows
+from farm.dataset.planning import Refused, plan_rows
 from farm.dataset.reading import rows
+from farm.dataset.samples import Planner
 from farm.dataset.seats import Seats
 from farm.dataset.serve import Planning
 from farm.dataset.sources import source_of

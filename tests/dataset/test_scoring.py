@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from farm import models
 from farm.catalog import Adapter, Catalog
-from farm.cli.dataset import _scored
+from farm.cli.collect import _scored
 from farm.cli.outcome import INTERRUPTED
 from farm.dataset.choosing import ExportSpec, choose
 from farm.dataset.folder import Folder, Plan

@@ -1,0 +1,175 @@
+"""What becomes of a dataset's shards: scored, verified, exported, told of?"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from farm.cli.dataset import Name, app
+from farm.cli.following import opened
+from farm.cli.machine import need_worker
+from farm.cli.outcome import INTERRUPTED, Outcome, usage
+from farm.errors import BadBlob, FarmError, Unavailable
+
+if TYPE_CHECKING:
+    from farm.stage import AdapterType
+
+
+@app.command()
+def score(
+    name: Name,
+    clip: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Gives clip_score: how well a picture fits its prompt.")
+    ] = None,
+    safety: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Gives safety_score: above 0 the safety checker finds something.")
+    ] = None,
+) -> Outcome:
+    """Score the pictures of a dataset, so that an export can choose by it. Ctrl+C leaves; nothing is lost.
+
+    Runs here, on FARM_DEVICE, shard by shard; what was scored by the same files before is not scored again.
+
+    \b
+    farm dataset score fruit --clip clip-b32
+    farm dataset score fruit --clip clip-l14 --safety safety-checker
+    """
+    asked: tuple[tuple[str, str | None, AdapterType], ...] = (
+        ("clip", clip, "clip"), ("safety", safety, "safety_checker")
+    )  # fmt: skip
+    if not (clip or safety):
+        raise usage(
+            "nothing to score with was named", "--clip NAME, --safety NAME, or both; `farm models ls` lists them"
+        )
+    need_worker()
+    with opened("dataset score") as (desk, farm):
+        desk.folder(name)
+        words = [name]
+        for option, entry, type_ in asked:
+            if entry:
+                farm.catalog.lock(farm.catalog.judge(entry, type_, f"--{option}"))
+                words += [f"--{option}", entry]
+    told = _scored(words)
+    lost = f", {told['damaged']:,} of them cannot be read" if told["damaged"] else ""
+    line = (
+        f"{name}  {told['shards']:,} shards scored, {told['samples']:,} pictures{lost}; {told['before']:,} were before"
+    )
+    return Outcome({"name": name, **told}, [line])
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder, or s3://BUCKET/PREFIX; new, or an earlier export.")],
+    format: Annotated[
+        Literal["webdataset", "parquet", "imagefolder"], typer.Option(help="What loaders will read.")
+    ] = "webdataset",
+    dedupe: Annotated[Literal["off", "exact", "near"], typer.Option(help="Of pictures that are alike, one.")] = "off",
+    distance: Annotated[int, typer.Option(help="Bits of the perceptual hash that alike pictures may differ in.")] = 3,
+    unique_prompts: Annotated[bool, typer.Option("--unique-prompts", help="One picture of each prompt.")] = False,
+    blank_below: Annotated[
+        float | None, typer.Option(help="Leave out pictures whose brightness deviates less, 0 to 127.5.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN>=NUMBER", help="Such as clip_score>=0.25; all must hold.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
+    validation: Annotated[float, typer.Option(help="Share that goes into a validation split.")] = 0,
+    file_samples: Annotated[int, typer.Option(help="Samples of a tar or Parquet file.")] = 1000,
+    partial: Annotated[bool, typer.Option("--partial", help="Also while shards are missing.")] = False,
+) -> Outcome:
+    """Write a dataset in a form that loads in one line, with its card; what is left out is listed with its reason.
+
+    \b
+    farm dataset export fruit -o fruit/
+    farm dataset export fruit -o s3://bucket/fruit --format parquet --dedupe near --blank-below 3
+    """
+    from pydantic import ValidationError
+
+    from farm.dataset.choosing import ExportSpec
+
+    given: dict[str, Any] = {
+        "format": format, "dedupe": dedupe, "distance": distance, "unique_prompts": unique_prompts,
+        "blank_below": blank_below, "where": tuple(where or ()), "limit": limit, "validation": validation,
+        "file_samples": file_samples,
+    }  # fmt: skip
+    try:
+        spec = ExportSpec(**given)
+    except ValidationError as error:
+        one = error.errors()[0]
+        raise usage(f"--{str(one['loc'][0]).replace('_', '-')}: {one['msg']}") from None
+    with opened("dataset export") as (desk, _):
+        found = desk.export(name, out, spec, partial=partial)
+    told = ", ".join(f"{count:,} {split}" for split, count in found.counts.items())
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count)
+    lines = [f"{out}: {told}" + (f"; left out: {dropped}" if dropped else "")]
+    return Outcome({"out": out, "counts": found.counts, "dropped": found.dropped, "files": found.files}, lines)
+
+
+@app.command()
+def verify(
+    name: Name,
+    repair: Annotated[bool, typer.Option("--repair", help="Take damaged shards away, to be made again.")] = False,
+) -> Outcome:
+    """Read every shard of a dataset again, and tell all that is not as it was written.
+
+    \b
+    farm dataset verify fruit
+    farm dataset verify fruit --repair && farm dataset run fruit
+    """
+    with opened("dataset verify") as (desk, _):
+        found = desk.verify(name)
+        away = desk.mend(name, found) if repair else []
+    wrong = [asdict(one) for one in found.problems]
+    lines = [f"shard {one.shard}{f', {one.key}' if one.key else ''}: {one.what}" for one in found.problems[:100]]
+    lines.append(
+        f"{found.samples:,} samples in {found.shards:,} shards, {found.failed:,} failed, {found.bytes / 1e6:,.1f} MB; "
+        f"{len(wrong)} problems" + (f"; {len(found.absent):,} shards are not there yet" if found.absent else "")
+    )
+    if repair:
+        lines.append(f"{len(away)} shards are taken away; `farm dataset run {name}` makes them again" if away else "")
+        return Outcome({**asdict(found), "problems": wrong, "taken_away": away}, list(filter(None, lines)))
+    hint = "--repair takes damaged shards away, for `farm dataset run` to make again"
+    error = BadBlob(f"{len(wrong)} things are not as they were written", hint=hint) if wrong else None
+    return Outcome({**asdict(found), "problems": wrong}, lines, error)
+
+
+@app.command()
+def card(name: Name) -> Outcome:
+    """Print what a dataset says of itself: the README.md that an export of all of it has.
+
+    \b
+    farm dataset card fruit
+    """
+    with opened("dataset card") as (desk, _):
+        text = desk.card(name)
+    return Outcome({"card": text}, text.splitlines())
+
+
+def _scored(words: Sequence[str]) -> dict[str, Any]:
+    """What `workers.scoring` gives, in a process of its own, for the farm imports no torch; stderr is the user's."""
+    # -P: what runs is what is installed, not what happens to lie in the current folder.
+    command = [sys.executable, "-P", "-m", "workers.scoring", *words, "--parent", str(os.getpid())]
+    # A group of its own: Ctrl+C reaches it once, from here.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
+        try:
+            out, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    if not out:
+        raise FarmError(f"the scoring broke off with exit status {process.returncode}", hint="its last words are above")
+    told: dict[str, Any] = json.loads(out)
+    if "error" in told:
+        raise (Unavailable if told["error"]["code"] == Unavailable.code else FarmError)(
+            told["error"]["message"], code=told["error"]["code"], hint=told["error"]["hint"]
+        )
+    return told

@@ -1,0 +1,120 @@
+"""How is a dataset followed until it is done, and how is it told of in a line?"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from farm.cli.outcome import Outcome, is_plain, say, settings_here
+from farm.errors import StageFailed, Unavailable
+
+if TYPE_CHECKING:
+    from farm.dataset.desk import Datasets, Status
+    from farm.settings import Settings
+
+TURN_S = 8.0
+"""So long the farm's own feeder has to see that a dataset is to run, before a command feeds it itself, seconds."""
+LOOK_S = 1.0
+"""Pause between two looks at a dataset that is waited for, seconds."""
+
+
+@contextmanager
+def opened(command: str) -> Iterator[tuple[Datasets, Any]]:
+    """The datasets of the farm that the settings name, and the farm."""
+    settings = settings_here(command)
+    try:
+        import pyarrow  # noqa: F401
+
+        from farm.client import Farm
+        from farm.dataset.desk import Datasets
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"datasets need {error.name}", hint="pip install 'latent-farm[dataset]'") from None
+    with closing(Farm(settings)) as farm:
+        yield Datasets(farm), farm
+
+
+def line_of(status: Status) -> str:
+    """A dataset in a line."""
+    told = [
+        f"{status.name}  {status.state}",
+        f"{status.done:,} of {status.samples:,} samples",
+        f"{status.failed:,} failed" if status.failed else "",
+        f"{status.shards_done} of {status.shards} shards",
+        f"{status.size_bytes / 1e6:,.1f} MB",
+        f"{status.rate:.1f} a second" if status.rate else "",
+        f"{span(status.eta_s)} left" if status.eta_s else "",
+        f"does not go on: {status.trouble['message']}" if status.trouble else "",
+    ]
+    return ", ".join(filter(None, told))
+
+
+def span(seconds: float | None) -> str:
+    """A time as people say it."""
+    left = seconds or 0.0
+    if left < 120:
+        return f"{left:.0f} s"
+    if left < 7200:
+        return f"{left / 60:.0f} min"
+    return f"{left / 3600:.1f} h"
+
+
+def followed(desk: Datasets, settings: Settings, name: str) -> Outcome:
+    """Follows a dataset until it is done, feeding it where nobody else does."""
+    from farm.dataset.serve import feed as run_feeder
+
+    stop, wrong = threading.Event(), list[BaseException]()
+
+    def work() -> None:
+        try:
+            if desk.has_feeder():  # which sees it within a moment
+                stop.wait(TURN_S)
+            run_feeder(settings, stop, name)
+        except BaseException as error:  # noqa: BLE001 — raised again where it is waited for
+            wrong.append(error)
+
+    thread = threading.Thread(target=work, name="feeder")
+    thread.start()
+    try:
+        found = _followed(desk, name, thread)
+    except KeyboardInterrupt:
+        say(f"left; `farm dataset run {name}` goes on with it")
+        raise
+    finally:
+        stop.set()
+        thread.join()
+    if wrong:
+        raise wrong[0]
+    failed = f"{found.failed:,} samples could not be made" if found.state == "done" and found.failed else ""
+    hint = f"`farm dataset status {name}` says why, `farm dataset retry {name}` tries them again"
+    error = StageFailed(failed, code="job_failed", hint=hint) if failed else None
+    return Outcome(asdict(found), [line_of(found)], error)
+
+
+def _followed(desk: Datasets, name: str, thread: threading.Thread) -> Status:
+    """Shows how far the dataset is until it is done, or its feeder ends."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    plain, last = is_plain(sys.stderr), ""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=plain) as bars:
+        bar = bars.add_task(name, total=None, told="")
+        while True:
+            alive = thread.is_alive()
+            status = desk.status(name)
+            ended = status.done + status.failed + sum(status.open.get(one, 0) for one in ("done", "failed"))
+            rate = f"{status.rate:.1f}/s" if status.rate else ""
+            left = f"{span(status.eta_s)} left" if status.eta_s else ""
+            told = f"{status.failed} failed" if status.failed else ""
+            bars.update(bar, total=status.samples, completed=ended, told="  ".join(filter(None, (rate, left, told))))
+            if plain and (line := line_of(status)) != last:
+                say(line)
+                last = line
+            if status.state != "running" or not alive:
+                return status
+            time.sleep(LOOK_S)
