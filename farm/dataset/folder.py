@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 STEER_TRIES = 20
 """So often an operator's wish is written again that another one came before."""
 State = Literal["planned", "running", "paused", "done"]
+WRITERS = 4
+"""Threads that write the parts of a plan."""
 DELETED = 1000
 """Objects that one request deletes. Source: S3's DeleteObjects."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -183,15 +186,20 @@ class Folder:
             wanted = self._check_unasked
         # What a deletion that broke off has left, or who fed a dataset of this name that was deleted.
         self.delete([*self.names("shards/"), "progress.json", "control.json", "trouble.json"])
-        for number in range(plan.shards):
-            wanted()
-            self.write(plan.path_of(number), folder / "plan" / f"{number:05d}.jsonl.gz", "application/gzip")
+        with ThreadPoolExecutor(WRITERS) as writers:
+            for start in range(0, plan.shards, 2 * WRITERS):
+                wanted()
+                some = range(start, min(start + 2 * WRITERS, plan.shards))
+                list(writers.map(lambda number: self._write_samples(plan, number, folder), some))
         wanted()
         fresh = self.write_first("plan.json", plan.model_dump_json(indent=1).encode(), "application/json")
         there = plan if fresh else self.plan()
         # What plannings have left that broke off, or came later than this one or the other.
         self.delete(path for path in self.names("plan/") if there.is_of_others(path))
         return fresh or self._same(there, plan)
+
+    def _write_samples(self, plan: Plan, number: int, folder: Path) -> None:
+        self.write(plan.path_of(number), folder / "plan" / f"{number:05d}.jsonl.gz", "application/gzip")
 
     def _check_unasked(self) -> None:
         if self.read("asked.json") is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import api, chains, overhead, page
+from tests.bench import api, chains, datasets, overhead, page
 from tests.conftest import TINY
 from tests.ui.browser import find
 
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chains", type=int, default=12, help="four-stage chains of each family per repeat")
     parser.add_argument("--empty-chains", type=int, default=100, help="four-stage chains of no-op stages per repeat")
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of the file that becomes a dataset")
     given = parser.parse_args()
     console = Console()
     console.print(f"load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores, {given.repeats} repeats")
@@ -90,6 +91,8 @@ def main() -> None:
     for command in ([sys.executable, "-c", "pass"], [FARM, "--help"], [FARM, "chain", "ls"]):
         table.add_row(" ".join([Path(command[0]).name, *command[1:]]), f"{start_ms(command):.0f}")
     console.print(table)
+    with tempfile.TemporaryDirectory(prefix="farm-bench-") as folder:
+        console.print(datasets.table_of(datasets.measure(Path(folder), given.rows, 1000), given.rows))
 
 
 if __name__ == "__main__":
