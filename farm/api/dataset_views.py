@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import Field
 
 from farm.api.views import PlannedView
-from farm.dataset.desk import Status
 from farm.dataset.drafts import Planned
 from farm.dataset.peeking import Head
 from farm.dataset.previewing import Preview
 from farm.dataset.spec import Row, RowError, Sample
+from farm.dataset.status import Status
 from farm.snapshot import View, told
 
 CELL_CHARS = 300

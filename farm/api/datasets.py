@@ -16,9 +16,10 @@ from farm.api.callers import Caller
 from farm.api.dataset_views import DatasetDetail, DatasetPage, DatasetView, PlanView, Snippet
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
-from farm.dataset.desk import Datasets, Status
+from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder, datasets
 from farm.dataset.spec import NAME
+from farm.dataset.status import Status
 from farm.errors import Conflict, NotFound
 
 router = APIRouter(route_class=Door, prefix="/datasets", tags=["datasets"])

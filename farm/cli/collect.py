@@ -8,14 +8,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from farm.cli.dataset import Name, app
-from farm.cli.following import opened
+from farm.cli.following import open_datasets, opened
 from farm.cli.machine import need_worker
-from farm.cli.outcome import INTERRUPTED, Outcome, usage
+from farm.cli.outcome import INTERRUPTED, Outcome, load_settings, say, usage
 from farm.errors import BadBlob, FarmError, Unavailable
 
 if TYPE_CHECKING:
@@ -147,9 +148,32 @@ def card(name: Name) -> Outcome:
     \b
     farm dataset card fruit
     """
-    with opened("dataset card") as (desk, _):
+    with open_datasets() as desk:
         text = desk.card(name)
     return Outcome({"card": text}, text.splitlines())
+
+
+@app.command()
+def fetch(
+    name: Name, out: Annotated[Path, typer.Option("-o", "--out", help="Folder; what is there already stays.")]
+) -> Outcome:
+    """Download a dataset's shards from the farm that FARM_URL names; checked, and only what is not here yet.
+
+    \b
+    farm dataset fetch fruit -o fruit/
+    """
+    if not load_settings().url:
+        raise usage("fetch is for a farm elsewhere, and FARM_URL names none", "here `farm dataset export` writes it")
+    from farm.remote.datasets import RemoteDatasets
+
+    files, fresh = 0, 0
+    with open_datasets() as desk:
+        for file, size in cast(RemoteDatasets, desk).fetch(name, out):
+            files, fresh = files + 1, fresh + size
+            if size:
+                say(f"{file}  {size / 1e6:,.1f} MB")
+    line = f"{out}: {files // 2:,} shards, {fresh / 1e6:,.1f} MB of them new"
+    return Outcome({"name": name, "out": str(out), "shards": files // 2, "bytes": fresh}, [line])
 
 
 def _scored(words: Sequence[str]) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from farm.cli.following import followed, line_of, opened, span
-from farm.cli.outcome import Outcome, Table, group, is_plain, settings_here, usage
+from farm.cli.following import Unfed, fed, followed, line_of, open_datasets, opened, span
+from farm.cli.outcome import Outcome, Table, group, is_plain, load_settings, settings_here, usage
 from farm.cli.submit import assignments, axes
 
 if TYPE_CHECKING:
-    from farm.dataset.desk import Status
-    from farm.dataset.drafts import Planned
+    from farm.dataset.status import Status
+    from farm.dataset.wildcards import Wildcards
+    from farm.remote.datasets import RemoteDatasets
 
 app = group("dataset", "Bulk datasets: plan a file, run it, export what came of it.")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
@@ -69,8 +70,6 @@ def plan(
     farm dataset plan rows.parquet --name fruit --map prompt=caption --map 1.strength=s --chain hires
     farm dataset plan templates.txt --name fruit --templates random --variants 4 --wildcards words/
     """
-    from farm.dataset.drafts import as_data
-    from farm.dataset.sources import source_of
     from farm.dataset.wildcards import Wildcards
 
     mapped = dict(_pair(one) for one in columns or [])
@@ -80,16 +79,50 @@ def plan(
         "keep": tuple(keep or ()), "per_row": per_row,
     }  # fmt: skip
     fields = {"prompt": prompt, "negative_prompt": negative_prompt, **assignments(settings or [])}
-    with opened("dataset plan") as (desk, farm):
+    how: dict[str, Any] = {
+        "chain_fields": {key: value for key, value in fields.items() if value is not None}, "partial": partial, **asked
+    }  # fmt: skip
+    words = Wildcards.read(wildcards) if wildcards else None
+    if load_settings().url:
+        found = _plan_elsewhere(file, name, chain, format, words, dry_run, how)
+    else:
+        found = _plan_here(file, name, chain, format, words, dry_run, how)
+    return Outcome(found, _planned(found, dry_run))
+
+
+def _plan_here(
+    file: str, name: str, chain: str, format: str | None, words: Wildcards | None, dry_run: bool, how: dict[str, Any]
+) -> dict[str, Any]:
+    from farm.dataset.drafts import as_data
+    from farm.dataset.sources import source_of
+
+    with opened("dataset plan") as (desk, farm), _counting() as counted:
         source = source_of(file, store=farm.store, format=format)
         folder = None if file.startswith("s3://") else Path(file).parent
-        with _counting() as counted:
-            found = desk.plan(
-                source, name, chain, chain_fields={key: value for key, value in fields.items() if value is not None},
-                wildcards=Wildcards.read(wildcards) if wildcards else None, folder=folder, partial=partial,
-                store=not dry_run, progress=counted, **asked,
-            )  # fmt: skip
-    return Outcome(as_data(found), _planned(found, dry_run))
+        more = {"wildcards": words, "folder": folder, "store": not dry_run, "progress": counted}
+        return as_data(desk.plan(source, name, chain, **more, **how))
+
+
+def _plan_elsewhere(
+    file: str, name: str, chain: str, format: str | None, words: Wildcards | None, dry_run: bool, how: dict[str, Any]
+) -> dict[str, Any]:
+    if file.startswith("s3://"):
+        raise usage("with FARM_URL the file goes up from here", "name a file of this machine")
+    if dry_run:
+        hint = (
+            "leave --dry-run out: what is planned runs with `farm dataset run` alone, and `farm dataset rm` deletes it"
+        )
+        raise usage("--dry-run needs the farm's own machine, and FARM_URL names a farm elsewhere", hint)
+    with open_datasets() as desk, _counting() as counted:
+        unfed = Unfed(name)
+
+        def progress(status: Status) -> None:
+            counted(status.rows)
+            unfed.look(status)
+
+        lines = words.lines if words else None
+        elsewhere = cast("RemoteDatasets", desk)
+        return elsewhere.plan(file, name, chain, wildcards=lines, format=format, progress=progress, **how)
 
 
 @app.command()
@@ -100,18 +133,23 @@ def run(
 ) -> Outcome:
     """Run a planned dataset, or let it go on, and show progress. Interactive jobs go before it.
 
-    Where no feeder runs (`farm up` has one), this command feeds it itself. Ctrl+C leaves; nothing is lost.
+    Where no feeder runs (`farm up` has one), this command feeds it itself, but with FARM_URL. Ctrl+C leaves; nothing is
+    lost.
 
     \b
     farm dataset run fruit
     farm dataset run fruit --priority 80 --detach
     """
+    if load_settings().url:
+        with open_datasets() as there:
+            status = there.start(name, priority)
+            return _after(status) if detach else followed(there, name)
     with opened("dataset run") as (desk, farm):
         status = desk.start(name, priority)
         if detach:
             hint = "" if desk.has_feeder() else "; nobody feeds it yet: `farm up` does, or `farm dataset feed`"
             return Outcome(asdict(status), [line_of(status) + hint])
-        return followed(desk, farm.settings, name)
+        return fed(desk, farm.settings, name)
 
 
 @app.command()
@@ -137,7 +175,7 @@ def ls() -> Outcome:
     \b
     farm dataset ls
     """
-    with opened("dataset ls") as (desk, _):
+    with open_datasets() as desk:
         found = desk.ls()
     rows = [
         (one.name, one.state, one.samples, one.done, one.failed, f"{one.shards_done}/{one.shards}") for one in found
@@ -154,7 +192,7 @@ def status(name: Name) -> Outcome:
     \b
     farm dataset status fruit
     """
-    with opened("dataset status") as (desk, _):
+    with open_datasets() as desk:
         found = desk.status(name)
         failures = desk.failures(name, 20) if found.failed else []
     lines: list[str | Table] = [line_of(found)]
@@ -171,7 +209,7 @@ def pause(name: Name) -> Outcome:
     \b
     farm dataset pause fruit
     """
-    with opened("dataset pause") as (desk, _):
+    with open_datasets() as desk:
         return _after(desk.pause(name))
 
 
@@ -182,7 +220,7 @@ def resume(name: Name) -> Outcome:
     \b
     farm dataset resume fruit
     """
-    with opened("dataset resume") as (desk, _):
+    with open_datasets() as desk:
         return _after(desk.start(name))
 
 
@@ -193,7 +231,7 @@ def retry(name: Name) -> Outcome:
     \b
     farm dataset retry fruit
     """
-    with opened("dataset retry") as (desk, _):
+    with open_datasets() as desk:
         return _after(desk.retry(name))
 
 
@@ -204,7 +242,7 @@ def rm(name: Name) -> Outcome:
     \b
     farm dataset rm fruit
     """
-    with opened("dataset rm") as (desk, _):
+    with open_datasets() as desk:
         desk.rm(name, RM_S)
     return Outcome({"name": name}, [f"{name} is deleted"])
 
@@ -223,25 +261,26 @@ def _after(status: Status) -> Outcome:
     return Outcome(asdict(status), [line_of(status)])
 
 
-def _planned(found: Planned, dry_run: bool) -> list[str | Table]:
+def _planned(found: dict[str, Any], dry_run: bool) -> list[str | Table]:
     """What was planned, in lines."""
-    plan, estimate = found.plan, found.estimate
     lines: list[str | Table] = [
-        f"{plan.spec.name}: {plan.rows:,} rows, {plan.samples:,} samples in {plan.shards:,} shards"
-        + (f"; {plan.rejected:,} rows left out" if plan.rejected else "")
+        f"{found['name']}: {found['rows']:,} rows, {found['samples']:,} samples in {found['shards']:,} shards"
+        + (f"; {found['rejected']:,} rows left out" if found["rejected"] else "")
     ]
-    sizes = ", ".join(f"{width}x{height}" for width, height in plan.sizes[:5])
-    lines.append(f"pictures of {sizes}, at most {found.size_bytes_most / 1e9:,.2f} GB")
-    if estimate.cost_s is not None:
-        left = f", about {span(estimate.eta_s)} on the live workers" if estimate.eta_s is not None else ""
-        lines.append(f"{span(estimate.cost_s)} of device time{left}")
+    sizes = ", ".join(f"{width}x{height}" for width, height in found["sizes"][:5])
+    lines.append(f"pictures of {sizes}, at most {found['size_bytes_most'] / 1e9:,.2f} GB")
+    if found["cost_s"] is not None:
+        left = f", about {span(found['eta_s'])} on the live workers" if found["eta_s"] is not None else ""
+        lines.append(f"{span(found['cost_s'])} of device time{left}")
     else:
         lines.append("what it costs is not known before its stages have run once")
-    lines += [f"row {one.row}{f', {one.column}' if one.column else ''}: {one.message}" for one in found.rejected]
-    if not found.fresh:
+    for one in found["rejects"]:
+        column = f", {one['column']}" if one["column"] else ""
+        lines.append(f"row {one['row']}{column}: {one['message']}")
+    if not found["fresh"]:
         lines.append("it was planned before, from the same rows")
     if not dry_run:
-        lines.append(f"farm dataset run {plan.spec.name}")
+        lines.append(f"farm dataset run {found['name']}")
     return lines
 
 

@@ -34,6 +34,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `previewing` | what would its first rows become? |
 | `folder` | where does it lie, and how is it written whole? |
 | `asking` | how is a dataset asked for from afar, and who plans it? |
+| `status` | how far is a dataset? |
 | `seats` | which process feeds which dataset? |
 | `serve` | which datasets are fed, and by which process? |
 | `feeding` | how do samples become jobs, and ended jobs shards? |
@@ -50,5 +51,5 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
 | `card` | what does the dataset say of itself? |
 | `verifying` | is what lies in the shards what was made? |
-| `desk` | what can be asked of a farm's datasets, and how far is each? |
+| `desk` | what can be asked of a farm's datasets? |
 """

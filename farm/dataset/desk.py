@@ -1,4 +1,4 @@
-"""What can be asked of a farm's datasets, and how far is each?
+"""What can be asked of a farm's datasets?
 
 `Datasets` is what the command line and the API have of this room. Planning takes everything that is needed out of files
 and into the store; after that the dataset's name is enough, on any machine that reaches the store.
@@ -10,9 +10,8 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -22,11 +21,12 @@ from farm.dataset.choosing import ExportSpec
 from farm.dataset.drafts import Drafts
 from farm.dataset.exporting import Exported, export
 from farm.dataset.feeding import RESTED
-from farm.dataset.folder import Folder, Plan, State, datasets
+from farm.dataset.folder import Folder, Plan, datasets
 from farm.dataset.moulds import run_of
 from farm.dataset.seats import ANY, Seats
 from farm.dataset.sharding import schema
 from farm.dataset.shelves import TargetBucket, TargetFolder
+from farm.dataset.status import Status
 from farm.dataset.verifying import Meant, Report, verify
 from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
 from farm.inputs import PATIENCE_S
@@ -37,35 +37,6 @@ LOOK_S = 0.2
 """Pause between two looks at a seat that is waited for, seconds."""
 SILENT_S = 30.0
 """A feeder that tells nothing for so long says nothing of its speed."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a dataset is. `rate`: samples a second over the last minute; `eta_s`: seconds until the last is done."""
-
-    name: str
-    state: State | Literal["planning", "refused"]
-    """`planning`: it was asked for, and whoever feeds the farm's datasets reads its rows; `refused`: they are wrong."""
-    samples: int
-    done: int
-    failed: int
-    shards: int
-    shards_done: int
-    size_bytes: int
-    rows: int
-    rejected: int
-    priority: int
-    fed: bool
-    """Whether a process feeds it now."""
-    open: dict[str, int]
-    """The jobs of the shards in work, by state."""
-    rate: float | None
-    eta_s: float | None
-    owner: str = ""
-    refused: dict[str, Any] | None = None
-    """Why what was asked for is not possible: `code`, `message`, and the first `rows` or `errors`."""
-    trouble: dict[str, Any] | None = None
-    """Why it does not go on, though it is to run: `code`, `message` and `errors`."""
 
 
 class Datasets(Drafts):

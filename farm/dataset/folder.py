@@ -24,6 +24,7 @@ from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
 from farm.dataset.sources import BLOCK_BYTES, stored
 from farm.dataset.spec import DatasetSpec, Sample
+from farm.dataset.status import State
 from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
 from farm.job import canonical
 from farm.store import Store, reaching
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 STEER_TRIES = 20
 """So often an operator's wish is written again that another one came before."""
-State = Literal["planned", "running", "paused", "done"]
 WRITERS = 4
 """Threads that write the parts of a plan."""
 DELETED = 1000

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from farm.protocol import AnyFarm
     from farm.remote.awaited import AsyncFarm
     from farm.remote.awaited_job import AsyncJob
+    from farm.remote.datasets import RemoteDatasets
     from farm.remote.job import RemoteJob
     from farm.remote.sync import RemoteFarm
 
-__all__ = ["AsyncFarm", "AsyncJob", "RemoteFarm", "RemoteJob", "connect"]
-_MODULES = {"AsyncFarm": "awaited", "AsyncJob": "awaited_job", "RemoteFarm": "sync", "RemoteJob": "job"}
+__all__ = ["AsyncFarm", "AsyncJob", "RemoteDatasets", "RemoteFarm", "RemoteJob", "connect"]
+_MODULES = {
+    "AsyncFarm": "awaited", "AsyncJob": "awaited_job", "RemoteDatasets": "datasets", "RemoteFarm": "sync",
+    "RemoteJob": "job",
+}  # fmt: skip
 
 
 def connect(url: str | None = None, token: str | None = None) -> AnyFarm:

@@ -44,7 +44,7 @@ def job_ask(
     own = {name: value for name, value in given.items() if name in OWN}
     written, parameters = yield from chain_ask(chain, {name: value for name, value in given.items() if name not in OWN})
     if more.get("sweep"):
-        more["sweep"] = yield from _sweep_ask(more["sweep"], written)
+        more["sweep"] = yield from sweep_ask(more["sweep"], written)
     ask: dict[str, Any] = {"chain": written, "prompt": prompt, "parameters": parameters, **own, **more}
     if image is not None:
         ask["image"] = yield from upload(image)
@@ -60,12 +60,12 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
         raise InvalidJob(errors=(FieldError("chain", "a preset's name, a chain file's path, or a mapping"),))
     elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
         written, folder = read_chain_file(Path(chain)), Path(chain).parent
-    elif os.path.exists(chain) and chain not in (yield from _presets()):
+    elif os.path.exists(chain) and chain not in (yield from presets()):
         raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
     if any(map(_is_file, parameters.values())):
         # A path of a file may be an image's: which parameters are is only known of a stage.
         if isinstance(written, str):
-            written = {"stages": (yield from _presets()).get(written, [])} if written else written
+            written = {"stages": (yield from presets()).get(written, [])} if written else written
         if isinstance(written, Mapping) and isinstance(written.get("stages"), list) and written["stages"]:
             written = {**written, "stages": override(written["stages"], parameters)}
             parameters = {}
@@ -74,14 +74,14 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
     return (yield from _stored(written, folder)), (yield from _stored(dict(parameters), Path()))
 
 
-def _sweep_ask(sweep: Any, chain: Any) -> Steps[Any]:
+def sweep_ask(sweep: Any, chain: Any) -> Steps[Any]:
     """A sweep with the images in it uploaded. A file's path is one where a stage of the chain takes an image there."""
     count_of(sweep)  # refuses what is none
     sweep = yield from _stored(sweep, Path())
     files = {text for axis in sweep for values in axis.values() for text in values if _is_file(text)}
     if not files:
         return sweep
-    stages = chain["stages"] if isinstance(chain, Mapping) else (yield from _presets()).get(chain, [])
+    stages = chain["stages"] if isinstance(chain, Mapping) else (yield from presets()).get(chain, [])
     found = []
     for axis in sweep:
         placed = {}
@@ -168,7 +168,7 @@ def _stored(value: Any, folder: Path, depth: int = 0) -> Steps[Any]:
     return value
 
 
-def _presets() -> Steps[dict[str, Any]]:
+def presets() -> Steps[dict[str, Any]]:
     """The stages of each preset of that farm."""
     return {one["name"]: one["stages"] for one in (yield from get("chains"))}
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
@@ -28,6 +31,7 @@ from farm.remote.wire import (
     Steps,
     answer_of,
     asked,
+    check,
     get,
     go_on,
     part,
@@ -280,8 +284,24 @@ class RemoteFarm:
         return step.found
 
     def _send(self, call: Call) -> Answer:
-        with reaching(call):
-            return answer_of(self._http.send(self._http.build_request(**call.request(self.url, self._token))))
+        with reaching(call), ExitStack() as open_:
+            given = call.request(self.url, self._token)
+            if isinstance(call.content, Path):
+                given["content"] = open_.enter_context(call.content.open("rb"))
+            return answer_of(self._http.send(self._http.build_request(**given)))
+
+    def download(self, call: Call, path: Path) -> str:
+        """The SHA-256 (hex) of what answers a call, which goes to a file of any size. Raises as `check`."""
+        digest = hashlib.sha256()
+        with reaching(call), self._http.stream(**call.request(self.url, self._token)) as response:
+            if response.status_code != 200:
+                response.read()
+                check(answer_of(response))
+            with path.open("wb") as file:
+                for data in response.iter_raw():
+                    digest.update(data)
+                    file.write(data)
+        return digest.hexdigest()
 
     def follow(self, stream: Stream) -> Iterator[Snapshot]:
         """The snapshots of a stream; a connection that breaks is made again."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -51,14 +52,15 @@ class Call:
     """One call of the API. `again`: sent twice it does no more than once. Without `known` no token goes with it.
 
     `path` is below the API's address, or the farm's where it begins with /. `lost` is the code of the error where no
-    answer comes; `timeout_s`: how long one is waited for, seconds.
+    answer comes; `timeout_s`: how long one is waited for, seconds. Of `content` that is a path the file is sent, in
+    pieces (by `RemoteFarm` alone).
     """
 
     method: str
     path: str
     params: Mapping[str, str] = field(default_factory=dict)
     json: Any = None
-    content: bytes | None = None
+    content: bytes | Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     again: bool = False
     lost: str = "unavailable"
