@@ -27,6 +27,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `prompts` | which prompts does a template mean? (`syntax`: how it is read; `options`: how it is chosen from) |
 | `images` | which input image does a cell name? |
 | `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
+| `parameters` | in which parameters do samples differ, and how does a shard hold their values? |
 | `planning` | which samples do the rows mean, and is each of them possible? |
 | `files`, `peeking` | where does a file lie that came over the network, and what does it begin with? |
 | `previewing` | what would its first rows become? |

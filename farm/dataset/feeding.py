@@ -91,6 +91,7 @@ class Feeder:
         self.folder = Folder(farm.store, name)
         self.plan: Plan = self.folder.plan()
         self._moulds = Moulds(farm, self.plan.spec, plan=self.plan)
+        self._form = self.plan.spec, self.plan.columns, self.plan.parameters
         self._window = max(2, open_samples // self.plan.spec.shard_samples)
         self._control, self._looked = self.folder.control(), 0.0
         self._open: dict[int, Shard] = {}
@@ -319,7 +320,7 @@ class Feeder:
         began, before, lost = time.monotonic(), self._there(shard.number), list[str]()
         failed = list[Failed]()
         with TemporaryDirectory(prefix="shard-") as temporary:
-            with ShardWriter(Path(temporary), shard.number, self.plan.spec, self.plan.columns) as writer:
+            with ShardWriter(Path(temporary), shard.number, *self._form) as writer:
                 try:
                     for sample, job, written in self._pictures(shard, failed):
                         if self._stop.is_set():
@@ -390,7 +391,7 @@ class Feeder:
         last = outputs[-1]
         data = store.get_blob(last["blob"], last["bytes"])
         picture = Picture(sample, data, json.loads(record.spec)["recipes"], last["made"], kept)
-        return write(picture, self.plan.spec, self.plan.columns)
+        return write(picture, *self._form)
 
     # ------------------------------------------------------------------------------------------------ telling
 

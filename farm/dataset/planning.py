@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from farm.dataset.folder import Plan, write_sample
 from farm.dataset.moulds import Moulds
+from farm.dataset.parameters import kinds_of
 from farm.dataset.prompts import Template
 from farm.dataset.spec import MAX_SHARDS, DatasetSpec, Row, RowError, Sample, sample_seed
 from farm.dataset.wildcards import Wildcards
@@ -85,6 +87,8 @@ class Planner:
         self._noted: Mould | None = None
         self._draws = Random()  # noqa: S311 — seeded for every row
         self.columns: dict[str, None] = {}
+        self.given: Counter[str] = Counter()
+        """How many samples were given a parameter, by its name."""
         self.sizes: dict[tuple[int, int], None] = {}
         self.checkpoints: dict[str, dict[str, Any]] = {}
 
@@ -168,6 +172,7 @@ class Planner:
                 )
         for name in columns:
             self.columns.setdefault(name)
+        self.given.update(name for one in found for name, value in one.changes.items() if value is not None)
         return found
 
     def _note(self, plan: Any) -> None:
@@ -380,6 +385,7 @@ def plan_rows(
             samples=writer.samples,
             shards=-(-writer.samples // spec.shard_samples),
             columns=tuple(planner.columns),
+            parameters=kinds_of(spec, planner.given, writer.samples),
             sizes=tuple(planner.sizes),
             checkpoints=tuple(planner.checkpoints.values()),
             digest=writer.digest,
