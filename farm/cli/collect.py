@@ -78,7 +78,10 @@ def export(
         float | None, typer.Option(help="Leave out pictures whose brightness deviates less, 0 to 127.5.")
     ] = None,
     where: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN>=NUMBER", help="Such as clip_score>=0.25; all must hold.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME>=VALUE", help="clip_score>=0.2, parameters.steps<30, columns.label==pear; all must hold."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many samples.")] = None,
     validation: Annotated[float, typer.Option(help="Share that goes into a validation split.")] = 0,

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from farm.dataset.encoding import decode
+from farm.dataset.sharding import STRUCTS
 from farm.dataset.spec import DatasetSpec
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ COLUMNS = {
     "luma_top": "share of pixels of the most frequent brightness, 0 to 1",
     "choices": "what the template's options came to, in order",
     "checkpoints": "the checkpoint of each stage",
+    "parameters": "what axes and columns gave the sample beside its prompts and seed",
     "columns": "other columns of the source",
 }
 THUMBNAIL, ACROSS = 192, 6
@@ -248,7 +250,7 @@ def _rules(spec: ExportSpec, dropped: Mapping[str, int]) -> list[tuple[str, str,
     if spec.blank_below is not None:
         rules["blank"] = f"luma_std < {spec.blank_below:g}"
     for text in spec.where:
-        rules[str(Condition.parse(text))] = f"not {Condition.parse(text)}, or nothing measured"
+        rules[str(Condition.parse(text))] = f"not {Condition.parse(text)}, or it has no such value"
     if spec.dedupe == "exact":
         rules["duplicate"] = "pixels equal to an earlier sample's"
     if spec.dedupe == "near":
@@ -264,13 +266,24 @@ def _columns(spec: ExportSpec, columns: Mapping[str, str]) -> str:
     where = {
         "webdataset": "The JSON of each sample, `.txt` (the prompt) and the Parquet file beside each tar have:\n\n",
         "parquet": "Beside `image`:\n\n",
-        "imagefolder": "Beside `image`; lists and `columns` are JSON in a string:\n\n",
+        "imagefolder": "Beside `image`; `choices`, `parameters` and `columns` are JSON in a string, and what is in the "
+        "latter two has a column of its own unless loaders would take it for a date or a file:\n\n",
     }
     note = ""
     if spec.format == "webdataset":
         note = "\nIn the JSON `choices` is JSON in a string. Scores that were measured later are in the table alone.\n"
-    rows = [(name, kind, COLUMNS.get(name, "a score that was measured later")) for name, kind in columns.items()]
+    rows = [(name, kind, _meaning(name)) for name, kind in columns.items()]
     return where[spec.format] + _table(("column", "type", "what it is"), rows) + note
+
+
+def _meaning(name: str) -> str:
+    """What a column is."""
+    first, _, rest = name.partition(".")
+    if rest and first in STRUCTS:
+        return f"of {first}: {rest}"
+    if re.fullmatch(r"stage\d\.(png|safetensors)", name):
+        return f"{'latents' if rest == 'safetensors' else 'the picture'} of that stage, counted from 0"
+    return COLUMNS.get(name, "a score that was measured later")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

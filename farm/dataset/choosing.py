@@ -8,6 +8,7 @@ for a good one. What was measured stays with the samples that are kept, and what
 from __future__ import annotations
 
 import hashlib
+import json
 import operator
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.dataset.quality import MAX_DISTANCE, duplicates
-from farm.dataset.sharding import MEASURED, NUMBERS
+from farm.dataset.sharding import MEASURED, NUMBERS, STRUCTS, flat
 from farm.dataset.shelves import Shards, read_schema, read_table
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
 
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 Format = Literal["webdataset", "parquet", "imagefolder"]
 SPLITS = ("train", "validation")
 MAX_FOLDER = 100_000
-"""Pictures of an imagefolder: of more, loaders list files for minutes. Source: the hub's advice for ImageFolder."""
+"""Files of an imagefolder: of more, loaders list files for minutes. Source: the hub's advice for ImageFolder."""
+RESERVED = ("image", "file_name")
+"""What an export calls its pictures."""
+TOLD = 1000
+"""So many characters of the names of columns are told."""
 _COMPARED: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -37,7 +42,10 @@ _COMPARED: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_CONDITION = re.compile(r"\s*([A-Za-z_][\w.-]*?)\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+_CONDITION = re.compile(r"\s*([A-Za-z_][\w-]*(?:\..+?)?)\s*(>=|<=|==|!=|>|<)(.*)", re.DOTALL)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
+"""How a text begins that loaders of JSON lines take for a point in time, if all of a column are such."""
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
 class ExportSpec(BaseModel):
@@ -55,7 +63,9 @@ class ExportSpec(BaseModel):
         None, ge=0, le=127.5, description="pictures whose brightness deviates less than this (of 255) are left out"
     )
     where: tuple[str, ...] = Field(
-        (), description="each NAME OP NUMBER over a column of numbers, such as clip_score>=0.25; all must hold"
+        (),
+        description="each NAME OP VALUE over a column of numbers, parameters.NAME or columns.NAME, such as "
+        "clip_score>=0.25, parameters.steps<30 or columns.label==pear; all must hold",
     )
     limit: int | None = Field(None, ge=1, description="at most so many samples, the first ones")
     validation: float = Field(0, ge=0, lt=1, description="share that goes into the split validation, by sample id")
@@ -64,27 +74,53 @@ class ExportSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A rule over one column of numbers; a sample without that number does not fulfil it."""
+    """A rule over one column; a sample that has no such value in it does not fulfil it.
+
+    A number is held against numbers, and against text that is one. Other text, or what is in quotes, is held against
+    text and truth (`true`, `false`), and only equals or does not.
+    """
 
     name: str
     sign: str
-    number: float
+    value: float | str
 
     @classmethod
     def parse(cls, text: str) -> Condition:
         """Raises InvalidJob where the text is no such rule."""
         found = _CONDITION.fullmatch(text)
-        if not found:
-            signs = " ".join(_COMPARED)
-            message = f"{text!r} is not NAME OP NUMBER (OP: {signs}), such as clip_score>=0.25"
+        value = _value(found[3].strip()) if found else None
+        if not found or value is None or (isinstance(value, str) and found[2] not in ("==", "!=")):
+            message = (
+                f"{text!r} is not NAME OP NUMBER (OP: {' '.join(_COMPARED)}), such as clip_score>=0.25, nor NAME==TEXT "
+                "or NAME!=TEXT"
+            )
             raise InvalidJob(errors=(FieldError("where", message),))
-        return cls(found[1], found[2], float(found[3]))
+        return cls(found[1], found[2], value)
 
-    def holds(self, value: float | None) -> bool:
-        return value is not None and _COMPARED[self.sign](value, self.number)
+    def holds(self, value: bool | float | str | None) -> bool:
+        if isinstance(value, bool):
+            value = "true" if value else "false"
+        if isinstance(self.value, str):
+            return isinstance(value, str) and (value == self.value) is (self.sign == "==")
+        if isinstance(value, str):
+            value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+        return value is not None and _COMPARED[self.sign](value, self.value)
 
     def __str__(self) -> str:
-        return f"{self.name}{self.sign}{self.number:g}"
+        return f"{self.name}{self.sign}{self.value if isinstance(self.value, str) else f'{self.value:g}'}"
+
+
+def _value(text: str) -> float | str | None:
+    """What stands behind a rule's sign; None where that is nothing."""
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    if text.startswith('"'):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return None
+        return found if isinstance(found, str) else None
+    return text or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +130,8 @@ class Chosen:
     `marks`: of each shard a byte a sample, 0 where it is left out, else 1 + its split's place in `SPLITS`. `counts`:
     samples of each split that has some. `dropped`: how many each reason left out; a sample may have several. `rejects`:
     those that are left out, by key: `key`, `sample`, `reasons`, and `of`, the key of the kept one that it repeats.
-    `scores`: the names of columns that were measured later. `schema`: of the shards' tables.
+    `scores`: the names of columns that were measured later. `schema`: of the shards' tables. `beside`: extensions of
+    what samples have of earlier stages. `dates`: of an imagefolder the text columns in which a date stands.
     """
 
     marks: dict[int, bytes]
@@ -103,6 +140,8 @@ class Chosen:
     rejects: pa.Table
     scores: tuple[str, ...]
     schema: pa.Schema
+    beside: tuple[str, ...]
+    dates: frozenset[str]
 
     @property
     def kept(self) -> int:
@@ -125,15 +164,15 @@ def choose(shards: Shards, spec: ExportSpec) -> Chosen:
     import pyarrow as pa
 
     conditions = [Condition.parse(text) for text in spec.where]
-    looked = _looked(shards, {one.name for one in conditions})
+    looked = _looked(shards, conditions, dates=spec.format == "imagefolder")
     table, sizes = looked.table, looked.sizes
-    _check_names(conditions, looked.scores)
+    _check_names(conditions, looked.schema, looked.scores)
     reasons: dict[int, list[str]] = {}
     repeats: dict[int, int] = {}
     if spec.blank_below is not None:
         _reject(reasons, "blank", (i for i, std in _column(table, "luma_std") if std < spec.blank_below))
-    for one in conditions:
-        _reject(reasons, str(one), (i for i, value in _column(table, one.name) if not one.holds(value)))
+    for place, one in enumerate(conditions):
+        _reject(reasons, str(one), (i for i, holds in _column(table, f"rule{place}") if not holds))
     wanted = {"off": None, "exact": ("pixels", 0), "near": ("phash", spec.distance)}[spec.dedupe]
     for name, column, distance in (
         *((("duplicate", *wanted),) if wanted else ()),
@@ -150,10 +189,8 @@ def choose(shards: Shards, spec: ExportSpec) -> Chosen:
     kept = len(left) if spec.limit is None else min(spec.limit, len(left))
     if not kept:
         raise NotFound("no sample is left to export", hint="loosen the filters; farm dataset status tells what is made")
-    if spec.format == "imagefolder" and kept > MAX_FOLDER:
-        message = (
-            f"an imagefolder of {kept} pictures is more than loaders take ({MAX_FOLDER}); webdataset or parquet do"
-        )
+    if spec.format == "imagefolder" and (files := kept * (1 + len(looked.beside))) > MAX_FOLDER:
+        message = f"an imagefolder of {files} files is more than loaders take ({MAX_FOLDER}); webdataset or parquet do"
         raise InvalidJob(errors=(FieldError("format", message),))
     samples = table["sample"].to_pylist()
     marks = bytes(0 if i in reasons else 1 + (_share(one) < spec.validation) for i, one in enumerate(samples))
@@ -169,6 +206,8 @@ def choose(shards: Shards, spec: ExportSpec) -> Chosen:
         rejects=_rejects(table, reasons, repeats),
         scores=looked.scores,
         schema=looked.schema,
+        beside=looked.beside,
+        dates=looked.dates,
     )
 
 
@@ -209,10 +248,12 @@ class _Looked:
     sizes: list[int]
     scores: tuple[str, ...]
     schema: pa.Schema
+    beside: tuple[str, ...]
+    dates: frozenset[str]
 
 
-def _looked(shards: Shards, names: set[str]) -> _Looked:
-    """Of every sample: `key`, `sample`, `luma_std`, `phash`, 64 bits of its pixels' and prompt's hashes, and `names`.
+def _looked(shards: Shards, conditions: Sequence[Condition], *, dates: bool) -> _Looked:
+    """Of every sample `key`, `sample`, `luma_std`, `phash`, 64 bits of its pixels' and prompt's hashes, and what holds.
 
     Some 150 bytes a sample. 64 bits are enough: that among a million samples any two are mistaken for equal has a
     chance of one in thirty million.
@@ -221,8 +262,10 @@ def _looked(shards: Shards, names: set[str]) -> _Looked:
     import pyarrow.compute as pc
 
     parts, sizes, seen, schema = [], [], dict[str, None](), None
-    own = names & set(NUMBERS + MEASURED)
-    looked = sorted(own | {"key", "sample", "luma_std", "phash", "pixels", "prompt"})
+    beside, dated = set[str](), set[str]()
+    names = {one.name for one in conditions}
+    needed = {"key", "sample", "luma_std", "phash", "pixels", "prompt", *(name.partition(".")[0] for name in names)}
+    needed |= set(STRUCTS) if dates else set()
     for number in shards.numbers():
         extra = shards.scores(number)
         here = [] if extra is None else [name for name in extra.column_names if name != "key"]
@@ -233,30 +276,55 @@ def _looked(shards: Shards, names: set[str]) -> _Looked:
                 schema = fields
             elif schema != fields:
                 raise BadBlob(f"shard {number} has other columns than those before it: they are not of one dataset")
-            if clash := set(here) & set(fields.names):
+            if clash := set(here) & {*fields.names, *flat(fields).names, *RESERVED}:
                 raise BadBlob(f"shard {number}: the score {min(clash)} has the name of a column")
-            later = sorted(names - set(fields.names))
-            table = _scored(read_table(path, looked), extra, later, number)
+            table = read_table(path, sorted(needed & set(fields.names)))
+            table = _scored(table, extra, sorted(names & set(here)), number)
         columns: dict[str, Any] = {name: table[name] for name in ("key", "sample", "luma_std", "phash")}
         columns["pixels"] = pc.utf8_slice_codeunits(table["pixels"], 0, 16)
         columns["wording"] = pa.chunked_array([pa.array(map(_wording, table["prompt"].to_pylist()), pa.string())])
-        columns |= {name: pc.cast(table[name], pa.float64()) for name in sorted(own) + later}
+        for place, one in enumerate(conditions):
+            columns[f"rule{place}"] = pa.array((one.holds(value) for value in _values(table, one.name)), pa.bool_())
+        if dates:
+            texts = [field.name for field in flat(table.schema) if pa.types.is_string(field.type)]
+            dated |= {name for name in texts if "." in name and any(map(_DATE.match, _values(table, name)))}
+        beside.update(shards.stats(number)["kept"])
         parts.append(pa.table(columns))
         sizes.append(table.num_rows)
     if schema is None:
         raise NotFound("no shard of this dataset is whole yet")
-    return _Looked(pa.concat_tables(parts), sizes, tuple(seen), schema)
+    return _Looked(pa.concat_tables(parts), sizes, tuple(seen), schema, tuple(sorted(beside)), frozenset(dated))
 
 
-def _check_names(conditions: Sequence[Condition], scores: Sequence[str]) -> None:
-    known = [*NUMBERS, *MEASURED, *scores]
-    errors = tuple(
-        FieldError("where", f"there is no column of numbers {one.name!r}; there are {', '.join(known)}")
-        for one in conditions
-        if one.name not in known
-    )
+def _values(table: pa.Table, name: str) -> list[Any]:
+    """The values of a column, or of a field of a struct by `STRUCT.FIELD`; None for what the table has not."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    first, _, field = name.partition(".")
+    if name in table.column_names and not pa.types.is_nested(table.schema.field(name).type):
+        return list(table[name].to_pylist())
+    if first in STRUCTS and first in table.column_names and table.schema.field(first).type.get_field_index(field) >= 0:
+        return list(pc.struct_field(table[first], [field]).to_pylist())
+    return [None] * table.num_rows
+
+
+def _check_names(conditions: Sequence[Condition], schema: pa.Schema, scores: Sequence[str]) -> None:
+    import pyarrow as pa
+
+    numbers = [*NUMBERS, *MEASURED, *scores]
+    others = {field.name: field.type for field in flat(schema) if field.name not in schema.names}
+    errors = list[FieldError]()
+    for one in conditions:
+        if one.name not in numbers and one.name not in others:
+            told = f"there is no column of numbers {one.name!r}; there are {', '.join([*numbers, *others])[:TOLD]}"
+            errors.append(FieldError("where", told))
+        elif isinstance(one.value, str) and not (
+            one.name in others and (pa.types.is_string(others[one.name]) or pa.types.is_boolean(others[one.name]))
+        ):
+            errors.append(FieldError("where", f"{one.name} is a number; {one.value[:80]!r} is none"))
     if errors:
-        raise InvalidJob(errors=errors)
+        raise InvalidJob(errors=tuple(errors))
 
 
 def _column(table: pa.Table, name: str) -> Iterator[tuple[int, Any]]:

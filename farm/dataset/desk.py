@@ -22,6 +22,7 @@ from farm.dataset.drafts import Drafts
 from farm.dataset.exporting import Exported, export
 from farm.dataset.feeding import RESTED
 from farm.dataset.folder import Folder, Plan, datasets
+from farm.dataset.forms import Layout, Tars
 from farm.dataset.moulds import run_of
 from farm.dataset.seats import ANY, Seats
 from farm.dataset.sharding import schema
@@ -158,7 +159,8 @@ class Datasets(Drafts):
         plan, stats = folder.plan(), [folder.stats(number) for number in folder.numbers()]
         made = sum(int(one["successes"]) for one in stats)
         size = sum(int(file["bytes"]) for one in stats for file in one["files"].values())
-        columns = {field.name: str(field.type) for field in schema(plan.columns)}
+        beside = tuple(sorted({name for one in stats for name in one["kept"]}))
+        columns = Tars.columns(Layout(schema(plan.columns, plan.parameters), beside))
         figures = Figures({"train": made}, made, sum(int(one["failed"]) for one in stats), {}, size, columns)
         return card(self._about(folder), ExportSpec(), figures)
 

@@ -4,7 +4,7 @@
 
     data/train-00000.tar, .parquet             webdataset: the samples as they are in the shards, and their table
     data/train-00000-of-00012.parquet          parquet: the table with the pictures in it
-    train/000420031.png, train/metadata.jsonl  imagefolder
+    train/000420031.png, train/metadata.jsonl  imagefolder; .stage0.png and such beside
     rejects.parquet                            what was left out, and why
     contact-sheet.webp, README.md              what it looks like, and what it is
     export.json                                what was asked for, and each file's hash; written last
@@ -26,7 +26,7 @@ from typing import Any
 
 from farm.dataset.card import About, Figures, card, contact_sheet, thumbnail
 from farm.dataset.choosing import SPLITS, Chosen, ExportSpec, choose, joined
-from farm.dataset.forms import FORMS, GROUP, Form, Row
+from farm.dataset.forms import FORMS, GROUP, Form, Layout, Row
 from farm.dataset.sharding import file_facts
 from farm.dataset.shelves import Shards, Target
 from farm.dataset.tars import Entry, entries
@@ -36,7 +36,7 @@ MARK = "export.json"
 """The file that says whose export lies there, and, at last, that it is whole."""
 _OURS = re.compile(
     r"(.*/)?\..+\.part|data/(train|validation)-\d{5}(-of-\d{5})?\.(tar|parquet)|"
-    r"(train|validation)/(\d{9}\.(png|webp|jpg)|metadata\.jsonl)|"
+    r"(train|validation)/(\d{9}\.(stage\d\.)?(png|webp|jpg|safetensors)|metadata\.jsonl)|"
     r"README\.md|rejects\.parquet|contact-sheet\.webp|export\.json"
 )
 """What an export writes, so what the next one may remove; other files in its target are left alone."""
@@ -146,12 +146,13 @@ def _write(
     schema = chosen.schema
     for name in chosen.scores:
         schema = schema.append(pa.field(name, pa.float64()))
+    layout = Layout(schema, chosen.beside, chosen.dates)
     shown, seen, thumbnails = {chosen.kept * place // SHEET for place in range(SHEET)}, 0, list[bytes]()
     with ExitStack() as stack:
         forms: dict[str, Form] = {}
         for split, count in chosen.counts.items():
             (folder / split).mkdir()
-            form = FORMS[spec.format](split, count, spec.file_samples, schema, folder / split, out.put)
+            form = FORMS[spec.format](split, count, spec.file_samples, layout, folder / split, out.put)
             forms[split] = stack.enter_context(form)
         for number, marks in chosen.marks.items():
             if not any(marks):
@@ -161,7 +162,7 @@ def _write(
                 if seen in shown:
                     thumbnails.append(thumbnail(entry.picture()[1]))
                 seen += 1
-    return thumbnails, {field.name: str(field.type) for field in schema}
+    return thumbnails, FORMS[spec.format].columns(layout)
 
 
 def _samples(shards: Shards, number: int, marks: bytes, scores: tuple[str, ...]) -> Iterator[tuple[str, Row, Entry]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from farm.dataset.parameters import Kind
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_table
 from farm.dataset.sources import BLOCK_BYTES, stored
@@ -55,6 +56,9 @@ class Plan(BaseModel):
     samples: int
     shards: int
     columns: tuple[str, ...] = Field((), description="the file's columns that go into the samples")
+    parameters: dict[str, Kind] = Field(
+        default_factory=dict, description="what axes and columns gave the samples beside prompts and seed, and its kind"
+    )
     sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
     checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
     digest: str = Field(description="SHA-256 (hex) over all samples")

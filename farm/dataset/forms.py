@@ -2,6 +2,9 @@
 
 Each form is used in a `with` and takes the samples of its split in their order; a file is put as soon as it is whole,
 the last one at the end.
+
+What a sample has of earlier stages is called alike in all of them, by its extension: `stage0.png`. A shard's structs
+are columns of their own where a loader shows a flat table: `parameters.steps`, `columns.label`.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from farm.dataset.tars import Entry, TarWriter
+from farm.dataset.sharding import STRUCTS, flat
+from farm.dataset.tars import PICTURES, Entry, TarWriter
 from farm.job import canonical
 
 if TYPE_CHECKING:
@@ -27,11 +32,23 @@ Row = dict[str, Any]
 Put = Callable[[str, Path], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What every sample of an export has: a row of `schema`, and of what is `beside` its picture what there is.
+
+    `dates`: text columns in which a date stands.
+    """
+
+    schema: pa.Schema
+    beside: tuple[str, ...] = ()
+    dates: frozenset[str] = frozenset()
+
+
 class Form(ABC):
     """One split: `count` samples in files of `size`, each written in `folder`, then `put` under its name."""
 
-    def __init__(self, split: str, count: int, size: int, schema: pa.Schema, folder: Path, put: Put) -> None:
-        self._split, self._count, self._size, self._schema = split, count, size, schema
+    def __init__(self, split: str, count: int, size: int, layout: Layout, folder: Path, put: Put) -> None:
+        self._split, self._count, self._size, self._layout = split, count, size, layout
         self._folder, self._put = folder, put
         self._written = self._in_file = 0
 
@@ -52,6 +69,11 @@ class Form(ABC):
             self._end(whole=True)
             self._written, self._in_file = self._written + 1, 0
 
+    @staticmethod
+    @abstractmethod
+    def columns(layout: Layout) -> dict[str, str]:
+        """What a loader finds beside the picture, and its type in words."""
+
     @abstractmethod
     def _begin(self) -> None:
         """Opens the next file."""
@@ -71,6 +93,10 @@ class Tars(Form):
     _tar: TarWriter
     _rows: list[Row]
 
+    @staticmethod
+    def columns(layout: Layout) -> dict[str, str]:
+        return {field.name: str(field.type) for field in layout.schema} | _beside(layout)
+
     def _begin(self) -> None:
         self._tar, self._rows = TarWriter(self._folder / "tar"), []
 
@@ -89,25 +115,33 @@ class Tars(Form):
         name = f"data/{self._split}-{self._written:05d}"
         self._put(f"{name}.tar", self._tar.path)
         table = self._folder / "table"
-        pq.write_table(pa.Table.from_pylist(self._rows, self._schema), table, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(self._rows, self._layout.schema), table, compression="zstd")
         self._put(f"{name}.parquet", table)
 
 
 class Tables(Form):
-    """`data/train-00000-of-00012.parquet` with the picture of each sample in the column `image`, then its row."""
+    """`data/train-00000-of-00012.parquet`: a sample's picture in the column `image`, what is beside it, its row."""
 
     _writer: pq.ParquetWriter
     _rows: list[Row]
     _bytes: int
 
+    @staticmethod
+    def columns(layout: Layout) -> dict[str, str]:
+        return {field.name: str(field.type) for field in flat(layout.schema)} | _beside(layout)
+
     def _begin(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        image = pa.field("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        pictures = ["image", *(name for name in self._layout.beside if _is_picture(name))]
+        fields = [
+            pa.field(name, picture if name in pictures else pa.binary()) for name in ("image", *self._layout.beside)
+        ]
         # So `datasets` and the hub know that the bytes are a picture; the other features follow from their types.
-        told = {"info": {"features": {"image": {"_type": "Image"}}}}
-        schema = pa.schema([image, *self._schema], metadata={"huggingface": json.dumps(told)})
+        told = {"info": {"features": {name: {"_type": "Image"} for name in pictures}}}
+        schema = pa.schema([*fields, *flat(self._layout.schema)], metadata={"huggingface": json.dumps(told)})
         # A picture's bytes are neither repeated nor compressible: no dictionary of them is tried.
         self._writer = pq.ParquetWriter(
             self._folder / "table", schema, compression="zstd", use_dictionary=["negative_prompt", "recipe", "made"]
@@ -116,8 +150,14 @@ class Tables(Form):
 
     def _take(self, entry: Entry, row: Row) -> None:
         extension, data = entry.picture()
+        files: Row = {"image": {"bytes": data, "path": f"{entry.key}.{extension}"}}
         self._bytes += len(data)
-        self._rows.append({"image": {"bytes": data, "path": f"{entry.key}.{extension}"}, **row})
+        for name in self._layout.beside:
+            if name in entry.files:
+                held = entry.read(name)
+                files[name] = {"bytes": held, "path": f"{entry.key}.{name}"} if _is_picture(name) else held
+                self._bytes += len(held)
+        self._rows.append({**files, **_flat(row)})
         if len(self._rows) == GROUP or self._bytes >= GROUP_BYTES:
             self._flush()
 
@@ -138,32 +178,70 @@ class Tables(Form):
 
 
 class Pictures(Form):
-    """`train/000420031.png`, and `train/metadata.jsonl` with a line for each.
+    """`train/000420031.png`, `.stage0.png` and its like beside it, and `train/metadata.jsonl` with a line for each.
 
-    What may be empty, and what the names of a user's columns decide, is JSON in a string: loaders guess the types of
-    such a file from its beginning, dates among them, and take every field called `…file_name` for a picture.
+    Loaders guess the types of such a file from its beginning, dates among them, and take every field called
+    `…_file_name` for a picture. So what may be empty is JSON in a string, and so are the structs, all of them; of their
+    fields those stand by themselves too that are neither.
     """
 
     _lines: TextIO
 
-    def __init__(self, split: str, count: int, size: int, schema: pa.Schema, folder: Path, put: Put) -> None:
-        super().__init__(split, count, max(count, size), schema, folder, put)  # one list, whatever the size of files
+    def __init__(self, split: str, count: int, size: int, layout: Layout, folder: Path, put: Put) -> None:
+        super().__init__(split, count, max(count, size), layout, folder, put)  # one list, whatever the size of files
+        self._fields = self.columns(layout)
+
+    @staticmethod
+    def columns(layout: Layout) -> dict[str, str]:
+        found = {}
+        for field in (*layout.schema, *flat(layout.schema)):
+            if field.name not in layout.dates and not field.name.endswith("_file_name"):
+                found[field.name] = "string" if field.name in _AS_JSON else str(field.type)
+        return found | _beside(layout, "string, a file")
 
     def _begin(self) -> None:
         self._lines = (self._folder / "lines").open("w", encoding="utf-8", newline="\n")
 
     def _take(self, entry: Entry, row: Row) -> None:
         extension, data = entry.picture()
+        told = {"file_name": self._file(entry, extension, data)}
+        for name in self._layout.beside:
+            file = self._file(entry, name, entry.read(name)) if name in entry.files else ""
+            told[f"{name}_file_name" if _is_picture(name) else name] = file
+        values = {**row, **_flat(row), **{name: canonical(row[name]) for name in _AS_JSON if name in row}}
+        told |= {name: value for name, value in values.items() if name in self._fields}
+        self._lines.write(canonical(told) + "\n")
+
+    def _file(self, entry: Entry, extension: str, data: bytes) -> str:
+        """Puts a file of a sample; its name beside the list."""
         name, path = f"{entry.key}.{extension}", self._folder / "picture"
         path.write_bytes(data)
         self._put(f"{self._split}/{name}", path)
-        told = {field: canonical(row[field]) for field in ("choices", "columns") if field in row}
-        self._lines.write(canonical({"file_name": name, **row, **told}) + "\n")
+        return name
 
     def _end(self, whole: bool) -> None:
         self._lines.close()
         if whole:
             self._put(f"{self._split}/metadata.jsonl", self._folder / "lines")
+
+
+_AS_JSON = ("choices", *STRUCTS)
+
+
+def _is_picture(extension: str) -> bool:
+    return extension.rpartition(".")[2] in PICTURES
+
+
+def _beside(layout: Layout, file: str = "binary") -> dict[str, str]:
+    return {name: "image" if _is_picture(name) else file for name in layout.beside}
+
+
+def _flat(row: Row) -> Row:
+    """A row with the fields of its structs in their places (see `farm.dataset.sharding.flat`)."""
+    found: Row = {}
+    for name, value in row.items():
+        found |= {f"{name}.{field}": inner for field, inner in value.items()} if name in STRUCTS else {name: value}
+    return found
 
 
 FORMS: dict[str, type[Form]] = {"webdataset": Tars, "parquet": Tables, "imagefolder": Pictures}

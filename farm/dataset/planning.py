@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from farm.dataset.folder import Plan, write_sample
+from farm.dataset.parameters import kinds_of
 from farm.dataset.samples import Planner
 from farm.dataset.spec import MAX_SHARDS, DatasetSpec, Row, RowError, Sample
 from farm.errors import FieldError, InvalidJob
@@ -139,6 +140,7 @@ def plan_rows(
             columns=tuple(planner.columns),
             sizes=tuple(planner.sizes),
             checkpoints=tuple(planner.checkpoints.values()),
+            parameters=kinds_of(spec, planner.given, writer.samples),
             digest=writer.digest,
         ),
         errors,

@@ -68,6 +68,7 @@ class Publisher:
         self, farm: Farm, folder: Folder, plan: Plan, check: Callable[[], None], stop: threading.Event
     ) -> None:
         self._farm, self._folder, self._plan, self._check, self._stop = farm, folder, plan, check, stop
+        self._form = plan.spec, plan.columns, plan.parameters
 
     def there(self, number: int) -> dict[str, Any] | None:
         """What is known of a shard of this dataset that is there."""
@@ -79,7 +80,7 @@ class Publisher:
         began, before, lost = time.monotonic(), self.there(shard.number), list[str]()
         failed = list[Failed]()
         with TemporaryDirectory(prefix="shard-") as temporary:
-            with ShardWriter(Path(temporary), shard.number, self._plan.spec, self._plan.columns) as writer:
+            with ShardWriter(Path(temporary), shard.number, *self._form) as writer:
                 try:
                     for sample, job, written in self._pictures(shard, failed):
                         if self._stop.is_set():
@@ -152,4 +153,4 @@ class Publisher:
         last = outputs[-1]
         data = store.get_blob(last["blob"], last["bytes"])
         picture = Picture(sample, data, json.loads(record.spec)["recipes"], last["made"], kept)
-        return write(picture, self._plan.spec, self._plan.columns)
+        return write(picture, *self._form)

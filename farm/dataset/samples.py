@@ -11,6 +11,7 @@ samples of one prompt share its seed unless the seed is swept: then what differs
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from typing import Any
@@ -77,6 +78,8 @@ class Planner:
         self._noted: Mould | None = None
         self._draws = Random()  # noqa: S311 — seeded for every row
         self.columns: dict[str, None] = {}
+        self.given: Counter[str] = Counter()
+        """How many samples were given a parameter, by its name."""
         self.sizes: dict[tuple[int, int], None] = {}
         self.checkpoints: dict[str, dict[str, Any]] = {}
 
@@ -160,6 +163,7 @@ class Planner:
                 )
         for name in columns:
             self.columns.setdefault(name)
+        self.given.update(name for one in found for name, value in one.changes.items() if value is not None)
         return found
 
     def _note(self, plan: Any) -> None:

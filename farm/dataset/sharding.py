@@ -13,7 +13,8 @@ order in which the samples came, so a shard that is made again from the same pic
 
 Every JSON of a dataset has the same fields of the same types, and no list that may be empty: loaders take the types of
 a dataset from its first few samples. So a template's choices are JSON in a string there, as recipes are, and a list in
-the table.
+the table. `parameters` (see `farm.dataset.parameters`) and `columns`, the file's other ones, are objects there and
+structs in the table; a dataset that has none of them is without.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from farm.dataset.encoding import decode, encode
+from farm.dataset.parameters import NONE, Kinds, values_of
 from farm.dataset.quality import measure
 from farm.dataset.spec import DatasetSpec, Failed, Picture, sample_id
 from farm.dataset.tars import PICTURES, TarWriter, entries
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 TEXTS = ("key", "sample", "prompt", "negative_prompt", "recipe", "made", "sha256", "pixels", "phash")
 NUMBERS = ("row", "variant", "seed", "width", "height")
 MEASURED = ("luma_mean", "luma_std", "luma_top")
+STRUCTS = ("parameters", "columns")
 ROWS = 1000
 """Samples of a row group of the table; a long recipe makes a row of some 100 KB."""
 
@@ -48,8 +51,9 @@ ROWS = 1000
 class Shard:
     """A shard that was written: its files, and what is told of it.
 
-    `facts`: `shard` (its number), `count`, `successes`, `failed` (samples), `image_bytes`, `files` (name to `bytes` and
-    `sha256`) and `failures`, each with `key`, `sample`, `row`, `variant`, `state`, `code` and `message`.
+    `facts`: `shard` (its number), `count`, `successes`, `failed` (samples), `image_bytes`, `kept` (the extensions of
+    what samples have of earlier stages), `files` (name to `bytes` and `sha256`) and `failures`, each with `key`,
+    `sample`, `row`, `variant`, `state`, `code` and `message`.
     """
 
     number: int
@@ -65,12 +69,15 @@ class ShardWriter:
     shard only the one in hand is in memory.
     """
 
-    def __init__(self, folder: Path, number: int, spec: DatasetSpec, columns: Sequence[str]) -> None:
-        self._folder, self._number, self._spec, self._columns = folder, number, spec, tuple(columns)
+    def __init__(
+        self, folder: Path, number: int, spec: DatasetSpec, columns: Sequence[str], parameters: Kinds = NONE
+    ) -> None:
+        self._folder, self._number, self._spec = folder, number, spec
+        self._columns, self._parameters = tuple(columns), parameters
         self._fresh = folder / f".{number:05d}.parquet.part"
         self._tar = TarWriter(folder / f".{number:05d}.tar.part")
-        self._table = TableWriter(self._fresh, columns)
-        self._in_order, self._last = True, ""
+        self._table = TableWriter(self._fresh, columns, parameters)
+        self._in_order, self._last, self._kept = True, "", set[str]()
 
     def __enter__(self) -> Self:
         return self
@@ -83,12 +90,13 @@ class ShardWriter:
 
     def add(self, picture: Picture) -> None:
         """Adds one sample. Raises Conflict where it is in the shard already, and as `write`."""
-        self.put(write(picture, self._spec, self._columns))
+        self.put(write(picture, self._spec, self._columns, self._parameters))
 
     def put(self, written: Written) -> None:
         """Adds one sample that was made ready elsewhere. Raises Conflict where it is in the shard already."""
         self._tar.add(written.key, written.files)
         self._in_order, self._last = self._in_order and written.key > self._last, written.key
+        self._kept.update(name for name in written.files if is_kept(name))
         self._table.add(written.known, len(written.files[self._spec.image_format]))
 
     def keep(self, tar: Path) -> None:
@@ -102,6 +110,7 @@ class ShardWriter:
             for entry in found:
                 if entry.key not in self._tar.places:
                     self._tar.copy(entry)
+                    self._kept.update(name for name in entry.files if is_kept(name))
 
     def finish(self, failed: Sequence[Failed]) -> Shard:
         """Writes both files under their names, and says what is in them; what was made after all has not failed."""
@@ -132,6 +141,7 @@ class ShardWriter:
             "successes": made,
             "failed": len(failures),
             "image_bytes": self._table.image_bytes,
+            "kept": sorted(self._kept),
             "files": {path.name: file_facts(path) for path in (tar, parquet)},
             "failures": failures,
         }
@@ -139,7 +149,7 @@ class ShardWriter:
 
     def _again(self) -> None:
         """The table once more, from the tar: its samples did not come in the order of their keys."""
-        self._table = TableWriter(self._fresh, self._columns)
+        self._table = TableWriter(self._fresh, self._columns, self._parameters)
         with entries(self._tar.path) as found:
             for entry in found:
                 size = sum(size for name, (_, size) in entry.files.items() if name in PICTURES)
@@ -156,7 +166,7 @@ class Written:
     known: Mapping[str, Any]
 
 
-def write(picture: Picture, spec: DatasetSpec, columns: Sequence[str]) -> Written:
+def write(picture: Picture, spec: DatasetSpec, columns: Sequence[str], parameters: Kinds = NONE) -> Written:
     """What a shard has of a picture. Threads may do this for several at once.
 
     Raises:
@@ -189,6 +199,8 @@ def write(picture: Picture, spec: DatasetSpec, columns: Sequence[str]) -> Writte
         "pixels": hash_pixels(image),
         **asdict(measure(image)),
     }
+    if parameters:
+        known["parameters"] = values_of(sample, spec, parameters, picture.recipes)
     if columns:
         known["columns"] = {name: sample.columns.get(name, "") for name in columns}
     files = {spec.image_format: data, "txt": sample.prompt.encode(), "json": canonical(known).encode()}
@@ -206,25 +218,44 @@ def kept_files(recipes: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> list[
     return sorted(found)
 
 
-def schema(columns: Sequence[str]) -> pa.Schema:
-    """The fields of a shard's table: a struct of the file's other columns, if there are any, comes last."""
+def is_kept(extension: str) -> bool:
+    """Whether it is that of something which a stage before the last made: `stage0.png`, `stage0.safetensors`."""
+    return extension.startswith("stage")
+
+
+def schema(columns: Sequence[str], parameters: Kinds = NONE) -> pa.Schema:
+    """The fields of a shard's table: structs of the parameters and of the file's other columns, if any, come last."""
     import pyarrow as pa
 
     fields = [(name, pa.string()) for name in TEXTS] + [(name, pa.int64()) for name in NUMBERS]
     fields += [(name, pa.float64()) for name in MEASURED]
     fields += [(name, pa.list_(pa.string())) for name in ("choices", "checkpoints")]
+    if parameters:
+        types = {"truth": pa.bool_(), "integer": pa.int64(), "number": pa.float64(), "text": pa.string()}
+        fields.append(("parameters", pa.struct([(name, types[kind]) for name, kind in parameters.items()])))
     if columns:
         fields.append(("columns", pa.struct([(name, pa.string()) for name in columns])))
     return pa.schema(fields)
 
 
+def flat(fields: pa.Schema) -> pa.Schema:
+    """The same with the fields of its structs in their places, as `parameters.NAME` and `columns.NAME`."""
+    import pyarrow as pa
+
+    found = list[pa.Field]()
+    for field in fields:
+        inner = [pa.field(f"{field.name}.{one.name}", one.type) for one in field.type] if field.name in STRUCTS else []
+        found += inner or [field]
+    return pa.schema(found)
+
+
 class TableWriter:
     """The table of samples that come one by one; `image_bytes` counts their pictures' bytes."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], parameters: Kinds) -> None:
         import pyarrow.parquet as pq
 
-        self._fields, self._rows, self.image_bytes = schema(columns), list[dict[str, Any]](), 0
+        self._fields, self._rows, self.image_bytes = schema(columns, parameters), list[dict[str, Any]](), 0
         self._writer = pq.ParquetWriter(path, self._fields, compression="zstd")
 
     def add(self, known: Mapping[str, Any], image_bytes: int) -> None:

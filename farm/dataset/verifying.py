@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from farm.dataset.encoding import decode, recipe_in
+from farm.dataset.parameters import as_kind
 from farm.dataset.sharding import file_facts
 from farm.dataset.shelves import Shards, read_table
 from farm.dataset.spec import Sample, sample_id
@@ -174,6 +175,11 @@ def _otherwise(entry: Entry, dataset: str, sample: Sample) -> Iterator[str]:
     }
     for name, value in planned.items():
         if known.get(name) != value:
+            yield f"its {name} is not the one that was planned"
+    held = known.get("parameters")
+    held = held if isinstance(held, dict) else {}
+    for name, value in sample.changes.items():
+        if value is not None and held.get(name) not in (value, as_kind("text", value)):
             yield f"its {name} is not the one that was planned"
 
 

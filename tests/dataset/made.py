@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from farm import __version__
 from farm.client import Farm
+from farm.dataset.parameters import NONE, Kinds
 from farm.dataset.sharding import Shard, ShardWriter
 from farm.dataset.spec import DatasetSpec, Failed, Picture, Sample
 from farm.image import to_png
@@ -41,7 +42,7 @@ class Maker:
         """The same, made; its picture is drawn from its index."""
         sample = self.sample(index, **told)
         given = {"prompt": sample.prompt, "negative_prompt": sample.negative_prompt, "seed": sample.seed}
-        (job,) = self.farm.jobs_of(self.farm.chain(self.spec.chain, **given), upload=False)
+        (job,) = self.farm.jobs_of(self.farm.chain(self.spec.chain, **given, **sample.changes), upload=False)
         recipes, made = list(job.recipes), [dict(MADE) for _ in job.recipes]
         document = {"v": 1, "farm": __version__, "recipes": recipes, "made": made}
         data = to_png(drawn(index) if image is None else image, document, label(recipes))
@@ -60,9 +61,10 @@ class Maker:
         number: int = 0,
         columns: Sequence[str] = (),
         failed: Sequence[Failed] = (),
+        parameters: Kinds = NONE,
     ) -> Shard:
         folder.mkdir(parents=True, exist_ok=True)
-        with ShardWriter(folder, number, self.spec, columns) as writer:
+        with ShardWriter(folder, number, self.spec, columns, parameters) as writer:
             for picture in pictures:
                 writer.add(picture)
             return writer.finish(failed)

@@ -60,7 +60,7 @@ def test_it_tells_what_was_made_and_what_was_left_out() -> None:
     assert "Of 30 samples 2 could not be made, and 5 were made and left out" in told
     rows = [
         "| blank | luma\\_std &lt; 2 | 2 |",
-        "| clip\\_score&gt;=0.25 | not clip\\_score&gt;=0.25, or nothing measured | 3 |",
+        "| clip\\_score&gt;=0.25 | not clip\\_score&gt;=0.25, or it has no such value | 3 |",
         "| duplicate | phash within 4 bits of an earlier sample's | 0 |",
         "| limit | after the first 1,000 | 0 |",
         "| tiny | workers.demo.tiny | local | Apache-2.0 |",
@@ -161,7 +161,7 @@ def test_a_strangers_words_stay_words(evil: str) -> None:
 
 
 def test_every_column_is_explained() -> None:
-    assert set(COLUMNS) == set(schema(("x",)).names)
+    assert set(COLUMNS) == set(schema(("x",), {"steps": "integer"}).names)
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet", "imagefolder"])

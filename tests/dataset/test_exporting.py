@@ -18,23 +18,31 @@ from PIL import Image
 from farm.dataset.card import About
 from farm.dataset.choosing import Condition, ExportSpec, choose
 from farm.dataset.exporting import MARK, export
+from farm.dataset.parameters import NONE, Kinds
 from farm.dataset.quality import measure
 from farm.dataset.sharding import file_facts
 from farm.dataset.shelves import ShardFolder, TargetFolder
 from farm.dataset.spec import Failed, Picture
 from farm.errors import BadBlob, Conflict, InvalidJob, NotFound
-from tests.dataset.made import Maker, drawn
+from tests.dataset.made import LONG, Maker, drawn
 
 FORMATS = ("webdataset", "parquet", "imagefolder")
 
 
-def write(maker: Maker, folder: Path, pictures: list[Picture], failed: tuple[Failed, ...] = ()) -> ShardFolder:
+def write(
+    maker: Maker,
+    folder: Path,
+    pictures: list[Picture],
+    failed: tuple[Failed, ...] = (),
+    columns: tuple[str, ...] = ("day", "src_file_name"),
+    parameters: Kinds = NONE,
+) -> ShardFolder:
     """Shards of these samples in a folder, as they lie in the store."""
     by_shard: dict[int, list[Picture]] = {}
     for picture in pictures:
         by_shard.setdefault(picture.sample.place[0], []).append(picture)
     for number, held in by_shard.items():
-        shard = maker.shard(folder, held, number, columns=("day", "src_file_name"), failed=failed if not number else ())
+        shard = maker.shard(folder, held, number, columns, failed if not number else (), parameters)
         (folder / f"{number:05d}_stats.json").write_text(json.dumps(shard.facts))
     return ShardFolder(folder)
 
@@ -108,11 +116,67 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
     assert caught.value.errors[0].loc == "where"
 
 
-@pytest.mark.parametrize("name", ["clip", "prompt", "phash", "key", "columns"])
+@pytest.mark.parametrize("name", ["clip", "prompt", "phash", "key", "columns", "checkpoints", "columns.night", "row.x"])
 def test_a_rule_over_what_is_no_number_names_those_that_are(shards: ShardFolder, name: str) -> None:
-    numbers = "row, variant, seed, width, height, luma_mean, luma_std, luma_top, clip_score"
+    numbers = "row, variant, seed, width, height, luma_mean, luma_std, luma_top, clip_score, columns.day, columns.src"
     with pytest.raises(InvalidJob, match=f"no column of numbers '{name}'; there are {numbers}"):
         choose(shards, ExportSpec(where=(f"{name}>1",)))
+
+
+KINDS: Kinds = {"1.strength": "number", "steps": "integer", "vae": "text", "vae_tiling": "truth"}
+
+
+@pytest.fixture
+def varied(tmp_path: Path) -> ShardFolder:
+    """Two shards of six in which parameters and columns of the file differ."""
+    maker = Maker(tmp_path / "varying", chain=LONG, keep=("base", "latents"), shard_samples=6)
+    pictures = [
+        maker.picture(
+            i,
+            changes={"steps": 2 + i % 3, "1.strength": 1 if i == 0 else 0.5, "vae_tiling": i < 6},
+            columns={"a b": ["7", "seven", "8.0", ""][i % 4], "day": f"2024-01-{10 + i}", "src_file_name": "a.jpg"},
+        )
+        for i in range(12)
+    ]
+    return write(maker, tmp_path / "varied", pictures, (), ("a b", "day", "src_file_name"), KINDS)
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        (["parameters.steps>=4"], [2, 5, 8, 11]),
+        (["parameters.1.strength > 0.5"], [0]),
+        (["parameters.vae_tiling==true", "parameters.steps==2"], [0, 3]),
+        (["parameters.vae_tiling!=true"], [6, 7, 8, 9, 10, 11]),
+        (["parameters.vae=="], None),
+        (['parameters.vae==""'], list(range(12))),
+        (["columns.a b>=7"], [0, 2, 4, 6, 8, 10]),
+        (["columns.a b==8"], [2, 6, 10]),
+        (['columns.a b=="8"'], []),
+        (["columns.a b==seven"], [1, 5, 9]),
+        (["columns.a b!=seven", 'columns.a b!=""'], [0, 2, 4, 6, 8, 10]),
+        (['columns.day=="2024-01-12"'], [2]),
+        (["columns.day==2024-01-12"], [2]),
+        (["columns.day>2024"], []),
+    ],
+)
+def test_a_rule_over_a_parameter_or_a_column_of_the_file_is_kept(
+    varied: ShardFolder, rules: list[str], kept: list[int] | None
+) -> None:
+    if kept is None:
+        with pytest.raises(InvalidJob, match="nor NAME==TEXT or NAME!=TEXT"):
+            choose(varied, ExportSpec(where=tuple(rules)))
+    elif kept:
+        assert kept_keys(varied, where=tuple(rules)) == [f"0000{i // 6}000{i % 6}" for i in kept]
+    else:
+        with pytest.raises(NotFound, match="no sample is left"):
+            choose(varied, ExportSpec(where=tuple(rules)))
+
+
+@pytest.mark.parametrize("name", ["seed", "luma_std", "parameters.steps", "parameters.1.strength"])
+def test_a_number_is_held_against_numbers(varied: ShardFolder, name: str) -> None:
+    with pytest.raises(InvalidJob, match=f"{name} is a number; 'ten' is none"):
+        choose(varied, ExportSpec(where=(f"{name}==ten",)))
 
 
 def test_each_reason_is_told_once_and_duplicates_are_sought_among_the_rest(maker: Maker, tmp_path: Path) -> None:
@@ -162,7 +226,7 @@ def test_nothing_left_is_told(shards: ShardFolder, tmp_path: Path, about: About)
 
 def test_too_many_loose_files_are_refused(shards: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farm.dataset.choosing.MAX_FOLDER", 10)
-    with pytest.raises(InvalidJob, match="an imagefolder of 23 pictures is more than"):
+    with pytest.raises(InvalidJob, match="an imagefolder of 23 files is more than"):
         choose(shards, ExportSpec(format="imagefolder"))
 
 
@@ -179,6 +243,8 @@ def test_shards_of_two_datasets_are_told_apart(maker: Maker, tmp_path: Path) -> 
     ("values", "told"),
     [
         ({"seed": [1.0]}, "the score seed has the name of a column"),
+        ({"image": [1.0]}, "the score image has the name of a column"),
+        ({"columns.day": [1.0]}, "the score columns.day has the name of a column"),
         ({"taste": ["sour"]}, "the score taste is no number"),
     ],
 )
@@ -373,9 +439,105 @@ def test_datasets_loads_the_folder_by_its_card(exported: Any, hf: Any, form: str
     if form == "imagefolder":
         assert json.loads(seen[0]["columns"]) == {"day": "2024-01-01", "src_file_name": "a.jpg"}
         assert inner["choices"] == hf.Value("string")
+    elif form == "parquet":
+        assert (inner["columns.day"], inner["columns.src_file_name"]) == (hf.Value("string"), hf.Value("string"))
     else:
         assert inner["columns"] == {"day": hf.Value("string"), "src_file_name": hf.Value("string")}
     assert inner["choices"] == (hf.List(hf.Value("string")) if form == "parquet" else hf.Value("string"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+def test_datasets_loads_parameters_columns_and_what_earlier_stages_made(
+    varied: ShardFolder, tmp_path: Path, about: About, hf: Any, form: Any, streaming: bool
+) -> None:
+    # Given
+    out, spec = tmp_path / "out", ExportSpec(format=form, validation=0.4, file_samples=3)
+    found = export(varied, TargetFolder(out), spec, about)
+    # When
+    loaded = hf.load_dataset(str(out), streaming=streaming)
+    # Then every parameter and column has its values, of its type
+    features = {split: loaded[split].features for split in loaded}
+    assert features["train"] == features["validation"]
+    rows = [row for split in loaded for row in loaded[split]]
+    assert len(rows) == sum(found.counts.values()) == 12
+    for row in rows:
+        known = row["json"] if form == "webdataset" else row
+        i = known["row"] - 1
+        told = {"1.strength": 1.0 if i == 0 else 0.5, "steps": 2 + i % 3, "vae": "", "vae_tiling": i < 6}
+        columns = {"a b": ["7", "seven", "8.0", ""][i % 4], "day": f"2024-01-{10 + i}", "src_file_name": "a.jpg"}
+        if form == "webdataset":
+            assert (known["parameters"], known["columns"]) == (told, columns)
+        else:
+            assert {name: row[f"parameters.{name}"] for name in told} == told
+            flat = ["a b"] if form == "imagefolder" else list(columns)  # the others are a date and a file to it
+            assert {name: row[name] for name in row if name.startswith("columns.")} == {
+                f"columns.{name}": columns[name] for name in flat
+            }
+        if form == "imagefolder":
+            assert (json.loads(row["parameters"]), json.loads(row["columns"])) == (told, columns)
+        # And what the stage before the last made is beside the picture
+        picture = row["png" if form == "webdataset" else "image"]
+        assert picture.convert("RGB").tobytes() == drawn(i).tobytes()
+        assert row["stage0.png"].convert("RGB").tobytes() == drawn(-i).tobytes()
+        latents = row["stage0.safetensors"]
+        if form == "imagefolder":
+            place = next(out.glob(f"*/{known['key']}.stage0.safetensors"))
+            assert latents == place.name
+            latents = place.read_bytes()
+        assert latents == bytes(8) + str(i).encode()
+    inner = features["train"]["json"]["parameters"] if form == "webdataset" else features["train"]
+    prefix = "" if form == "webdataset" else "parameters."
+    kinds = {name: inner[prefix + name].dtype for name in KINDS}
+    assert kinds == {"1.strength": "float64", "steps": "int64", "vae": "string", "vae_tiling": "bool"}
+    assert isinstance(features["train"]["stage0.png"], hf.Image)
+    # And the card tells of each, and no more
+    card = (out / "README.md").read_text("utf-8")
+    names = [line.split(" | ")[0].strip("| ").replace("\\", "") for line in card.splitlines() if line.startswith("| ")]
+    listed = set(names[names.index("column") + 1 :]) - {"---"}
+    seen = set(features["train"]) - {"image", "png", "txt", "__key__", "__url__"}
+    assert listed == (seen - {"json"} | set(features["train"]["json"]) if form == "webdataset" else seen)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_with_files_beside_the_pictures_is_replaced(
+    varied: ShardFolder, shards: ShardFolder, tmp_path: Path, about: About, form: Any
+) -> None:
+    # Given an export with what earlier stages made, when one without is written in its place
+    export(varied, TargetFolder(tmp_path / "out"), ExportSpec(format=form), about)
+    export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format=form), about)
+    export(shards, TargetFolder(tmp_path / "fresh"), ExportSpec(format=form), about)
+    # Then nothing is left of the first
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+def test_equal_shards_with_files_beside_give_equal_bytes(varied: ShardFolder, tmp_path: Path, about: About) -> None:
+    for form in FORMATS:
+        for name in ("one", "other"):
+            export(varied, TargetFolder(tmp_path / form / name), ExportSpec(format=form, file_samples=5), about)  # type: ignore[arg-type]
+        assert files_of(tmp_path / form / "one") == files_of(tmp_path / form / "other")
+
+
+def test_a_dataset_of_which_some_lack_latents_loads(tmp_path: Path, about: About, hf: Any) -> None:
+    # Given samples of which the first alone has them
+    maker = Maker(tmp_path / "some", chain=LONG, keep=("base", "latents"), shard_samples=4)
+    pictures = [maker.picture(i) for i in range(4)]
+    for one in pictures[1:]:
+        one.recipes[0]["emits"] = "image"
+        del one.kept["stage0.safetensors"]  # type: ignore[attr-defined]
+    shards = write(maker, tmp_path / "shards", pictures, (), ())
+    # Then
+    for form in ("parquet", "imagefolder"):
+        export(shards, TargetFolder(tmp_path / form), ExportSpec(format=form), about)  # type: ignore[arg-type]
+        rows = list(hf.load_dataset(str(tmp_path / form), split="train"))
+        assert [bool(row["stage0.safetensors"]) for row in rows] == [True, False, False, False]
+        assert all(row["stage0.png"].size == (64, 64) for row in rows)
+
+
+def test_files_beside_the_pictures_count_as_loose_ones(varied: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farm.dataset.choosing.MAX_FOLDER", 35)
+    with pytest.raises(InvalidJob, match="an imagefolder of 36 files is more than"):
+        choose(varied, ExportSpec(format="imagefolder"))
 
 
 @pytest.mark.parametrize("form", FORMATS)

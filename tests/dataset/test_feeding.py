@@ -46,7 +46,8 @@ def feeder(rig: Rig) -> Iterator[FeederProcess]:
 def test_a_file_becomes_shards_and_nothing_stays_in_the_ledger(rig: Rig, feeder: FeederProcess, tmp_path: Path) -> None:
     # Given a planned file
     desk = Datasets(rig.farm)
-    found = planned(rig, table(tmp_path / "fruit.csv", 10), "fruit")
+    axes = [{"seed": [1, 2], "1.strength": [0.5, 1]}]
+    found = planned(rig, table(tmp_path / "fruit.csv", 10), "fruit", sweep=axes)
     assert (found.plan.samples, found.plan.shards, found.fresh) == (20, 3, True)
     assert desk.status("fruit").state == "planned"
     # When it is fed
@@ -58,6 +59,8 @@ def test_a_file_becomes_shards_and_nothing_stays_in_the_ledger(rig: Rig, feeder:
     assert (status.done, status.failed, status.shards_done) == (20, 0, 3)
     folder = Folder(rig.farm.store, "fruit")
     assert [folder.stats(number)["successes"] for number in folder.numbers()] == [8, 8, 4]
+    with folder.parquet(2) as path:
+        assert pq.read_table(path)["parameters"].to_pylist() == [{"1.strength": 0.5}, {"1.strength": 1.0}] * 2
     assert until(lambda: not jobs_left(rig), 20, "an empty ledger")
     # And a shard that is damaged and one that is lost are found, and made again
     before = shards(rig, "fruit")
@@ -70,10 +73,20 @@ def test_a_file_becomes_shards_and_nothing_stays_in_the_ledger(rig: Rig, feeder:
     done(rig, "fruit")
     assert shards(rig, "fruit") == before
     assert desk.verify("fruit").problems == ()
+    # And two exports are the same bytes, the figures of their cards among them
+    for name in ("one", "other"):
+        desk.export("fruit", str(tmp_path / name), ExportSpec(where=("parameters.1.strength==1",)))
+    one, other = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("one", "other")
+    )
+    assert one == other
+    assert b"samples a second" in one[Path("README.md")]
+    assert json.loads(one[Path("export.json")])["counts"] == {"train": 10}
     # And all of it, made again from nothing, is the same bytes
     desk.rm("fruit", wait_s=20)
     assert not folder.names("")
-    planned(rig, table(tmp_path / "fruit.csv", 10), "fruit")
+    planned(rig, table(tmp_path / "fruit.csv", 10), "fruit", sweep=axes)
     desk.start("fruit")
     done(rig, "fruit")
     assert shards(rig, "fruit") == before

@@ -219,7 +219,8 @@ def two(tmp_path: Path) -> tuple[Maker, ShardFolder]:
     """The first two shards, of two samples each, of three that were planned."""
     maker = Maker(tmp_path, shard_samples=2)
     for number in (0, 1):
-        shard = maker.shard(tmp_path / "shards", [maker.picture(2 * number + place) for place in (0, 1)], number)
+        pictures = [maker.picture(2 * number + place) for place in (0, 1)]
+        shard = maker.shard(tmp_path / "shards", pictures, number, parameters={"steps": "integer"})
         (tmp_path / "shards" / f"{number:05d}_stats.json").write_text(json.dumps(shard.facts))
     return maker, ShardFolder(tmp_path / "shards")
 
@@ -233,7 +234,7 @@ def meant(maker: Maker, shards: int = 3, whole: bool = False, **told: Any) -> Me
 
 def test_shards_that_the_plan_has_are_missed(two: tuple[Maker, ShardFolder]) -> None:
     maker, shards = two
-    found = verify(shards, meant(maker))
+    found = verify(shards, meant(maker, changes={"steps": 5}))
     assert (found.absent, found.problems) == ((2,), ())
     # And once it was all written, that is a loss
     found = verify(shards, meant(maker, 4, whole=True))
@@ -247,6 +248,7 @@ def test_samples_that_were_not_planned_so_are_told(two: tuple[Maker, ShardFolder
         ({"seed": 5}, "seed"),
         ({"prompt": "x"}, "prompt"),
         ({"negative_prompt": ""}, "negative_prompt"),
+        ({"changes": {"steps": 6}}, "steps"),
     ):
         found = verify(shards, meant(maker, **told))
         assert found.problems == tuple(
