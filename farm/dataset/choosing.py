@@ -157,7 +157,7 @@ def choose(shards: Shards, spec: ExportSpec) -> Chosen:
     """The samples that fulfil `spec`.
 
     Raises:
-        InvalidJob: a rule is none, or names no column that can be chosen by; or there are too many pictures for the form.
+        InvalidJob: a rule is none, or names no column to choose by; or there are too many files for the form.
         NotFound: no sample is left.
         BadBlob: a table cannot be read, or is not of the same dataset as the others.
     """
