@@ -26,7 +26,7 @@ class Again:
 
 
 def read_again(picture: bytes) -> Again:
-    """How the farm made this PNG.
+    """How the farm made this PNG, or a dataset's WebP or JPEG.
 
     Raises:
         InvalidJob: it carries no recipe of this farm, or one that cannot be read.

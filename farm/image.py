@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from farm.errors import FieldError, InvalidJob, StageFailed
 from farm.settings import Settings
@@ -30,6 +30,10 @@ from farm.stage import Size
 FORMATS = ("PNG", "JPEG", "WEBP")
 RECIPE_KEY = "latent-farm"
 """Keyword of the PNG text chunk that holds the recipe."""
+MAKER = b"latent-farm\0"
+"""Whose EXIF MakerNote it is, in a dataset's WebP or JPEG; what a PNG's text chunk says follows, with `pixels`."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+"""How a PNG begins. Source: PNG specification, 5.2."""
 MAX_RECIPE_BYTES = 1 << 20
 """Longest recipe that is read back: a chain of eight stages with the longest prompts takes about 100 KiB."""
 MIN_SIDE = 64
@@ -119,8 +123,8 @@ def fit(image: Image.Image, size: Size, how: Fit) -> Image.Image:
 
 def png_size(data: bytes) -> Size | None:
     """The size that a PNG says it has; None for anything else."""
-    # Source: PNG specification, 5.2 and 11.2.2.
-    if len(data) < 24 or not data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"):
+    # Source: PNG specification, 11.2.2.
+    if len(data) < 24 or not data.startswith(_PNG + b"\x00\x00\x00\rIHDR"):
         return None
     return Size(*struct.unpack(">II", data[16:24]))
 
@@ -165,28 +169,63 @@ def to_png(
 
 
 def read_recipe(data: bytes) -> dict[str, Any]:
-    """The recipe that `to_png` wrote into this PNG.
+    """The recipe that `to_png` wrote into this PNG, or a dataset's shard into this WebP or JPEG.
 
     Raises:
         InvalidJob: (`bad_file`) there is none that can be read.
     """
-    remedy = "give a PNG as the farm wrote it; editors and image hosts drop the recipe"
+    found = read_told(data)
+    if found.get("too_long"):
+        message = "the recipe of this picture was too long for a JPEG, so it is not in it"
+        hint = "the JSON of the sample in its shard has it, as `recipe`; PNG and WebP hold recipes of any length"
+        raise InvalidJob(message, code="bad_file", hint=hint)
+    return found
+
+
+def read_told(data: bytes) -> dict[str, Any]:
+    """What a picture of the farm says of itself: its recipe; of a JPEG that cannot hold that, that it is `too_long`.
+
+    A WebP or JPEG says beside it what `pixels_sha256` was for the PNG that it was made from, in `pixels`.
+
+    Raises:
+        InvalidJob: (`bad_file`) it says nothing that can be read.
+    """
+    remedy = (
+        "give a PNG as the farm wrote it, or a WebP or JPEG of its datasets; editors and image hosts drop the recipe"
+    )
     try:
-        with Image.open(BytesIO(data), formats=("PNG",)) as opened:
-            text = opened.info.get(RECIPE_KEY)
+        with Image.open(BytesIO(data), formats=FORMATS) as opened:
+            text = opened.info.get(RECIPE_KEY) if opened.format == "PNG" else _maker_note(opened)
     except UNREADABLE as error:
-        raise InvalidJob("this is not a PNG", code="bad_file", hint=remedy) from error
-    if not isinstance(text, str):
-        raise InvalidJob("this PNG carries no recipe of the farm", code="bad_file", hint=remedy)
+        raise InvalidJob("this is not a PNG, WebP or JPEG", code="bad_file", hint=remedy) from error
+    if not isinstance(text, str | bytes):
+        raise InvalidJob("this picture carries no recipe of the farm", code="bad_file", hint=remedy)
     if len(text) > MAX_RECIPE_BYTES:
-        raise InvalidJob("the recipe in this PNG is too long to be the farm's", code="bad_file", hint=remedy)
+        raise InvalidJob("the recipe in this picture is too long to be the farm's", code="bad_file", hint=remedy)
     try:
-        recipe = json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise InvalidJob("the recipe in this PNG is not a JSON object", code="bad_file", hint=remedy)
-    return recipe
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidJob("the recipe in this picture is not a JSON object", code="bad_file", hint=remedy)
+    return found
+
+
+def _maker_note(opened: Image.Image) -> bytes | None:
+    """What the farm says in a WebP or JPEG; None in one that is not the farm's."""
+    note = opened.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.MakerNote)
+    return note.removeprefix(MAKER) if isinstance(note, bytes) and note.startswith(MAKER) else None
+
+
+def drawn_sha256(data: bytes) -> str:
+    """What `pixels_sha256` gives for the picture that the farm drew, of which this is the PNG, or a WebP or JPEG.
+
+    Raises:
+        InvalidJob: (`bad_file`) it cannot be decoded, or does not say.
+    """
+    if data.startswith(_PNG):
+        return pixels_sha256(data)
+    return str(read_told(data).get("pixels", ""))
 
 
 def pixels_sha256(data: bytes) -> str:

@@ -87,7 +87,8 @@ def _foreign(data: bytes) -> Recalled:
     from sd_parsers.exceptions import ParserError
 
     remedy = (
-        "a PNG as the farm, A1111, ComfyUI, InvokeAI or Fooocus wrote it; editors and image hosts drop what it says"
+        "a PNG as the farm, A1111, ComfyUI, InvokeAI or Fooocus wrote it, or a WebP or JPEG that says as much; editors "
+        "and image hosts drop what it says"
     )
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:

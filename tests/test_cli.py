@@ -25,6 +25,7 @@ from farm import models
 from farm.catalog import Catalog
 from farm.cli import main
 from farm.client import Farm
+from farm.dataset.encoding import decode, encode
 from farm.errors import Failure
 from farm.image import to_png
 from farm.job import canonical
@@ -704,17 +705,20 @@ def test_wait_shows_progress_and_writes_the_picture(
     assert farm.jobs() == store.results_of(record.job) == []
 
 
+@pytest.mark.parametrize("form", ["png", "webp", "jpg"])
 @pytest.mark.parametrize(("colour", "identical"), [("teal", True), ("pink", False)])
 def test_rerun_compares_the_pixels(
-    env: dict[str, str], farm: Farm, store: Store, tmp_path: Path, colour: str, identical: bool
+    env: dict[str, str], farm: Farm, store: Store, tmp_path: Path, colour: str, identical: bool, form: Any
 ) -> None:
     # Given a picture that the farm made
     first = start(env, "render", "a pear", "--chain", "txt", "-o", tmp_path / "pear.png")
     hand = Hand(farm.settings, store)
     hand.serve(hand.claim("text2img.tiny"))
     assert ended(first).status == 0
-    # When it is made again
-    process = start(env, "rerun", tmp_path / "pear.png", "--json")
+    # When it is made again, from the PNG or what a dataset makes of it
+    data = (tmp_path / "pear.png").read_bytes()
+    (tmp_path / f"pear.{form}").write_bytes(encode(data, decode(data), form, 20))
+    process = start(env, "rerun", tmp_path / f"pear.{form}", "--json")
     hand.colour = colour
     hand.serve(hand.claim("text2img.tiny"))
     found = ended(process)

@@ -16,18 +16,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from farm.errors import InvalidJob, StageFailed
 from farm.image import (
     FORMATS,
+    MAKER,
     MAX_RECIPE_BYTES,
     Stored,
+    drawn_sha256,
     fit,
     natural_size,
     pixels_sha256,
     read_input,
     read_recipe,
+    read_told,
     to_png,
 )
 from farm.settings import Settings
@@ -530,22 +533,55 @@ def with_text(text: str, key: str = "latent-farm", zip: bool = False) -> bytes:
     return encoded(noise(), pnginfo=info)
 
 
+def with_note(note: bytes, form: str) -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = note
+    return encoded(noise(), form, exif=exif)
+
+
+@pytest.mark.parametrize("form", ["WEBP", "JPEG"])
+def test_a_compressed_picture_says_its_recipe_and_what_was_drawn(form: str) -> None:
+    drawn = pixels_sha256(to_png(noise()))
+    data = with_note(MAKER + json.dumps({**RECIPE, "pixels": drawn}).encode(), form)
+    assert read_recipe(data) == read_told(data) == {**RECIPE, "pixels": drawn}
+    assert drawn_sha256(data) == drawn_sha256(to_png(noise())) == drawn
+
+
+def test_a_recipe_that_a_jpeg_could_not_hold_is_told_with_where_it_is() -> None:
+    data = with_note(MAKER + b'{"pixels": "ab", "too_long": true}', "JPEG")
+    with pytest.raises(InvalidJob, match="too long for a JPEG") as info:
+        read_recipe(data)
+    assert info.value.code == "bad_file"
+    assert "the JSON of the sample in its shard" in info.value.hint
+    assert drawn_sha256(data) == "ab"
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
         (b"", "this is not a PNG"),
         (b"not an image", "this is not a PNG"),
-        (encoded(noise(), "JPEG"), "this is not a PNG"),
-        (encoded(noise()), "this PNG carries no recipe"),
-        (with_text("{}", key="parameters"), "this PNG carries no recipe"),
-        (with_text("not json"), "the recipe in this PNG is not a JSON object"),
-        (with_text("[1, 2]"), "the recipe in this PNG is not a JSON object"),
-        (with_text("[" * 100_000), "the recipe in this PNG is not a JSON object"),
-        (with_text("{}".ljust(MAX_RECIPE_BYTES + 1)), "the recipe in this PNG is too long"),
+        (encoded(noise(), "GIF"), "this is not a PNG, WebP or JPEG"),
+        (encoded(noise(), "JPEG"), "this picture carries no recipe"),
+        (encoded(noise(), "WEBP"), "this picture carries no recipe"),
+        (with_note(b"Nikon", "JPEG"), "this picture carries no recipe"),
+        (with_note(MAKER + b"{", "JPEG"), "the recipe in this picture is not a JSON object"),
+        (with_note(MAKER + b"[1]", "WEBP"), "the recipe in this picture is not a JSON object"),
+        (with_note(MAKER + b"\xff\xfe", "WEBP"), "the recipe in this picture is not a JSON object"),
+        (with_note(MAKER + b"{}".ljust(MAX_RECIPE_BYTES + 1), "WEBP"), "the recipe in this picture is too long"),
+        (encoded(noise()), "this picture carries no recipe"),
+        (with_text("{}", key="parameters"), "this picture carries no recipe"),
+        (with_text("not json"), "the recipe in this picture is not a JSON object"),
+        (with_text("[1, 2]"), "the recipe in this picture is not a JSON object"),
+        (with_text("[" * 100_000), "the recipe in this picture is not a JSON object"),
+        (with_text("{}".ljust(MAX_RECIPE_BYTES + 1)), "the recipe in this picture is too long"),
         (with_text(json.dumps({"prompt": "x" * (1 << 24)}), zip=True), "this is not a PNG"),
     ],
-    ids=["empty", "text", "jpeg", "bare", "foreign", "no-json", "list", "deep", "long", "bomb"],
-)
+    ids=[
+        "empty", "text", "gif", "jpeg", "webp", "nikon", "half-note", "list-note", "odd-note", "long-note", "bare",
+        "foreign", "no-json", "list", "deep", "long", "bomb",
+    ],
+)  # fmt: skip
 def test_a_missing_or_foreign_recipe_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(InvalidJob, match=f"^{why}") as info:
         read_recipe(data)

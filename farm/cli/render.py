@@ -113,7 +113,10 @@ def render(
 
 def rerun(
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="PNGs that the farm made.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="PNGs that the farm made, or a dataset's WebP or JPEG.", show_default=False
+        ),
     ],
     image: Annotated[Path | None, typer.Option(help="The input image, if the store no longer holds it.")] = None,
     wait_: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait, and compare the pixels.")] = True,
@@ -121,12 +124,14 @@ def rerun(
 ) -> Outcome:
     """Make pictures again from the recipes in them, and say whether the pixels are identical.
 
+    A dataset's WebP or JPEG is held against what was drawn, before it was compressed.
+
     \b
     farm rerun out/apple.png
     farm rerun out/apple.png --image photo.jpg -o again.png
     farm rerun out/*.png -o again/
     """
-    from farm.image import pixels_sha256
+    from farm.image import drawn_sha256, pixels_sha256
 
     if len(pictures) > 1 and out is not None and out.suffix == ".png":
         raise usage("several pictures do not go into one .png", "give a folder with -o")
@@ -150,7 +155,7 @@ def rerun(
         lines, equal = list(outcome.lines), []
         for picture, handle, same_recipe in zip(pictures, handles, same, strict=True):
             (result,) = handle.results
-            equal.append(pixels_sha256(handle.read(result)) == pixels_sha256(picture.read_bytes()))
+            equal.append(pixels_sha256(handle.read(result)) == drawn_sha256(picture.read_bytes()))
             told = "the pixels are identical" if equal[-1] else "the pixels differ"
             if not same_recipe:
                 told += "; the checkpoints or stages here are not those that made the picture"

@@ -157,7 +157,7 @@ def choose(shards: Shards, spec: ExportSpec) -> Chosen:
     """The samples that fulfil `spec`.
 
     Raises:
-        InvalidJob: a rule is none, or names no column of numbers; or there are too many pictures for the form.
+        InvalidJob: a rule is none, or names no column to choose by; or there are too many files for the form.
         NotFound: no sample is left.
         BadBlob: a table cannot be read, or is not of the same dataset as the others.
     """
@@ -317,7 +317,7 @@ def _check_names(conditions: Sequence[Condition], schema: pa.Schema, scores: Seq
     errors = list[FieldError]()
     for one in conditions:
         if one.name not in numbers and one.name not in others:
-            told = f"there is no column of numbers {one.name!r}; there are {', '.join([*numbers, *others])[:TOLD]}"
+            told = f"there is no column {one.name!r} to choose by; there are {', '.join([*numbers, *others])[:TOLD]}"
             errors.append(FieldError("where", told))
         elif isinstance(one.value, str) and not (
             one.name in others and (pa.types.is_string(others[one.name]) or pa.types.is_boolean(others[one.name]))

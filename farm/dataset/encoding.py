@@ -2,21 +2,21 @@
 
 As in the PNG that a worker wrote, three things travel with the pixels: the `parameters` text of A1111's programs, where
 those look for it in such files (EXIF `UserComment`), the XMP packet that says that a machine drew it, and the recipe
-itself (EXIF `MakerNote`: bytes of the maker's own). JPEG holds 64 KB of EXIF; a longer recipe stays out of a JPEG, and
-is in the sample's JSON alone.
+itself (EXIF `MakerNote`: bytes of the maker's own), with the hash of the pixels as they were drawn. JPEG holds 64 KB of
+EXIF; a longer recipe stays out of a JPEG, which says so, and is in the sample's JSON alone.
 """
 
 from __future__ import annotations
 
-import json
 import struct
+from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags, Image
 
 from farm.errors import BadBlob, InvalidJob
-from farm.image import FORMATS, UNREADABLE, read_recipe
+from farm.image import FORMATS, MAKER, UNREADABLE, hash_pixels, read_recipe, read_told
 from farm.job import canonical
 from farm.label import PACKET, parameters
 
@@ -27,8 +27,6 @@ PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 """How a PNG begins and ends. Source: PNG specification, 5.2 and 11.2.5."""
 UNICODE = b"UNICODE\0"
 """Says that a UserComment is UTF-16; A1111's programs have it big-endian. Source: EXIF 2.32, 4.6.5; piexif."""
-MAKER = b"latent-farm\0"
-"""Whose MakerNote it is; the recipe in JSON follows."""
 JPEG_EXIF = 65_533
 """Bytes of EXIF that one JPEG segment holds. Source: JPEG (ITU T.81), B.1.1.4."""
 
@@ -63,10 +61,10 @@ def encode(png: bytes, image: Image.Image, form: ImageFormat, quality: int) -> b
         recipe = read_recipe(png)
     except InvalidJob as error:
         raise BadBlob(error.message) from None
-    note = MAKER + canonical(recipe).encode()
-    exif = _exif(parameters(recipe["recipes"]), note)
+    told, pixels = parameters(recipe["recipes"]), hash_pixels(image)
+    exif = _exif(told, {**recipe, "pixels": pixels})
     if form == "jpg" and len(exif) > JPEG_EXIF:
-        exif = _exif(parameters(recipe["recipes"]), b"")
+        exif = _exif(told, {"too_long": True, "pixels": pixels})
     bare, out = image.copy(), BytesIO()
     bare.info = {}  # Pillow would write what the PNG held here
     options: dict[str, Any] = {"subsampling": 0, "optimize": True} if form == "jpg" else {"method": 4}
@@ -84,34 +82,21 @@ def recipe_in(data: bytes) -> dict[str, Any] | None:
         BadBlob: it cannot be read, or it should carry one and does not.
     """
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as opened:
-            if opened.format == "PNG":
-                return read_recipe(data)
-            note = opened.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.MakerNote, b"")
-            if not note and opened.format == "JPEG":
-                return None
-            if not (isinstance(note, bytes) and note.startswith(MAKER)):
-                raise BadBlob("this picture carries no recipe of the farm")
-            found = json.loads(note.removeprefix(MAKER))
-    except (InvalidJob, *UNREADABLE) as error:
-        raise BadBlob(f"the recipe in this picture cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise BadBlob("the recipe in this picture is not a JSON object")
-    return found
+        found = read_told(data)
+    except InvalidJob as error:
+        raise BadBlob(error.message) from None
+    return None if found.get("too_long") else found
 
 
-def _exif(told: str, note: bytes) -> bytes:
-    """EXIF with the maker's note and the parameters text, each left out where it is empty.
+def _exif(told: str, note: Mapping[str, Any]) -> bytes:
+    """EXIF with the maker's note, and the parameters text unless it is empty.
 
     Pillow would give both the type BYTE, in which A1111's programs find no text; EXIF says UNDEFINED.
     """
     held = {
-        ExifTags.Base.MakerNote: note,
-        ExifTags.Base.UserComment: UNICODE + told.encode("utf-16-be") if told else b"",
+        ExifTags.Base.MakerNote: MAKER + canonical(note).encode(),
+        **({ExifTags.Base.UserComment: UNICODE + told.encode("utf-16-be")} if told else {}),
     }
-    held = {tag: value for tag, value in held.items() if value}
-    if not held:
-        return b""
     # Source: TIFF 6.0, section 2: a header, then directories of 12 bytes an entry, each followed by what it points to.
     start = 26
     at = start + 2 + 12 * len(held) + 4

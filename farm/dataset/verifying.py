@@ -21,7 +21,7 @@ from farm.dataset.shelves import Shards, read_table
 from farm.dataset.spec import Sample, sample_id
 from farm.dataset.tars import PICTURES, Entry, entries
 from farm.errors import BadBlob, NotFound
-from farm.image import hash_pixels
+from farm.image import hash_pixels, read_told
 from farm.job import canonical, stage_seed
 
 
@@ -150,7 +150,8 @@ def _wrong_sample(entry: Entry, row: dict[str, Any] | None) -> Iterator[str]:
         image = decode(data)
         if image.size != (known["width"], known["height"]):
             yield f"its picture has {image.width}x{image.height} pixels, which its JSON does not say"
-        if extension == PICTURES[0] and hash_pixels(image) != known["pixels"]:
+        drawn = hash_pixels(image) if extension == PICTURES[0] else read_told(data).get("pixels")
+        if drawn != known["pixels"]:
             yield "its pixels do not have the SHA-256 that its JSON says"
         yield from _wrong_recipe(recipes, known)
     except BadBlob as error:

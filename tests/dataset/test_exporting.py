@@ -117,9 +117,9 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "prompt", "phash", "key", "columns", "checkpoints", "columns.night", "row.x"])
-def test_a_rule_over_what_is_no_number_names_those_that_are(shards: ShardFolder, name: str) -> None:
+def test_a_rule_over_what_cannot_be_chosen_by_names_what_can(shards: ShardFolder, name: str) -> None:
     numbers = "row, variant, seed, width, height, luma_mean, luma_std, luma_top, clip_score, columns.day, columns.src"
-    with pytest.raises(InvalidJob, match=f"no column of numbers '{name}'; there are {numbers}"):
+    with pytest.raises(InvalidJob, match=f"no column '{name}' to choose by; there are {numbers}"):
         choose(shards, ExportSpec(where=(f"{name}>1",)))
 
 
@@ -528,8 +528,11 @@ def test_a_dataset_of_which_some_lack_latents_loads(tmp_path: Path, about: About
     shards = write(maker, tmp_path / "shards", pictures, (), ())
     # Then
     for form in ("parquet", "imagefolder"):
-        export(shards, TargetFolder(tmp_path / form), ExportSpec(format=form), about)  # type: ignore[arg-type]
-        rows = list(hf.load_dataset(str(tmp_path / form), split="train"))
+        spec = ExportSpec(format=form, validation=0.5)  # type: ignore[arg-type]
+        found = export(shards, TargetFolder(tmp_path / form), spec, about)
+        assert len(found.counts) == 2, "one of the splits has none at all"
+        loaded = hf.load_dataset(str(tmp_path / form))
+        rows = sorted((row for split in loaded for row in loaded[split]), key=lambda row: str(row["key"]))
         assert [bool(row["stage0.safetensors"]) for row in rows] == [True, False, False, False]
         assert all(row["stage0.png"].size == (64, 64) for row in rows)
 

@@ -25,8 +25,8 @@ from farm.dataset.quality import measure
 from farm.dataset.sharding import Shard, ShardWriter
 from farm.dataset.spec import Failed, Picture, sample_id
 from farm.dataset.tars import TarWriter, entries
-from farm.errors import BadBlob, Conflict
-from farm.image import hash_pixels, to_png
+from farm.errors import BadBlob, Conflict, InvalidJob
+from farm.image import hash_pixels, pixels_sha256, read_recipe, read_told, to_png
 from farm.job import canonical
 from farm.label import PACKET, label
 from tests.dataset.made import LONG, Maker, drawn
@@ -291,7 +291,7 @@ def test_another_form_forgets_nothing(tmp_path: Path, form: Any) -> None:
     with entries(shard.tar) as found:
         _, data = next(found).picture()
     # Then the recipe is there, the packet that says that a machine drew it, and nearly the pixels
-    assert recipe_in(data) == recipe_in(picture.data)
+    assert recipe_in(data) == {**(recipe_in(picture.data) or {}), "pixels": pixels_sha256(picture.data)}
     with Image.open(BytesIO(data)) as opened:
         assert opened.info["xmp"].decode() == PACKET
         assert opened.size == (64, 64)
@@ -308,12 +308,29 @@ def test_a_jpeg_leaves_out_a_recipe_that_it_cannot_hold() -> None:
     long = [{"kind": "text2img", "parameters": {"prompt": "p" * 100_000}, "size": [64, 64]}]
     png = to_png(drawn(0), {"recipes": long}, label(long))
     # Then WebP holds it
-    assert recipe_in(encode(png, drawn(0), "webp", 90)) == {"recipes": long}
-    # And JPEG is without
+    drew = pixels_sha256(png)
+    assert recipe_in(encode(png, drawn(0), "webp", 90)) == {"recipes": long, "pixels": drew}
+    # And JPEG is without, and says so
     data = encode(png, drawn(0), "jpg", 90)
     assert recipe_in(data) is None
-    with Image.open(BytesIO(data)) as opened:
-        assert not opened.getexif()
+    assert read_told(data) == {"too_long": True, "pixels": drew}
+    assert len(data) < 20_000
+    with pytest.raises(InvalidJob, match="too long for a JPEG"):
+        read_recipe(data)
+
+
+@pytest.mark.parametrize("form", ["webp", "jpg"])
+def test_a_picture_with_flipped_bits_says_its_recipe_or_is_refused(tmp_path: Path, form: Any) -> None:
+    whole = encode(Maker(tmp_path).picture(0).data, drawn(0), form, 90)
+    dice, refused = random.Random(5), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+        try:
+            assert isinstance(read_recipe(bytes(data)), dict)
+        except InvalidJob:
+            refused += 1
+    assert 0 < refused < 300
 
 
 @pytest.mark.parametrize("note", [b"Nikon", b"latent-farm\0{", b"latent-farm\0[]"])

@@ -93,7 +93,7 @@ def stored(dashboard: Dashboard, tmp_path_factory: pytest.TempPathFactory) -> di
     ]  # fmt: skip
     folder = Folder(farm.store, "strangers")
     files = {f"00000.{end}": {"bytes": 1, "sha256": "0" * 64} for end in ("tar", "parquet")}
-    stats = {"shard": 0, "successes": 0, "failed": len(failed), "failures": failed, "files": files}
+    stats = {"shard": 0, "successes": 0, "failed": len(failed), "failures": failed, "files": files, "kept": []}
     folder.write("shards/00000_stats.json", json.dumps({**stats, "began": 1, "ended": 2}).encode())
     folder.write("progress.json", json.dumps({"shards": 1, "done": 0, "failed": len(failed)}).encode())
     return {
