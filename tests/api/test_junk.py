@@ -59,8 +59,16 @@ def test_no_request_makes_the_farm_fail(ada: httpx2.Client, ask: dict[str, Any])
             assert answer.headers["content-type"] == "application/problem+json"
 
 
+def is_object(body: bytes) -> bool:
+    """Whether it is JSON that asks for something, if only for what nothing is said of: `{}` is a whole ask."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 @CALM
-@given(body=st.binary(max_size=200))
+@given(body=st.binary(max_size=200).filter(lambda body: not is_object(body)))
 def test_no_body_makes_the_farm_fail(ada: httpx2.Client, body: bytes) -> None:
     for path in ("/api/v1/jobs", "/api/v1/uploads"):
         kind = "application/json" if path.endswith("jobs") else "image/png"

@@ -415,8 +415,11 @@ def test_the_command_scores_a_dataset(folder: Folder, catalog: Catalog, env: dic
     assert raw(folder) == found
 
 
-def test_ctrl_c_leaves_what_was_scored(folder: Folder, env: dict[str, str]) -> None:
-    # Given a command that is at work
+def test_ctrl_c_leaves_what_was_scored(folder: Folder, env: dict[str, str], tmp_path: Path) -> None:
+    # Given a command that is at work, with more to do than ends before it hears of it
+    pictures = [png(drawn(place)) for place in range(20)]
+    for number in range(2, 60):
+        publish(folder, tmp_path, number, pictures)
     process = start(env, "fruit", "--clip", "tiny-clip")
     assert process.stderr
     while not process.stderr.readline().startswith("loading"):

@@ -80,7 +80,7 @@ def test_one_command_serves_the_api_as_long_as_the_farm_runs(models_dir: Path, t
     # Given
     with farm_up(tmp_path, models_dir) as farm:
         # Then it says where the API is, and the first token, once
-        assert any(farm.url in line for line in farm.said)
+        until(lambda: any(farm.url in line for line in farm.said), 30, "the address")
         token, linked = until(lambda: len(found := farm.tokens()) == 2 and found, 30, "both tokens")
         (link,) = [line for line in farm.said if linked in line]
         assert f"{farm.url}/#token={linked}" in link
