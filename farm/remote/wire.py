@@ -227,7 +227,7 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
         return
     try:
         found = json.loads(answer.content)
-        code, detail, hint = str(found["code"]), str(found["detail"]), str(found.get("hint", ""))
+        code, detail, hint = str(found["code"]), str(found["detail"]), str(found.get("hint") or "")
         wrong = tuple(FieldError(one["loc"], one["msg"], one["code"]) for one in found.get("errors", ()))
     except (ValueError, KeyError, TypeError):
         message = f"what answers is no farm (HTTP {answer.status})"

@@ -102,6 +102,7 @@ def test_a_table_becomes_a_dataset(
     page.screenshot(path=shots / "planned.png", full_page=True)
     # When it is started, held, and let go on
     page.get_by_role("button", name="Start").click()
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
     expect(progress.get_by_role("img", name=re.compile(r"[1-9]\d* done"))).to_be_visible()
     page.get_by_role("button", name="Pause").click()
     expect(progress.get_by_role("status")).to_have_text("paused")
@@ -136,7 +137,7 @@ def test_a_table_becomes_a_dataset(
     assert "a apple number 0" in told.stdout
     # Those that read the bucket name its server, which is not AWS's
     bucket = page.get_by_role("region", name="From the farm's bucket, into the cache of datasets")
-    settings = dashboard.rig.settings
+    settings = dashboard.rig.farm.settings
     expect(bucket).to_contain_text(f'"endpoint_url": "{settings.s3_endpoint}"')
     expect(bucket).to_contain_text(f"s3://{settings.bucket}/{settings.prefix}datasets/fruit/shards/*.tar")
     # And its card is read as it is
@@ -260,9 +261,19 @@ def test_the_name_follows_the_file_until_one_is_typed(watched: Watched) -> None:
         if typed:
             name.fill(typed)
         expect(name).to_have_value(told)
+    # One that cannot be is said so
+    name.fill("Not a name")
+    expect(name).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("button", name="Plan")).to_be_disabled()
     page.get_by_role("button", name="Start anew").click()
+    expect(page.get_by_label("Choose a file")).to_be_focused()
     drop(page, ("fifth.csv", "prompt\na\n"))
     expect(name).to_have_value("fifth")
+    # And the focus goes with a stage that is moved
+    page.get_by_label("Every row runs").select_option("refine")
+    page.get_by_text("Its stages (2)").click()
+    page.get_by_role("button", name="Move stage 2 up").click()
+    expect(page.get_by_role("button", name="Parameters of stage 1")).to_be_focused()
 
 
 def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched: Watched, shots: Path) -> None:
