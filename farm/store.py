@@ -264,6 +264,15 @@ class Store:
     def _thumbnail_key(self, sha256: str, side: int) -> str:
         return f"{self.prefix}thumbs/{sha256}-{side}.webp"
 
+    @property
+    def endpoint(self) -> str:
+        """The S3 server's address, as clients see it: signed URLs begin with it.
+
+        Raises:
+            Unavailable: S3 is not configured.
+        """
+        return str(self._public.meta.endpoint_url)
+
     def presign(self, key: str, filename: str | None = None) -> str:
         """A URL that reads `key` for `presign_s` seconds without credentials; saved as `filename` where one is given.
 

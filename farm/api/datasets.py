@@ -16,6 +16,7 @@ from farm.api.callers import Caller
 from farm.api.dataset_views import DatasetDetail, DatasetPage, DatasetView, PlanView, Snippet
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
+from farm.api.views import BASE
 from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder, datasets
 from farm.dataset.spec import NAME
@@ -72,7 +73,7 @@ async def show(request: Request, dataset: str, caller: Reader) -> DatasetDetail:
     def call() -> DatasetDetail:
         status = found_dataset(desk, caller, dataset)
         plan = None if status.state in _LOOKS else PlanView.of(Datasets(desk.farm).planned(dataset))
-        load = list(_load(desk, dataset)) if plan else []
+        load = list(_load(desk, status)) if plan else []
         return DatasetDetail(**DatasetView.of(status).model_dump(), plan=plan, load=load)
 
     return await desk.work(call)
@@ -161,11 +162,16 @@ def planned_dataset(desk: Desk, caller: Caller, name: str) -> Status:
     return status
 
 
-def _load(desk: Desk, name: str) -> Iterator[Snippet]:
-    """How its shards are read once they lie in a folder of its name."""
-    folder = desk.farm.store.uri(Folder(desk.farm.store, name).key("shards"))
-    fetch = f"aws s3 sync {folder} {name}   # or shard by shard, as the page has them"
-    yield Snippet(loader="fetch", text=fetch)
+def _load(desk: Desk, status: Status) -> Iterator[Snippet]:
+    """How its shards come into a folder of its name, and are read there; and how without that."""
+    name, store = status.name, desk.farm.store
+    shards, endpoint = store.uri(Folder(store, name).key("shards")), store.endpoint
+    yield Snippet(
+        loader="fetch",
+        text="# FARM_TOKEN is a token of yours; one that may only read is enough\n"
+        'curl -fL --create-dirs -H "Authorization: Bearer $FARM_TOKEN" \\\n'
+        f'  -o "{name}/#1.#2" "$FARM_URL{BASE}/datasets/{name}/shards/[00000-{status.shards - 1:05d}]/{{tar,parquet}}"',
+    )
     yield Snippet(
         loader="datasets",
         text="from datasets import load_dataset\n\n"
@@ -186,5 +192,20 @@ def _load(desk: Desk, name: str) -> Iterator[Snippet]:
         "exclude_invalid_files=True).to_table()\nprint(table.num_rows, table.column_names)",
     )
     yield Snippet(
-        loader="export", text=f"farm dataset export {name} -o {name}/ --format parquet   # webdataset, imagefolder"
+        loader="bucket",
+        # Not streamed: `datasets` gives s3fs a block size then, which that does not take.
+        text="# pip install s3fs; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: a key that may read the bucket\n"
+        "from datasets import load_dataset\n\n"
+        f'server = {{"client_kwargs": {{"endpoint_url": "{endpoint}"}}}}\n'
+        f'dataset = load_dataset("webdataset", data_files={{"train": "{shards}/*.tar"}}, split="train", '
+        "storage_options=server)\nprint(len(dataset), dataset.features)",
+    )
+    yield Snippet(
+        loader="sync",
+        text=f"aws s3 sync --endpoint-url {endpoint} {shards} {name}   # with the same key",
+    )
+    yield Snippet(
+        loader="export",
+        text="# Where the farm runs; or --format webdataset, imagefolder\n"
+        f"farm dataset export {name} -o {name}-export --format parquet   # its README.md has the lines that load it",
     )

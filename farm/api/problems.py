@@ -50,6 +50,7 @@ class Problem(BaseModel):
     status: int
     code: str = Field(description="stable snake_case, listed in the README under Error codes")
     detail: str
+    hint: str | None = Field(None, description="what helps, where more can be said than `detail` does")
     errors: list[WrongField] = []
     request_id: str = ""
     retry_after: int | None = Field(None, description="seconds")
@@ -109,7 +110,8 @@ def answer(scope: Any, error: FarmError, status: int | None = None, headers: dic
             for one in getattr(error, "errors", ())[:MAX_TOLD]
         ]
         detail = "; ".join(f"{one.loc}: {one.msg}" for one in told) or unechoed(error.message, given)
-        problem = problem.model_copy(update={"errors": told, "detail": detail[:MAX_CHARS]})
+        hint = unechoed(error.hint, given) or None
+        problem = problem.model_copy(update={"errors": told, "detail": detail[:MAX_CHARS], "hint": hint})
     else:
         _log.warning("call_failed", request_id=request_id, code=error.code, error=error.message)
     if isinstance(error, Unavailable | RateLimited):

@@ -229,7 +229,7 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
         return
     try:
         found = json.loads(answer.content)
-        code, detail = str(found["code"]), str(found["detail"])
+        code, detail, hint = str(found["code"]), str(found["detail"]), str(found.get("hint") or "")
         wrong = tuple(FieldError(one["loc"], one["msg"], one["code"]) for one in found.get("errors", ()))
     except (ValueError, KeyError, TypeError):
         message = f"what answers is no farm (HTTP {answer.status})"
@@ -241,8 +241,8 @@ def check(answer: Answer, lost: str = "unavailable") -> None:
         hint = "set FARM_TOKEN: `farm token create` on the farm's machine makes one"
         raise Unauthorized("the token is missing, not known, or has expired", code=code, hint=hint)
     if cls is InvalidJob:
-        raise InvalidJob(detail, code=code, errors=wrong)
-    error = cls(detail, code=code)
+        raise InvalidJob(detail, code=code, hint=hint, errors=wrong)
+    error = cls(detail, code=code, hint=hint)
     if isinstance(error, Unavailable | RateLimited):
         error.retry_after_s = _wanted_s(answer) or error.retry_after_s
     raise error

@@ -106,7 +106,7 @@ def test_every_format_gets_in(ada: httpx2.Client, name: str, data: bytes, column
 def test_what_is_no_file_of_rows_is_refused_whole(site: Site, name: str, data: bytes) -> None:
     with site.client("bad-files") as client:
         told = problem(client.post(FILES, params={"name": name}, content=data, headers=CSV), 422, "bad_file")
-        assert tempfile.gettempdir() not in told["detail"]
+        assert tempfile.gettempdir() not in str(told)
     # And nothing of it is left
     assert keys(site, "datasets-files/bad-files/") == []
     assert temporary() == set()
@@ -121,6 +121,13 @@ def test_a_file_that_takes_too_much_memory_ends_its_reader_alone(ada: httpx2.Cli
     answer = ada.post(FILES, params={"name": "bomb.parquet"}, content=out.getvalue(), headers=CSV)
     assert "memory" in problem(answer, 422, "bad_file")["detail"]
     assert ada.get(DATASETS).status_code == 200
+
+
+def test_a_refusal_tells_what_helps(ada: httpx2.Client) -> None:
+    answer = ada.post(FILES, params={"name": "x.csv"}, content=b"prompt,prompt\na,b\n", headers=CSV)
+    assert problem(answer, 422, "bad_file")["hint"] == "rename one of them"
+    # And where nothing more can be said, nothing is
+    assert "hint" not in problem(ada.get(f"{DATASETS}/none"), 404, "not_found")
 
 
 def test_a_form_is_not_taken(ada: httpx2.Client) -> None:
@@ -324,7 +331,11 @@ def test_a_dataset_is_asked_for_planned_and_steered(site: Site, ada: httpx2.Clie
     assert (plan["source"], plan["columns"], plan["sizes"]) == ("rows.csv", ["label"], [[64, 64]])
     assert [one["prompt"] for one in plan["first"]] == ["a pear", "a pear"]
     assert plan["size_bytes_most"] == 6 * 64 * 64 * 3
-    assert {one["loader"] for one in found["load"]} >= {"datasets", "webdataset"}
+    load = {one["loader"]: one["text"] for one in found["load"]}
+    assert load.keys() >= {"datasets", "webdataset"}
+    assert site.farm.store.endpoint == site.settings.s3_endpoint
+    assert all(site.farm.store.endpoint in load[one] for one in ("bucket", "sync"))
+    assert "/api/v1/datasets/fruit/shards/[00000-00002]/{tar,parquet}" in load["fetch"]
     assert ada.get(f"{DATASETS}/fruit/shards").json() == {"shards": [], "next": None}
     assert ada.get(f"{DATASETS}/fruit/failures").json() == {"failures": [], "next": None}
     problem(ada.get(f"{DATASETS}/fruit/shards/0/tar"), 404, "not_found")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from farm.errors import Conflict, FarmError, QuotaExceeded, Unavailable
+from farm.errors import Conflict, FarmError, InvalidJob, QuotaExceeded, Unavailable
 from farm.remote import RemoteFarm, wire
 from farm.remote.wire import TRIES, Answer, Call, Pause, ask
 from tests.api.conftest import Site
@@ -171,6 +171,12 @@ def test_what_came_too_early_is_sent_for_a_minute(monkeypatch: pytest.MonkeyPatc
     pauses, found = play(Call("POST", "x"), *[early] * 20)
     assert (getattr(found, "code", ""), getattr(found, "retry_after_s", 0)) == (code, 7.0)
     assert pauses == [7.0] * 10
+
+
+def test_what_helps_is_told_on() -> None:
+    refused = Answer(422, {}, b'{"code": "bad_file", "detail": "x", "hint": "rename one of them"}')
+    _, found = play(Call("POST", "x"), refused)
+    assert (type(found), getattr(found, "hint", "")) == (InvalidJob, "rename one of them")
 
 
 def test_what_an_answer_asks_for_is_heeded() -> None:

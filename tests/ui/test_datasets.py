@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,19 +31,24 @@ def feeder(dashboard: Dashboard) -> Iterator[FeederProcess]:
     process.stop()
 
 
-def drop(page: Page, name: str, text: str) -> None:
-    """Drops a file on the page, as a hand does."""
+def drop(page: Page, *files: tuple[str, str]) -> None:
+    """Drops files on the page, each a name and its text, as a hand does."""
     page.get_by_role("heading", name="New dataset").wait_for()
     page.evaluate(
-        """([name, text]) => {
+        """(files) => {
             const data = new DataTransfer();
-            data.items.add(new File([text], name, { type: "text/csv" }));
+            for (const [name, text] of files) data.items.add(new File([text], name, { type: "text/csv" }));
             const told = { dataTransfer: data, bubbles: true, cancelable: true };
             document.querySelector("main").dispatchEvent(new DragEvent("dragover", told));
             document.querySelector("main").dispatchEvent(new DragEvent("drop", told));
         }""",
-        [name, text],
+        [list(one) for one in files],
     )
+
+
+def form(page: Page) -> None:
+    """Opens the form of a new dataset."""
+    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
 
 
 def test_a_table_becomes_a_dataset(
@@ -50,7 +59,7 @@ def test_a_table_becomes_a_dataset(
     page.get_by_role("link", name="Datasets").click()
     expect(page.get_by_text("There is no dataset yet.")).to_be_visible()
     page.get_by_role("link", name="New dataset").click()
-    drop(page, "Fruit rows.csv", TABLE)
+    drop(page, ("Fruit rows.csv", TABLE))
     # When it is said what its columns give, and what is made of each row
     rows = page.get_by_role("region", name="First rows", exact=True)
     expect(rows.get_by_role("row")).to_have_count(21)
@@ -86,10 +95,14 @@ def test_a_table_becomes_a_dataset(
     expect(plan).to_contain_text("120 in 6 shards")
     expect(plan).to_contain_text("Fruit_rows.csv, 60 rows")
     expect(plan).to_contain_text("64 × 64, png; 1.5 MB of pixels at most")
+    # And its bar is empty
+    progress = page.get_by_label("How far it is")
+    expect(progress.get_by_role("img", name="120 waiting to be started", exact=True)).to_be_visible()
+    expect(progress.get_by_role("img").locator("span")).to_have_count(0)
     page.screenshot(path=shots / "planned.png", full_page=True)
     # When it is started, held, and let go on
     page.get_by_role("button", name="Start").click()
-    progress = page.get_by_label("How far it is")
+    expect(page.get_by_role("button", name="Pause")).to_be_focused()
     expect(progress.get_by_role("img", name=re.compile(r"[1-9]\d* done"))).to_be_visible()
     page.get_by_role("button", name="Pause").click()
     expect(progress.get_by_role("status")).to_have_text("paused")
@@ -115,6 +128,18 @@ def test_a_table_becomes_a_dataset(
         shards.get_by_role("link", name=re.compile("^tar, .*, shard 0$")).click()
     loaded.value.save_as(tmp_path / "0.tar")
     assert (tmp_path / "0.tar").read_bytes()[257:262] == b"ustar"
+    # And the lines that fetch and load it do so, as they stand there
+    env = {**os.environ, "FARM_TOKEN": dashboard.token(), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    lines = partial(subprocess.run, env=env, cwd=tmp_path, check=True, capture_output=True, text=True)
+    lines(["bash", "-c", page.get_by_role("region", name="Fetch all shards").inner_text()])
+    assert len(list((tmp_path / "fruit").glob("0000[0-5].*"))) == 12
+    told = lines([sys.executable, "-c", page.get_by_role("region", name="Hugging Face datasets").inner_text()])
+    assert "a apple number 0" in told.stdout
+    # Those that read the bucket name its server, which is not AWS's
+    bucket = page.get_by_role("region", name="From the farm's bucket, into the cache of datasets")
+    settings = dashboard.rig.farm.settings
+    expect(bucket).to_contain_text(f'"endpoint_url": "{settings.s3_endpoint}"')
+    expect(bucket).to_contain_text(f"s3://{settings.bucket}/{settings.prefix}datasets/fruit/shards/*.tar")
     # And its card is read as it is
     page.get_by_role("button", name="Open the card").click()
     expect(page.get_by_role("region", name="Card")).to_contain_text("# fruit")
@@ -135,7 +160,7 @@ def test_a_table_becomes_a_dataset(
 
 def test_wrong_rows_are_shown_where_they_are(feeder: FeederProcess, watched: Watched, shots: Path) -> None:
     page = watched.page
-    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
+    form(page)
     # Given a file of which two rows are wrong, and one among those that are not looked at first
     text = "prompt,steps\na pear,2\na plum,none\na fig\n" + "a lime,2\n" * 30 + "a lemon,-3\n"
     page.locator("input[type=file]").first.set_input_files(
@@ -164,25 +189,122 @@ def test_wrong_rows_are_shown_where_they_are(feeder: FeederProcess, watched: Wat
 
 def test_what_is_no_table_is_said_at_once(watched: Watched) -> None:
     page = watched.page
-    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
-    drop(page, "x.csv", "prompt,prompt\na,b\n")
+    form(page)
+    drop(page, ("x.csv", "prompt,prompt\na,b\n"))
     told = page.get_by_label("File").get_by_role("alert")
     expect(told).to_contain_text("two columns are called")
-    drop(page, "x.exe", "prompt\na\n")
+    # With what helps
+    expect(told).to_contain_text("rename one of them")
+    drop(page, ("x.exe", "prompt\na\n"))
     expect(told).to_contain_text("not known")
-    drop(page, "good.csv", "prompt\na\n")
+    expect(told).to_contain_text("known are csv, tsv, json")
+    # Of two that are dropped at once none is taken in silence
+    drop(page, ("one.csv", "prompt\na\n"), ("two.csv", "prompt\nb\n"))
+    expect(told).to_contain_text("None of these is taken: one.csv, two.csv")
+    expect(told).to_contain_text("One file makes one dataset")
+    expect(page.get_by_role("region", name="First rows", exact=True)).to_have_count(0)
+    drop(page, ("good.csv", "prompt\na\n"))
     expect(page.get_by_role("region", name="First rows", exact=True)).to_be_visible()
     # A chain that cannot be is told before anything is planned
     page.get_by_label("Every row runs").select_option("img")
     expect(page.get_by_role("region", name="Preview")).to_contain_text("image")
 
 
+def test_what_was_said_outlives_a_reload(dashboard: Dashboard, watched: Watched) -> None:
+    page = watched.page
+    table = ("kept.csv", "caption,mood\na pear,calm\na plum,wild\n")
+    # Given a form that is filled in
+    form(page)
+    drop(page, table)
+    page.get_by_label("What the column caption gives").select_option("prompt")
+    page.get_by_label("Every row runs").select_option("refine")
+    page.get_by_text("Sweep: several of each row").click()
+    page.get_by_role("button", name="Add an axis").click()
+    page.get_by_label("Values of axis 1").fill("1, 2")
+    page.get_by_label("Name", exact=True).fill("mine")
+    page.wait_for_function('() => Object.values(localStorage).some((one) => one.includes(\'"name":"mine"\'))')
+
+    def as_it_was() -> None:
+        expect(page.get_by_text("4 samples of the first 2 rows")).to_be_visible()
+        expect(page.get_by_label("What the column caption gives")).to_have_value("prompt")
+        expect(page.get_by_label("Every row runs")).to_have_value("refine")
+        expect(page.get_by_label("Values of axis 1")).to_have_value("1, 2")
+        expect(page.get_by_label("Name", exact=True)).to_have_value("mine")
+
+    # When the page is loaded again, Then it is as it was
+    page.reload()
+    as_it_was()
+    # When the farm has the file no more, Then that is said, and asked for
+    store = dashboard.rig.farm.store
+    for one in store.client.list_objects_v2(Bucket=store.bucket, Prefix=f"{store.prefix}datasets-files/")["Contents"]:
+        store.client.delete_object(Bucket=store.bucket, Key=one["Key"])
+    page.reload()
+    told = page.get_by_label("File").get_by_role("alert")
+    expect(told).to_contain_text("The farm has kept.csv no more. Choose it again")
+    expect(page.get_by_role("button", name="Plan")).to_have_count(0)
+    # And once it is there again, so is all that was said
+    drop(page, table)
+    as_it_was()
+    expect(told).to_be_empty()
+
+
+def test_the_name_follows_the_file_until_one_is_typed(watched: Watched) -> None:
+    page = watched.page
+    form(page)
+    name = page.get_by_label("Name", exact=True)
+    for file, typed, told in (
+        ("First rows.csv", "", "first_rows"), ("second.csv", "", "second"), ("third.csv", "mine", "mine"),
+        ("fourth.csv", "", "mine"),
+    ):  # fmt: skip
+        drop(page, (file, f"prompt\n{file}\n"))
+        expect(page.get_by_role("cell", name=file)).to_have_count(2)
+        if typed:
+            name.fill(typed)
+        expect(name).to_have_value(told)
+    # One that cannot be is said so
+    name.fill("Not a name")
+    expect(name).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("button", name="Plan")).to_be_disabled()
+    page.get_by_role("button", name="Start anew").click()
+    expect(page.get_by_label("Choose a file")).to_be_focused()
+    drop(page, ("fifth.csv", "prompt\na\n"))
+    expect(name).to_have_value("fifth")
+    # And the focus goes with a stage that is moved
+    page.get_by_label("Every row runs").select_option("refine")
+    page.get_by_text("Its stages (2)").click()
+    page.get_by_role("button", name="Move stage 2 up").click()
+    expect(page.get_by_role("button", name="Parameters of stage 1")).to_be_focused()
+
+
+def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched: Watched, shots: Path) -> None:
+    page = watched.page
+    # Given a sweep of which one value cannot be
+    form(page)
+    drop(page, ("alike.csv", "prompt\n" + "a pear\n" * 130))
+    page.get_by_text("Sweep: several of each row").click()
+    page.get_by_role("button", name="Add an axis").click()
+    page.get_by_label("What axis 1 changes").select_option("0.num_inference_steps")
+    page.get_by_label("Values of axis 1").fill("2, 0")
+    # Then it is told once for all of the first rows
+    wrong = page.get_by_role("region", name="Wrong rows among the first").get_by_role("row")
+    expect(wrong).to_have_count(2)
+    expect(wrong.last).to_contain_text("… and 19 more rows: 2–20")
+    page.screenshot(path=shots / "alike.png", full_page=True)
+    # And once for all that are told when it is planned
+    page.get_by_role("button", name="Plan").click()
+    told = page.get_by_role("region", name="Rows that are wrong")
+    expect(told.get_by_role("row")).to_have_count(2)
+    expect(told).to_contain_text("… and 99 more rows: 2–100")
+    expect(page.get_by_text("These are the first 100 of 130 rows that are wrong.")).to_be_visible()
+    page.screenshot(path=shots / "alike-refused.png", full_page=True)
+
+
 def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Watched) -> None:
     page = watched.page
     # Given a dataset that is to run, and nobody who feeds it
     desk = Datasets(dashboard.rig.farm)
-    page.goto(page.url.split("#")[0].rstrip("/") + "/datasets?new=1")
-    drop(page, "lonely.csv", "prompt\na\n")
+    form(page)
+    drop(page, ("lonely.csv", "prompt\na\n"))
     expect(page.get_by_role("region", name="First rows", exact=True)).to_be_visible()
     page.get_by_role("button", name="Plan").click()
     # Then that is said, and what helps

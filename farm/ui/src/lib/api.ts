@@ -10,6 +10,8 @@ const TRIES = 3;
 export class Refused extends Error {
   readonly status: number;
   readonly code: string;
+  /** What helps, where the farm can say more than what is wrong. */
+  readonly hint: string;
   readonly errors: WrongField[];
   readonly retryAfter: number | null;
 
@@ -17,14 +19,20 @@ export class Refused extends Error {
     super(problem.detail);
     this.status = problem.status ?? 0;
     this.code = problem.code ?? "unavailable";
+    this.hint = problem.hint ?? "";
     this.errors = problem.errors ?? [];
     this.retryAfter = problem.retry_after ?? null;
   }
 
-  /** The whole of it in one line. */
-  get told(): string {
+  /** What is wrong, in one line. */
+  get wrong(): string {
     const fields = this.errors.map((one) => `${where(one.loc)}: ${one.msg}`);
     return fields.length ? fields.join(" · ") : this.message;
+  }
+
+  /** The whole of it in one line. */
+  get told(): string {
+    return this.hint ? `${this.wrong}; ${this.hint}` : this.wrong;
   }
 }
 

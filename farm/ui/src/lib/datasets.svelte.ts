@@ -1,4 +1,4 @@
-// Which dataset is to be made of which file, and how is it asked for?
+// Which dataset is to be made of which file, how is it asked for, and how does that outlive a reload?
 
 import { BASE, door, Refused } from "./api";
 import { asked as onForm, card, valuesOf, type Axis, type Card } from "./form.svelte";
@@ -8,9 +8,14 @@ import type { ChainSpec, DatasetAsk, DatasetView, FileView, PreviewView, Problem
 /** What a column gives: a parameter's name, or one of these. */
 export const KEPT = "";
 export const LEFT_OUT = "-";
+/** So many columns of a file are shown. */
+export const COLUMNS = 40;
+const KEY = "farm.dataset.";
 
 interface Draft {
   file: FileView | null;
+  /** The name of a file that the farm had and has no more. */
+  lost: string;
   /** What each column gives, as the user or the farm has said. */
   gives: Record<string, string>;
   /** A named chain; "form" for the one on the form. */
@@ -23,6 +28,8 @@ interface Draft {
   variants: number;
   wildcards: Record<string, string[]>;
   name: string;
+  /** The name that the file gave; where the two are the same, another file gives another one. */
+  suggested: string;
   shard: number;
   format: "png" | "webp" | "jpg";
   quality: number;
@@ -33,13 +40,38 @@ interface Draft {
 
 function fresh(): Draft {
   return {
-    file: null, gives: {}, preset: "txt", cards: [], prompt: "", negative: "", axes: [], templates: "off", variants: 4,
-    wildcards: {}, name: "", shard: 1000, format: "png", quality: 90, keep: [], seed: 0, partial: false,
+    file: null, lost: "", gives: {}, preset: "txt", cards: [], prompt: "", negative: "", axes: [], templates: "off", variants: 4,
+    wildcards: {}, name: "", suggested: "", shard: 1000, format: "png", quality: 90, keep: [], seed: 0, partial: false,
   };
 }
 
-/** What is being filled in; it stays until the page is loaded again. */
+/** What is being filled in. */
 export const draft = $state<Draft>(fresh());
+let owner: string | null = null;
+
+/** Takes up the draft as this owner left it in this tab, or last in this browser. */
+export function restore(whose: string): void {
+  if (whose === owner) return;
+  owner = whose;
+  try {
+    const kept = sessionStorage.getItem(KEY + owner) ?? localStorage.getItem(KEY + owner);
+    Object.assign(draft, fresh(), JSON.parse(kept ?? "{}"));
+  } catch {
+    Object.assign(draft, fresh());
+  }
+}
+
+/** Notes the draft for this tab, and for the next one that is opened. */
+export function store(): void {
+  for (const place of [sessionStorage, localStorage]) {
+    try {
+      place.setItem(KEY + owner, JSON.stringify(draft));
+    } catch {
+      // There is no room, for its wildcards are long. An earlier draft must not come back instead.
+      place.removeItem(KEY + owner);
+    }
+  }
+}
 
 export function startAnew(): void {
   Object.assign(draft, fresh());
@@ -52,11 +84,21 @@ export function useChain(name: string): void {
   draft.cards = (stages ?? []).map(card);
 }
 
-/** Takes a file that was uploaded. */
+/** Takes a file that was uploaded. What its columns give stays where they are called as those of the one before. */
 export function useFile(file: FileView): void {
-  draft.file = file;
-  draft.gives = {};
-  if (!draft.name) draft.name = named(file.name);
+  const told = Object.keys(draft.gives);
+  if (told.length !== file.columns.length || told.some((name) => !file.columns.includes(name))) draft.gives = {};
+  // No more of its rows is kept than is shown.
+  const shown = new Set(file.columns.slice(0, COLUMNS));
+  const rows = file.rows.map((row) => ({ ...row, values: Object.fromEntries(Object.entries(row.values).filter(([name]) => shown.has(name))) }));
+  [draft.file, draft.lost] = [{ ...file, rows }, ""];
+  if (!draft.name || draft.name === draft.suggested) draft.name = named(file.name);
+  draft.suggested = named(file.name);
+}
+
+/** Lets go of a file that the farm has no more; what was said of it stays for when it is there again. */
+export function loseFile(): void {
+  [draft.file, draft.lost] = [null, draft.file?.name ?? ""];
 }
 
 /** A dataset's name after a file's. */
@@ -128,13 +170,17 @@ export function send(file: File, told: (share: number) => void, stop: AbortSigna
   });
 }
 
-/** How a dataset's samples stand, as a run's jobs do: what is in shards, what is in work, and the rest. */
+/** How a dataset's samples stand, as a run's jobs do: what is in shards and in work, and the rest, which has no colour. */
 export function states(one: DatasetView): Record<string, number> {
   const dead = ["failed", "quarantined", "cancelled", "expired"].reduce((sum, state) => sum + (one.open[state] ?? 0), one.failed);
   const done = one.done + (one.open.done ?? 0);
   const running = one.open.running ?? 0;
-  const rest = Math.max(0, one.samples - done - dead - running);
-  return { done, running, [one.state === "paused" ? "paused" : "queued"]: rest, failed: dead };
+  const line = (one.open.queued ?? 0) + (one.open.paused ?? 0);
+  const rest = Math.max(0, one.samples - done - dead - running - line);
+  return {
+    done, running, [one.state === "paused" ? "paused" : "queued"]: line, failed: dead,
+    [one.state === "planned" ? "waiting to be started" : "to come"]: rest,
+  };
 }
 
 /** Why a dataset does not go on though it is to; "" where it does, or is not to. */

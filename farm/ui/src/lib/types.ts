@@ -485,6 +485,7 @@ export interface Problem {
   status: number;
   code: string;
   detail: string;
+  hint: string | null;
   errors: WrongField[];
   request_id: string;
   retry_after: number | null;

@@ -35,6 +35,17 @@ export function bytes(count: number | null | undefined): string {
 /** So many things, in words. */
 export const many = (count: number, one: string, more = `${one}s`): string => `${count} ${count === 1 ? one : more}`;
 
+/** Ascending numbers, those that follow each other as one span: 2–5, 9. */
+export function spans(numbers: number[]): string {
+  const found: [number, number][] = [];
+  for (const one of numbers) {
+    const last = found.at(-1);
+    if (last && one <= last[1] + 1) last[1] = one;
+    else found.push([one, one]);
+  }
+  return found.map(([from, to]) => (from === to ? `${from}` : `${from}–${to}`)).join(", ");
+}
+
 /** A wrong field as people count and call it: `stages.0.num_inference_steps` is stage 1, steps. */
 export const where = (loc: string): string =>
   loc
