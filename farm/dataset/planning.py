@@ -110,7 +110,7 @@ def plan_rows(
                 try:
                     samples = planner.samples(row, writer.samples)
                 except InvalidJob as error:
-                    found = row_errors(error, spec, row)
+                    found = row_errors(error, planner, row)
                 else:
                     if not wrongs or partial:
                         for sample in samples:
@@ -147,17 +147,14 @@ def plan_rows(
     )
 
 
-def row_errors(error: InvalidJob, spec: DatasetSpec, row: Row) -> list[RowError]:
-    """What is wrong with one row, by the file's own columns."""
-    found = []
+def row_errors(error: InvalidJob, planner: Planner, row: Row) -> list[RowError]:
+    """What is wrong with one row, by the file's own columns; by none where no column gave what is wrong."""
+    found = dict[RowError, None]()  # one cell may be wrong in several stages
     for one in error.errors or (FieldError("", error.message, error.code),):
         name = one.loc.removeprefix("stages.")
         last = name.rpartition(".")[2]
-        columns = [
-            column
-            for ours in (name, last, *(alias for alias, field in ALIASES.items() if field == last))
-            if (column := spec.columns.get(ours, ours)) in row.values
-        ]
+        ours = {name, last, *(alias for alias, field in ALIASES.items() if field == last)}
+        columns = [column for column in row.values if column == one.loc or planner.target(column) in ours]
         told = one.msg if columns else f"{one.loc}: {one.msg}".lstrip(": ")
-        found.append(RowError(row.number, columns[0] if columns else "", one.code, told))
-    return found
+        found.setdefault(RowError(row.number, columns[0] if columns else "", one.code, told))
+    return list(found)

@@ -77,7 +77,7 @@ def preview(farm: Farm, spec: DatasetSpec, head: Head, planner: Planner) -> Prev
         try:
             found = planner.samples(row, total)
         except InvalidJob as error:
-            errors += row_errors(error, spec, row)
+            errors += row_errors(error, planner, row)
             continue
         first += found[:OF_ROW]
         counts[row.number] = len(found)

@@ -394,6 +394,23 @@ def test_row_errors_of_the_reader_are_told_with_the_planners(stocked: Farm, tmp_
     assert [one.row for one in caught.value.rows] == [found[0].row, 3]
 
 
+def test_a_row_is_told_by_the_column_that_gave_what_is_wrong(stocked: Farm, tmp_path: Path) -> None:
+    # Given a column that is called like a parameter and gives none, and steps that cannot be, from elsewhere
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,steps,n\na fig,3,0\n")
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"columns": {"steps": "n"}}, "n"),
+        ({"sweep": [{"steps": [0]}], "columns": {"prompt": "prompt"}, "automatic": False}, ""),
+    )
+    for asked, column in cases:
+        # When, Then
+        with pytest.raises(Refused) as caught:
+            planned(stocked, path, store=False, **asked)
+        assert {one.column for one in caught.value.rows} == {column}
+        assert len({(one.column, one.message) for one in caught.value.rows}) == len(caught.value.rows)
+    assert planned(stocked, path, store=False).plan.samples == 1
+
+
 def test_two_who_plan_one_name_do_not_mix_their_samples(stocked: Farm, tmp_path: Path) -> None:
     # Given two files, and somebody who plans the second one while the samples of the first are written
     first = table(tmp_path / "a.csv", "prompt", "a fig", "a plum")
