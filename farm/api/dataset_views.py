@@ -13,6 +13,7 @@ from pydantic import Field
 
 from farm.api.views import PlannedView
 from farm.dataset.drafts import Planned
+from farm.dataset.parameters import Kind
 from farm.dataset.peeking import Head
 from farm.dataset.previewing import Preview
 from farm.dataset.spec import Row, RowError, Sample
@@ -214,6 +215,7 @@ class PlanView(View):
     image_format: str
     shard_samples: int
     columns: list[str] = Field(description="the file's columns that go into the samples")
+    parameters: dict[str, Kind] = Field(description="what axes and columns gave beside prompts and seed, and its kind")
     sizes: list[list[int]] = Field(description="width and height of the pictures, pixels")
     checkpoints: list[dict[str, Any]] = Field(description="name, source, revision and licence of each")
     cost_s: float | None = Field(description="device-seconds of all samples; none where a stage was never measured")
@@ -229,7 +231,8 @@ class PlanView(View):
         return cls(
             source=plan.source["name"], sha256=plan.source["sha256"], chain=spec.chain, sweep=spec.sweep,
             templates=spec.templates, image_format=spec.image_format, shard_samples=spec.shard_samples,
-            columns=list(plan.columns), sizes=[list(size) for size in plan.sizes], checkpoints=list(plan.checkpoints),
+            columns=list(plan.columns), parameters=plan.parameters, sizes=[list(size) for size in plan.sizes],
+            checkpoints=list(plan.checkpoints),
             cost_s=found.estimate.cost_s, eta_s=found.estimate.eta_s, size_bytes_most=found.size_bytes_most,
             rejects=[RowErrorView.of(row) for row in found.rejected],
             first=[SampleView.of(sample) for sample in found.first],

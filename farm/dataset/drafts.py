@@ -197,6 +197,7 @@ def as_data(one: Planned) -> dict[str, Any]:
         "samples": plan.samples,
         "shards": plan.shards,
         "columns": list(plan.columns),
+        "parameters": dict(plan.parameters),
         "sizes": [list(size) for size in plan.sizes],
         "cost_s": one.estimate.cost_s,
         "eta_s": one.estimate.eta_s,

@@ -94,7 +94,7 @@ class RemoteDatasets:
     def _planned(self, name: str) -> dict[str, Any]:
         found = self._farm.play(get(f"datasets/{part(name)}"))
         told = {one: found[one] for one in ("name", "rows", "rejected", "samples", "shards")}
-        plan = ("columns", "sizes", "cost_s", "eta_s", "size_bytes_most", "rejects", "first")
+        plan = ("columns", "parameters", "sizes", "cost_s", "eta_s", "size_bytes_most", "rejects", "first")
         return {**told, **{one: found["plan"][one] for one in plan}}
 
     # ------------------------------------------------------------------------------------------------ look

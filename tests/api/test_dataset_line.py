@@ -69,7 +69,7 @@ FEEDER = f"farm.dataset.serve --parent {os.getpid()}"
 def test_a_dataset_is_made_and_fetched(site: Site, there: Run, files: Path) -> None:
     plan = [
         "dataset", "plan", files / "rows.csv", "--name", "afar", "--chain", files / "chain.json", "--map",
-        "prompt=caption", "--sweep", "seed=1,2", "--shard-samples", "4", "--set", "steps=2", "--json",
+        "prompt=caption", "--sweep", "guidance_scale=3,5", "--shard-samples", "4", "--set", "steps=2", "--json",
     ]  # fmt: skip
     with working(site, FEEDER, "tests.bench.fake_stage"):
         # When a file is planned
@@ -79,7 +79,7 @@ def test_a_dataset_is_made_and_fetched(site: Site, there: Run, files: Path) -> N
         found = told.envelope["data"]
         assert (found["rows"], found["samples"], found["shards"], found["fresh"]) == (3, 6, 2, True)
         assert [one["prompt"] for one in found["first"]] == ["a pear", "a pear", "a plum", "a plum"]
-        assert found["columns"] == ["label"]
+        assert (found["columns"], found["parameters"]) == (["label"], {"guidance_scale": "number"})
         # And the same words are the same dataset
         assert there(*plan).envelope["data"] == {**found, "fresh": False}
         assert "planned before" in there(*plan[:-1]).out

@@ -420,6 +420,7 @@ export interface PlanView {
   image_format: string;
   shard_samples: number;
   columns: string[];
+  parameters: Record<string, string>;
   sizes: number[][];
   checkpoints: Record<string, unknown>[];
   cost_s: number | null;
