@@ -207,6 +207,7 @@ class DatasetPage(View):
 class PlanView(View):
     """What a dataset was planned to be. Cost and time go by what its stages took before."""
 
+    identity: str = Field(description="what tells this dataset from every other one of its name")
     source: str = Field(description="the file's name")
     sha256: str
     chain: dict[str, Any]
@@ -229,7 +230,8 @@ class PlanView(View):
         """The view of a plan."""
         plan, spec = found.plan, found.plan.spec
         return cls(
-            source=plan.source["name"], sha256=plan.source["sha256"], chain=spec.chain, sweep=spec.sweep,
+            identity=plan.identity, source=plan.source["name"], sha256=plan.source["sha256"], chain=spec.chain,
+            sweep=spec.sweep,
             templates=spec.templates, image_format=spec.image_format, shard_samples=spec.shard_samples,
             columns=list(plan.columns), parameters=plan.parameters, sizes=[list(size) for size in plan.sizes],
             checkpoints=list(plan.checkpoints),

@@ -175,8 +175,15 @@ def fetch(
             files, fresh = files + 1, fresh + size
             if size:
                 say(f"{file}  {size / 1e6:,.1f} MB")
-    line = f"{out}: {files // 2:,} shards, {fresh / 1e6:,.1f} MB of them new"
-    return Outcome({"name": name, "out": str(out), "shards": files // 2, "bytes": fresh}, [line])
+        status = desk.status(name)
+    shards = files // 2
+    lines = [f"{out}: {shards:,} of {status.shards:,} shards, {fresh / 1e6:,.1f} MB of them new"]
+    if shards:
+        lines.append(f'datasets.load_dataset("webdataset", data_files={{"train": "{out}/*.tar"}}, split="train")')
+    if shards < status.shards:
+        lines.append(f"the others are not made yet ({name} is {status.state}); once more fetches them alone")
+    told = {"name": name, "state": status.state, "out": str(out), "shards": shards, "of": status.shards, "bytes": fresh}
+    return Outcome(told, lines)
 
 
 def _scored(words: Sequence[str]) -> dict[str, Any]:

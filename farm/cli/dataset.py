@@ -43,6 +43,9 @@ def plan(
     columns: Annotated[
         list[str] | None, typer.Option("--map", metavar="NAME=COLUMN", help="Take prompt, seed, … from this column.")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Pass over this column of the file.")
+    ] = None,
     sweep: Annotated[
         list[str] | None, typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these for every row; several multiply.")
     ] = None,
@@ -76,7 +79,7 @@ def plan(
     asked: dict[str, Any] = {
         "columns": mapped, "sweep": axes(sweep or []), "templates": templates, "variants": variants, "seed": seed,
         "shard_samples": shard_samples, "image_format": image_format, "image_quality": image_quality,
-        "keep": tuple(keep or ()), "per_row": per_row,
+        "keep": tuple(keep or ()), "per_row": per_row, "left_out": tuple(leave_out or ()),
     }  # fmt: skip
     fields = {"prompt": prompt, "negative_prompt": negative_prompt, **assignments(settings or [])}
     how: dict[str, Any] = {
@@ -268,7 +271,10 @@ def _planned(found: dict[str, Any], dry_run: bool) -> list[str | Table]:
         + (f"; {found['rejected']:,} rows left out" if found["rejected"] else "")
     ]
     sizes = ", ".join(f"{width}x{height}" for width, height in found["sizes"][:5])
-    lines.append(f"pictures of {sizes}, at most {found['size_bytes_most'] / 1e9:,.2f} GB")
+    lines.append(f"pictures of {sizes}, at most {found['size_bytes_most'] / 1e6:,.1f} MB")
+    for word, names in (("differ in", found["parameters"]), ("columns beside", found["columns"])):
+        if names:
+            lines.append(f"{word}: {', '.join(list(names)[:20])}" + (", …" if len(names) > 20 else ""))
     if found["cost_s"] is not None:
         left = f", about {span(found['eta_s'])} on the live workers" if found["eta_s"] is not None else ""
         lines.append(f"{span(found['cost_s'])} of device time{left}")

@@ -32,7 +32,7 @@ from farm.dataset.planning import Refused
 from farm.dataset.sources import bad_file, source_of
 from farm.dataset.spec import DatasetSpec
 from farm.dataset.wildcards import Wildcards
-from farm.errors import Conflict, FarmError, InvalidJob, Unavailable
+from farm.errors import FarmError, InvalidJob, Unavailable
 from farm.log import log_to_stderr
 from farm.parent import EX_TEMPFAIL, die_with_parent
 from farm.scripts import Server
@@ -81,7 +81,7 @@ def ask(farm: Farm, asked: Asked) -> bool:
     if before == asked and not refused:
         return False
     if before is None or before.owner != asked.owner or not refused:
-        raise Conflict(f"there is another dataset {asked.spec.name!r} already", hint="choose another name")
+        raise folder.taken()
     folder.write("asked.json", data, "application/json")
     folder.delete(["refused.json", "tries.json"])
     return True

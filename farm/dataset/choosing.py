@@ -76,8 +76,8 @@ class ExportSpec(BaseModel):
 class Condition:
     """A rule over one column; a sample that has no such value in it does not fulfil it.
 
-    A number is held against numbers, and against text that is one. Other text, or what is in quotes, is held against
-    text and truth (`true`, `false`), and only equals or does not.
+    A number is held against numbers, and against text that is one; other text only differs from it. Other text, or
+    what is in quotes, is held against text and truth (`true`, `false`), and only equals or does not.
     """
 
     name: str
@@ -101,9 +101,11 @@ class Condition:
         if isinstance(value, bool):
             value = "true" if value else "false"
         if isinstance(self.value, str):
-            return isinstance(value, str) and (value == self.value) is (self.sign == "==")
+            return value is not None and (value == self.value) is (self.sign == "==")
         if isinstance(value, str):
-            value = float(value) if _NUMBER.fullmatch(value.strip()) else None
+            if not _NUMBER.fullmatch(value.strip()):
+                return self.sign == "!="
+            value = float(value)
         return value is not None and _COMPARED[self.sign](value, self.value)
 
     def __str__(self) -> str:
@@ -114,6 +116,8 @@ def _value(text: str) -> float | str | None:
     """What stands behind a rule's sign; None where that is nothing."""
     if _NUMBER.fullmatch(text):
         return float(text)
+    if text.startswith("'"):
+        return text[1:-1] if len(text) > 1 and text.endswith("'") else None
     if text.startswith('"'):
         try:
             found = json.loads(text)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
-from math import isfinite
+from math import isfinite, isnan
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from farm.dataset.lines import CELL_CHARS, unfit
@@ -159,7 +159,9 @@ def _fit(text: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON could have it, or what is wrong with it."""
+    """A cell as JSON could have it, or what is wrong with it; what is no number is an empty cell, as to pandas."""
+    if isinstance(value, float) and isnan(value):
+        return None
     try:
         found = _json(value)
     except ValueError as error:

@@ -207,7 +207,7 @@ class Folder:
 
     def _check_unasked(self) -> None:
         if self.read("asked.json") is not None:
-            raise self._taken()
+            raise self.taken()
 
     def planned(self) -> Plan | None:
         """The same, or None."""
@@ -218,12 +218,13 @@ class Folder:
 
     def _same(self, there: Plan, plan: Plan) -> bool:
         if there != plan:
-            raise self._taken()
+            raise self.taken()
         return False
 
-    def _taken(self) -> Conflict:
+    def taken(self) -> Conflict:
+        """What is wrong where another dataset has this one's name."""
         hint = "choose another name, or delete it with `farm dataset rm`"
-        return Conflict(f"there is another dataset {self.name!r} already", hint=hint)
+        return Conflict("there is another dataset of this name already", hint=hint)
 
     def samples(self, number: int) -> list[Sample]:
         """The samples of one shard, as planned."""

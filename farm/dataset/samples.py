@@ -36,6 +36,8 @@ MAX_COLUMNS = 1000
 """Columns of the file that samples have, all rows together: every sample has all of them."""
 MAX_SIZES = 100
 """Different sizes of pictures that are told of a plan."""
+WHOLE = 2.0**53
+"""From here on a float is no whole number any more. Source: IEEE 754, binary64."""
 _prompt: TypeAdapter[str] = TypeAdapter(Prompt)
 Picture = Callable[[Any], InputImage]
 """What makes an input image of a cell."""
@@ -65,11 +67,17 @@ class Planner:
         self._swept = list(variants(spec.sweep)) if self._axes <= spec.per_row else []
         if not self._swept:
             raise wrong("sweep", f"{self._axes} samples of every row, and one means at most {spec.per_row}")
+        names = [name for axis in spec.sweep for name in axis]
+        if twice := [name for place, name in enumerate(names) if _names(name) & {*names[:place]}]:
+            raise wrong("sweep", f"{twice[0]} stands on two axes")
+        if len({repr(one) for one in self._swept}) < len(self._swept):
+            raise wrong("sweep", "the same values stand there twice")
         self._parameters = _parameters(spec.chain)
+        self._on_axes = {one for name in names for one in _names(name)}
         self._starts_from_image = _starts_from_image(spec.chain)
         self._needs_prompt = not self._starts_from_image and not _has_prompt(spec)
         self._targets = self._mapped()
-        for name in {name for axis in spec.sweep for name in axis}:
+        for name in names:
             if name not in self.known():
                 raise wrong(f"sweep.{name}", "no stage of this chain has this parameter", "unknown_field")
         self._moulds = Moulds(farm, spec, owns=owns, store=store)
@@ -103,6 +111,10 @@ class Planner:
         Where a column gives prompts, a row may leave its own out: it is the chain's then.
         """
         have = list(header)
+        for column in have:
+            self._check_axes(column)
+            if self.target(column) is None and column not in self._spec.left_out and self._spec.kept_columns:
+                self.columns.setdefault(column)
         if any(
             (self._targets.get(one) or self._taken(one)) == "prompt" for one in have if one not in self._spec.left_out
         ):
@@ -185,6 +197,8 @@ class Planner:
             if column in self._spec.left_out:
                 continue
             target = self.target(column)
+            if target in self._on_axes:
+                self._check_axes(column)
             if target is None:
                 if self._spec.kept_columns:
                     columns[column] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -193,6 +207,12 @@ class Planner:
             else:
                 given[target] = self._value(target, value)
         return given, columns
+
+    def _check_axes(self, column: str) -> None:
+        """Refuses a column that gives what an axis gives: one of them would be passed over."""
+        if (target := self.target(column)) in self._on_axes:
+            told = f"gives {target}, and so does an axis: take that away, or leave the column out"
+            raise wrong(column, f"{told} (--leave-out, left_out)")
 
     def target(self, column: str) -> str | None:
         """What a column gives; None for one that goes into the samples as it is, or nowhere."""
@@ -210,19 +230,20 @@ class Planner:
 
     def _value(self, target: str, value: Any) -> Any:
         """A cell as what it gives: text is read as JSON where it is a number, a truth or a list."""
-        if not self._text or target in TEXTS or target == "image":
+        if target in TEXTS or target == "image":
             return value
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        return found if isinstance(found, bool | int | float | list | dict) else value
+        if self._text:
+            try:
+                found = json.loads(value)
+            except (ValueError, RecursionError):
+                return value
+            value = found if isinstance(found, bool | int | float | list | dict) else value
+        # A column of whole numbers with gaps is one of floats to pandas.
+        return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE else value
 
     def _seed(self, value: Any) -> int | None:
         if value is None:
             return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # a column of whole numbers with gaps is one of floats to pandas
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
             raise wrong("seed", f"a whole number from 0 to {MAX_SEED}")
         return value
@@ -263,6 +284,13 @@ class Planner:
             raise wrong("prompt", f"means {count * self._axes} samples, and a row means at most {self._spec.per_row}")
         for prompt, choices in made:
             yield self._checked("prompt", prompt), choices
+
+
+def _names(name: str) -> set[str]:
+    """What a parameter may be called, in the same place."""
+    place, dot, last = name.rpartition(".")
+    field = ALIASES.get(last, last)
+    return {place + dot + one for one in (field, *(alias for alias, known in ALIASES.items() if known == field))}
 
 
 def _parameters(chain: Mapping[str, Any]) -> set[str]:

@@ -7,6 +7,7 @@ itself: whoever feeds that farm's datasets does, and is waited for.
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ LOOK_S = 1.0
 """Pause between two looks at a dataset that is being planned, or left by its feeder, seconds."""
 UPLOAD_S = 3600.0
 """How long a file may take to go up, seconds."""
+MARK = ".dataset.json"
+"""The file that says whose shards a folder holds; loaders pass over hidden files."""
 TYPE = {"Content-Type": "application/octet-stream"}
 
 
@@ -171,15 +174,20 @@ class RemoteDatasets:
     def fetch(self, name: str, folder: Path) -> Iterator[tuple[str, int]]:
         """Downloads its shards that are there, each with its table; gives each file's name and bytes, 0 if it was here.
 
-        A file appears whole, its SHA-256 checked. What lies in `folder` from an earlier call stays if it is the same.
+        A file appears whole, its SHA-256 checked. What lies in `folder` from an earlier call stays if it is the same;
+        a folder is for one dataset, and has nothing else in it.
 
         Raises:
             NotFound: there is no such dataset.
+            Conflict: it has no plan yet; or the folder has another dataset in it, or something else.
             BadBlob: the bytes of a file are other ones than were written.
             InvalidJob: (`bad_file`) the folder cannot be written.
         """
+        plan = self._farm.play(get(f"datasets/{part(name)}"))["plan"]
+        if plan is None:
+            raise Conflict(f"{name} is not planned, so there is nothing of it")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _claim(folder, {"name": name, "identity": plan["identity"]})
             for shard in self._pages(f"datasets/{part(name)}/shards", "shards", "after"):
                 for end in ("tar", "parquet"):
                     target, wanted = folder / f"{shard['shard']:05d}.{end}", shard[end]
@@ -204,6 +212,25 @@ class RemoteDatasets:
             fresh.replace(target)
         finally:
             fresh.unlink(missing_ok=True)
+
+
+def _claim(folder: Path, own: dict[str, str]) -> None:
+    """Makes the folder one dataset's. Raises Conflict where it has something else in it, InvalidJob, OSError."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidJob(f"{folder} is a file; give a folder", code="bad_file")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, hint = folder / MARK, "give a new folder"
+    if mark.exists():
+        try:
+            there = json.loads(mark.read_text())
+        except ValueError:
+            there = None
+        if there != own:
+            raise Conflict(f"{folder} holds another dataset, or an earlier one of this name", hint=hint)
+    elif any(folder.iterdir()):
+        raise Conflict(f"{folder} holds something else", hint=hint)
+    else:
+        mark.write_text(json.dumps(own))
 
 
 def _chain_fields(chain: ChainSource, fields: Mapping[str, Any]) -> Steps[dict[str, Any]]:

@@ -112,7 +112,16 @@ def test_a_dataset_is_made_and_fetched(site: Site, there: Run, files: Path) -> N
     assert sorted(line.split()[0] for line in again.err.splitlines()) == ["00000.parquet", "00001.tar"]
     with folder.tar(1) as whole:
         assert whole.read_bytes() == (out / "00001.tar").read_bytes()
-    assert sorted(path.name for path in out.iterdir()) == ["00000.parquet", "00000.tar", "00001.parquet", "00001.tar"]
+    files_ = ["00000.parquet", "00000.tar", "00001.parquet", "00001.tar"]
+    assert sorted(path.name for path in out.iterdir()) == [".dataset.json", *files_]
+    # And what else is in a folder stays: the shards of two datasets are not mixed
+    (files / "mine").mkdir()
+    (files / "mine" / "00000.tar").write_text("mine")
+    assert there("dataset", "fetch", "afar", "-o", files / "mine", "--json").code == "conflict"
+    assert (files / "mine" / "00000.tar").read_text() == "mine"
+    (out / ".dataset.json").write_text('{"name": "afar", "identity": "of another plan"}')
+    assert there("dataset", "fetch", "afar", "-o", out, "--json").code == "conflict"
+    assert there("dataset", "fetch", "afar", "-o", files / "rows.csv", "--json").code == "bad_file"
 
 
 def test_a_dataset_is_steered_and_deleted(site: Site, there: Run, files: Path) -> None:
@@ -127,6 +136,8 @@ def test_a_dataset_is_steered_and_deleted(site: Site, there: Run, files: Path) -
         run_ = there("dataset", "run", "steered", "--detach", "--json").envelope["data"]
         assert (run_["state"], run_["done"]) == ("running", 0)
         assert there("dataset", "rm", "steered", "--json").code == "conflict"
+        told = there("dataset", "fetch", "steered", "-o", files / "early")
+        assert (told.status, "0 of 1 shards" in told.out, "are not made yet" in told.out) == (0, True, True)
         assert there("dataset", "pause", "steered", "--json").envelope["data"]["state"] == "paused"
         assert there("dataset", "resume", "steered", "--json").envelope["data"]["state"] == "running"
         assert there("dataset", "retry", "steered", "--json").code == "conflict"
@@ -135,6 +146,8 @@ def test_a_dataset_is_steered_and_deleted(site: Site, there: Run, files: Path) -
         gone = there("dataset", "rm", "steered")
     assert (gone.status, gone.out) == (0, "steered is deleted\n"), gone.err
     assert there("dataset", "status", "steered", "--json").code == "not_found"
+    assert there("dataset", "fetch", "steered", "-o", files / "gone", "--json").code == "not_found"
+    assert not (files / "gone").exists()
 
 
 def test_wrong_rows_are_told_by_row_and_column(site: Site, there: Run, files: Path) -> None:
@@ -163,7 +176,7 @@ def test_wrong_rows_are_told_by_row_and_column(site: Site, there: Run, files: Pa
         (["status", "none"], "not_found"),
         (["run", "none"], "not_found"),
         (["fetch", "none", "-o", "out"], "not_found"),
-        (["fetch", "none", "-o", "rows.csv/below"], "bad_file"),
+        (["fetch", "none", "-o", "rows.csv/below"], "not_found"),
         (["score", "none", "--clip", "clip-b32"], "usage"),
         (["verify", "none"], "usage"),
         (["export", "none", "-o", "out"], "usage"),

@@ -411,6 +411,53 @@ def test_a_row_is_told_by_the_column_that_gave_what_is_wrong(stocked: Farm, tmp_
     assert planned(stocked, path, store=False).plan.samples == 1
 
 
+@pytest.mark.parametrize(
+    ("sweep", "loc"),
+    [
+        ([{"steps": [2, 3]}, {"steps": [4]}], "sweep"), ([{"steps": [2, 2]}], "sweep"),
+        ([{"steps": [2, 3]}, {"num_inference_steps": [4, 5]}], "sweep"),
+        ([{"seed": [1, 2]}], "seed"), ([{"num_inference_steps": [2]}], "steps"), ([{"prompt": ["a"]}], "prompt"),
+    ],
+)  # fmt: skip
+def test_nothing_that_was_given_is_passed_over(stocked: Farm, tmp_path: Path, sweep: Any, loc: str) -> None:
+    # Given what two axes, or an axis and a column, give at once
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,steps,seed\na fig,3,1\n")
+    # When, Then it is refused, also row by row where a file has no header
+    with pytest.raises(InvalidJob) as caught:
+        planned(stocked, path, store=False, sweep=sweep)
+    assert [one.loc for one in caught.value.errors] == [loc]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"prompt": "a fig", "steps": 3, "seed": 1}\n')
+    with pytest.raises(InvalidJob):
+        planned(stocked, lines, store=False, sweep=sweep)
+    # And without that column it is planned
+    if loc != "sweep":
+        asked = {"sweep": sweep, "left_out": (loc,), "chain_fields": {"prompt": "a plum"}}
+        assert planned(stocked, path, store=False, **asked).plan.samples == len(next(iter(sweep[0].values())))
+
+
+def test_a_table_of_pandas_is_read_as_it_was_meant(stocked: Farm, tmp_path: Path) -> None:
+    # Given whole numbers with a gap, and a column of nothing but gaps
+    path, nan = tmp_path / "a.parquet", float("nan")
+    columns = {"prompt": ["a", "b"], "steps": [2.0, nan], "score": [nan, 0.5], "none": [nan, nan]}
+    pq.write_table(pa.table(columns), path)
+    # When
+    found = planned(stocked, path, store=False)
+    # Then
+    assert [dict(one.changes) for one in found.first] == [{"steps": 2}, {}]
+    assert [dict(one.columns) for one in found.first] == [{}, {"score": "0.5"}]
+    assert found.plan.columns == ("score", "none")
+
+
+def test_a_name_that_cannot_be_is_told_in_words(stocked: Farm, tmp_path: Path) -> None:
+    with pytest.raises(InvalidJob) as caught:
+        planned(stocked, table(tmp_path / "a.csv", "prompt", "a"), "Weird")
+    (error,) = caught.value.errors
+    assert error.loc == "name"
+    assert "a letter or digit at both ends" in error.msg
+
+
 def test_two_who_plan_one_name_do_not_mix_their_samples(stocked: Farm, tmp_path: Path) -> None:
     # Given two files, and somebody who plans the second one while the samples of the first are written
     first = table(tmp_path / "a.csv", "prompt", "a fig", "a plum")

@@ -412,6 +412,7 @@ export interface DatasetPage {
 }
 
 export interface PlanView {
+  identity: string;
   source: string;
   sha256: string;
   chain: ChainSpec;
