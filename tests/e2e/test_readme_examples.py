@@ -8,19 +8,22 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from farm.client import Farm
-from farm.dataset.asking import carry_out
+from farm.dataset.asking import carry_out, is_asked
+from farm.dataset.folder import Folder
 from farm.scripts import Server
 from farm.tokens import Tokens
 from tests.api.conftest import picture, serving
 from tests.conftest import free_port
-from tests.e2e.rig import ALL, Rig
+from tests.e2e.rig import ALL, Rig, until
 from tests.test_cli import NO_AWS, Hand, Ran, run  # noqa: F401 — a fixture
 from tests.test_readme import blocks
 
@@ -28,6 +31,8 @@ Run = Callable[..., Ran]
 HERE = "from farm import Farm\n"
 OTHERS = ("make", "export", "python")
 """First words of lines that call no farm."""
+OWN = (["models", "pull"], ["dataset", "score"], ["dataset", "export"])
+"""Commands for the farm's own machine."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,23 @@ def test_every_line_is_a_command_that_is_tried() -> None:
     assert len(blocks("python")) == 3
 
 
+@contextmanager
+def feeding(farm: Farm, name: str) -> Iterator[None]:
+    """Somebody plans the dataset as soon as it is asked for."""
+
+    def plan() -> None:
+        folder = Folder(farm.store, name)
+        until(lambda: is_asked(folder), 60, "somebody who asks")
+        carry_out(farm, name, lambda: False)
+
+    thread = threading.Thread(target=plan)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
 @pytest.mark.parametrize("line", [line for line in lines() if line.startswith("farm ")])
 def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, line: str) -> None:
     # Given what the line names
@@ -102,16 +124,24 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
         job = served.poison
     if words[0] == "rerun":
         served.farm.job(served.done).download(tmp_path / "out" / "PICTURE.png")
+    (tmp_path / "prompts.csv").write_text("prompt\na fig\na plum\n")
+    plans = words[:2] == ["dataset", "plan"]
     # When it is called with FARM_URL set
-    found = there(*(job if word == "ID" else word for word in words))
+    with feeding(served.farm, "fruit") if plans else nullcontext():
+        found = there(*(job if word == "ID" else word for word in words))
     # Then it does what it says, or that it is for the farm's own machine
-    if words[0] in ("up", "serve", "worker", "token", "webhook", "dataset") or words[:2] == ["models", "pull"]:
+    if words[0] in ("up", "serve", "worker", "token", "webhook") or words[:2] in OWN:
         assert (found.status, "works on the farm's own machine" in found.err) == (2, True)
+    elif words[0] == "dataset" and not plans:  # which the first of them has planned, and is gone again
+        assert (found.status, "there is no such dataset" in found.err) == (1, True)
     else:
         assert found.status == 0, found.err
         assert found.out
     if "-o" in words and not found.status:
         assert list((tmp_path / "out").glob("*.png"))
+    if plans:
+        assert "2 rows, 4 samples in 1 shards" in found.out
+        assert not there("dataset", "rm", "fruit").status
     if words[0] == "rerun":
         assert "the pixels are identical" in found.out
     if words[:2] == ["jobs", "fork"]:
