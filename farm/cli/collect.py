@@ -158,7 +158,7 @@ def card(name: Name) -> Outcome:
 
 @app.command()
 def fetch(
-    name: Name, out: Annotated[Path, typer.Option("-o", "--out", help="Folder; what is there already stays.")]
+    name: Name, out: Annotated[Path, typer.Option("-o", "--out", help="A new folder, or that of an earlier fetch.")]
 ) -> Outcome:
     """Download a dataset's shards from the farm that FARM_URL names; checked, and only what is not here yet.
 

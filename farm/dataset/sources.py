@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,9 +165,9 @@ class _Raw(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    @abstractmethod
     def more(self, size: int) -> bytes:
         """At most `size` bytes, none at the end."""
-        raise NotImplementedError
 
     def readinto(self, buffer: Any) -> int:
         found = self.more(len(buffer))

@@ -183,7 +183,7 @@ FAULTY: dict[str, tuple[str, Data, str, str, str]] = {
     "a list, Latin-1": ("a.json", b'[{"a": "1"}, {"a": "\xe4"}, {"a": "2"}]', "a", "bad_encoding", "object 2"),
     "a list, a long text": ("a.json", json.dumps([{"a": "1"}, {"a": LONG}, {"a": "2"}]), "a", "bad_cell", "65,537"),
     "bytes": ("a.parquet", parquet_bytes({"a": [b"1", b"\xff", b"2"]}), "a", "bad_cell", "no text"),
-    "Parquet's NaN": ("a.parquet", parquet_bytes({"a": [1.0, float("nan"), 2.0]}), "a", "bad_cell", "nan"),
+    "Parquet's infinity": ("a.parquet", parquet_bytes({"a": [1.0, float("inf"), 2.0]}), "a", "bad_cell", "inf"),
     "Parquet's NUL": ("a.parquet", parquet_bytes({"a": ["1", "\0", "2"]}), "a", "bad_cell", "NUL"),
     "Parquet's long text": ("a.parquet", parquet_bytes({"a": ["1", LONG, "2"]}), "a", "bad_cell", "65,537"),
     "Parquet's deep list": ("a.parquet", parquet_bytes({"a": [["1"], [LONG], ["2"]]}), "a", "bad_cell", "65,537"),
