@@ -206,7 +206,7 @@ class RemoteDatasets:
         fresh = target.with_name(f".{target.name}.part")
         try:
             # Without the token: who stores the shards has no business with it.
-            sha256 = self._farm.download(Call("GET", leads.headers["location"], known=False), fresh)
+            sha256 = self._farm.save_to(fresh, Call("GET", leads.headers["location"], known=False))
             if sha256 != wanted["sha256"]:
                 raise BadBlob(f"the bytes of {target.name} are not those that were written; try again")
             fresh.replace(target)

@@ -290,7 +290,7 @@ class RemoteFarm:
                 given["content"] = open_.enter_context(call.content.open("rb"))
             return answer_of(self._http.send(self._http.build_request(**given)))
 
-    def download(self, call: Call, path: Path) -> str:
+    def save_to(self, path: Path, call: Call) -> str:
         """The SHA-256 (hex) of what answers a call, which goes to a file of any size. Raises as `check`."""
         digest = hashlib.sha256()
         with reaching(call), self._http.stream(**call.request(self.url, self._token)) as response:

@@ -28,7 +28,7 @@ HERE_ALONE = {
     "input_again", "store_all",
 }  # fmt: skip
 """Steps of the words, which the API does for a farm elsewhere."""
-PARTS = {"settings", "catalog", "ledger", "store", "inbox", "broker", "play", "follow", "view"}
+PARTS = {"settings", "catalog", "ledger", "store", "inbox", "broker", "play", "follow", "save_to", "view"}
 """What a farm or a job is made of."""
 Opened = Callable[[str], AnyFarm]
 
