@@ -85,7 +85,7 @@ def parquet() -> bytes:
         ("x.txt", b"a pear\n# not this\na plum\n", ["prompt"]),
         ("x.json", b'[{"prompt": "a", "n": 1}]', ["prompt", "n"]),
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": "b", "n": {"m": 1}}\n', ["prompt", "n"]),
-        ("x.csv.gz", gzip.compress(FRUIT.encode()), ["prompt", "label"]),
+        ("x.csv.gz", gzip.compress(FRUIT.encode(), mtime=0), ["prompt", "label"]),
         ("x.parquet", parquet(), ["prompt", "score"]),
     ],
 )
