@@ -6,8 +6,7 @@ One bucket of an S3 server::
     <prefix>jobs/YYYY/MM/DD/<job>/<index>-<hash8>.png     a result under a readable name, and its sidecar `.json`
 
 A blob's name says what its bytes must be, so whoever reads it checks it, and whoever makes it again may replace a
-broken one: the same name can only ever mean the same bytes. boto3 reads AWS's own variables; a one-machine farm gives
-endpoint and keys in its connection file.
+broken one: the same name can only ever mean the same bytes.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from farm.errors import BadBlob, FarmError, NotFound, Unavailable
+from farm.s3 import connect, reaching
 from farm.settings import Settings
 
 if TYPE_CHECKING:
@@ -352,58 +352,13 @@ class Store:
     @cached_property
     def client(self) -> S3Client:
         """The S3 client of this process."""
-        return self._connect(self._settings.s3_endpoint)
+        return connect(self._settings, self._settings.s3_endpoint, self._patience_s)
 
     @cached_property
     def _public(self) -> S3Client:
         """The client that signs URLs: the host is part of what is signed."""
         public = self._settings.s3_public_endpoint
-        return self._connect(public) if public else self.client
-
-    def _connect(self, endpoint: str | None) -> S3Client:
-        """A client for `endpoint`, or for what AWS's variables say."""
-        # Imported here: boto3 takes longer to import than most commands of the CLI run.
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-        from botocore.handlers import add_expect_header
-
-        settings = self._settings
-        connect_s, read_s, tries = 2.0, 20.0, 3  # all tries together stay below the limit of a fetch
-        if self._patience_s is not None:
-            connect_s, read_s, tries = 0.4 * self._patience_s, 0.6 * self._patience_s, 1
-        given: dict[str, Any] = {}
-        proxies: dict[str, str] | None = None
-        if settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key:
-            given = {
-                "aws_access_key_id": settings.s3_access_key.get_secret_value(),
-                "aws_secret_access_key": settings.s3_secret_key.get_secret_value(),
-                "region_name": "us-east-1",
-            }
-            proxies = {}  # this machine's own server: not through the proxy that a variable names
-        config = Config(
-            signature_version="s3v4",
-            proxies=proxies,
-            connect_timeout=connect_s,
-            read_timeout=read_s,
-            retries={"mode": "standard", "total_max_attempts": tries},
-            # Servers other than AWS stumble over the new default checksums. The payload's SHA-256 is part of the
-            # signature instead, which every server checks, and readers hash what they get.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # With an endpoint of its own, "auto" puts the bucket into the path, on AWS into the host.
-            s3={"payload_signing_enabled": True, "addressing_style": "auto"},
-        )
-        try:
-            client = boto3.session.Session().client("s3", endpoint_url=endpoint, config=config, **given)
-        except (BotoCoreError, ValueError) as error:
-            raise Unavailable(
-                f"S3 is not configured: {type(error).__name__}", hint="check the AWS_* variables"
-            ) from error
-        if self._patience_s is not None:
-            # It waits a second for a leave to send the body, which a silent server does not give.
-            client.meta.events.unregister("before-call.s3", add_expect_header)
-        return client
+        return connect(self._settings, public, self._patience_s) if public else self.client
 
     def put_first(self, arguments: dict[str, Any]) -> bool:
         """Whether this writer was the first to write the key; otherwise nothing was written."""
@@ -424,25 +379,3 @@ class Store:
                 return False
             raise
         return True
-
-
-@contextmanager
-def reaching(purpose: str) -> Iterator[None]:
-    """Errors of botocore as the farm's own, without the host they came from."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        code = error.response.get("Error", {}).get("Code", "")
-        if status == 404 and (code != "NoSuchBucket" or error.operation_name == "HeadBucket"):
-            raise NotFound("the store has no such object") from error
-        hint = {
-            403: "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and what they may do in the bucket",
-            404: "create the bucket, or set FARM_BUCKET",
-        }.get(status or 0, "")
-        raise Unavailable(f"the store refused to {purpose}: {code or status}", hint=hint) from error
-    except BotoCoreError as error:
-        hint = "check AWS_ENDPOINT_URL_S3, AWS_REGION and the credentials, or start `farm up`"
-        raise Unavailable(f"the store could not {purpose}: {type(error).__name__}", hint=hint) from error

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from farm.dataset.peeking import Head
 from farm.errors import NotFound
-from farm.store import Store, reaching
+from farm.s3 import reaching
+from farm.store import Store
 
 ID = r"^[0-9a-f]{64}/[A-Za-z0-9_-][A-Za-z0-9._-]{0,119}$"
 """What names a file of an owner's: its SHA-256 and its name."""

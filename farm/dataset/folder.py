@@ -28,7 +28,8 @@ from farm.dataset.spec import DatasetSpec, Sample
 from farm.dataset.status import State
 from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
 from farm.job import canonical
-from farm.store import Store, reaching
+from farm.s3 import reaching
+from farm.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa

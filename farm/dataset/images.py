@@ -16,8 +16,8 @@ from farm.errors import BadBlob, InvalidJob, NotFound
 from farm.inputs import Inputs
 from farm.job import InputImage
 from farm.plan import wrong
+from farm.s3 import reaching
 from farm.stage import STORED
-from farm.store import reaching
 from farm.whose import Owns, check_own
 
 MOST = 1000

@@ -9,7 +9,7 @@ from farm.dataset.card import contact_sheet, thumbnail
 from farm.dataset.folder import Folder
 from farm.dataset.tars import PICTURES
 from farm.errors import BadBlob, NotFound, Unavailable
-from farm.store import reaching
+from farm.s3 import reaching
 
 SHOWN = 12
 """Pictures on a sheet: two rows."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
-from farm.store import Store, reaching
+from farm.s3 import reaching
+from farm.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
