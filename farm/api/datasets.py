@@ -170,7 +170,7 @@ def planned_dataset(desk: Desk, caller: Caller, name: str) -> Status:
     """The same of one that has a plan. Raises NotFound, Conflict."""
     status = found_dataset(desk, caller, name)
     if status.state in _LOOKS:
-        raise Conflict(_LOOKS[status.state])
+        raise Conflict(_LOOKS[status.state], hint=f"`farm dataset status {name}` says how far it is, or what is wrong")
     return status
 
 
