@@ -47,7 +47,7 @@ def score(
     """Score the pictures of a dataset, so that an export can choose by it. Ctrl+C leaves; nothing is lost.
 
     Runs here, on FARM_DEVICE, shard by shard; what was scored by the same files before is not scored again. Scores
-    in a folder are of the exports from it; a `fetch` into it replaces them where the farm has some of its own.
+    in a folder serve the exports from it; a `fetch` into it replaces them where the farm has some of its own.
 
     \b
     farm dataset score fruit --clip clip-b32
@@ -206,8 +206,11 @@ def fetch(
 ) -> Outcome:
     """Download a dataset's shards from the farm that FARM_URL names; checked, and only what is not here yet.
 
+    `export`, `verify` and `score` read such a folder with --from, and need no farm for that.
+
     \b
-    farm dataset fetch fruit -o fruit/
+    farm dataset fetch fruit -o fetched/
+    farm dataset export --from fetched/ -o fruit/
     """
     if not load_settings().url:
         raise usage("fetch is for a farm elsewhere, and FARM_URL names none", "here `farm dataset export` writes it")
