@@ -56,6 +56,32 @@ for call in (lambda: connect({url!r}).jobs(), lambda: asyncio.run(main())):
     assert found.stdout == "the farm's API cannot be reached\n" * 2, found.stderr
 
 
+def test_datasets_elsewhere_are_planned_and_fetched_without_what_exports_them() -> None:
+    # Given what `latent-farm[client]` installs
+    code = """
+from pathlib import Path
+from farm.errors import Unavailable
+from farm.remote import RemoteFarm
+from farm.remote.datasets import RemoteDatasets
+
+there = RemoteDatasets(RemoteFarm({url!r}))
+calls = (
+    there.ls, lambda: list(there.fetch("x", Path("x"))), lambda: there.verify("x"),
+    lambda: there.export("x", "x", None),
+)
+for call in calls:
+    try:
+        call()
+    except Unavailable as error:
+        print(error.message, error.hint)
+""".format(url=f"http://127.0.0.1:{free_port()}")
+    found = without((*SERVING, "pyarrow", "numpy", "imagehash", "dynamicprompts"), code)
+    # Then only what reads tables says what it needs
+    away = "the farm's API cannot be reached is `farm serve` running there? FARM_URL says where\n"
+    needs = "datasets need pyarrow pip install 'latent-farm[dataset]'\n"
+    assert found.stdout == 2 * away + 2 * needs, found.stderr
+
+
 def test_a_bare_installation_has_the_farm_of_this_machine() -> None:
     found = without(BARE, "from farm.remote import connect; print(type(connect('')).__name__)")
     assert found.stdout == "Farm\n", found.stderr

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from farm.catalog import Adapter, Catalog
 from farm.dataset.encoding import decode
+from farm.dataset.fetched import Fetched
 from farm.dataset.folder import Folder
 from farm.dataset.scores import made_by, merged
 from farm.dataset.sharding import file_facts
@@ -205,7 +206,9 @@ def _loaded(catalog: Catalog, entry: Adapter, device: str) -> Scorer:
         ) from error
 
 
-def score(folder: Folder, columns: Mapping[str, Wanted], say: Callable[[str], None] = lambda _: None) -> Scored:
+def score(
+    folder: Folder | Fetched, columns: Mapping[str, Wanted], say: Callable[[str], None] = lambda _: None
+) -> Scored:
     """Scores every whole shard of a dataset that lacks one of `columns`; `say` is told of each.
 
     Raises:
@@ -250,7 +253,7 @@ def score(folder: Folder, columns: Mapping[str, Wanted], say: Callable[[str], No
     return told
 
 
-def _before(folder: Folder, number: int) -> pa.Table | None:
+def _before(folder: Folder | Fetched, number: int) -> pa.Table | None:
     """What a shard's pictures were given before; nothing where that cannot be read."""
     try:
         return folder.scores(number)
@@ -302,7 +305,8 @@ def _decoded(data: bytes) -> Image | None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Scores for the pictures of a dataset; stdout gets what it came to as JSON, or the error."""
     parser = argparse.ArgumentParser(prog="workers.scoring", description=main.__doc__)
-    parser.add_argument("dataset", help="its name")
+    parser.add_argument("dataset", nargs="?", help="its name")
+    parser.add_argument("--from", dest="folder", type=Path, help="in place of a name: the folder it was fetched to")
     parser.add_argument("--clip", help="the catalog's entry that gives clip_score")
     parser.add_argument("--safety", help="the catalog's entry that gives safety_score")
     parser.add_argument("--device", help="cpu, cuda:1, … [FARM_DEVICE]")
@@ -310,6 +314,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     if not (given.clip or given.safety):
         parser.error("--clip NAME, --safety NAME, or both")
+    if (given.dataset is None) == (given.folder is None):
+        parser.error("the dataset's name, or --from FOLDER")
     # As Ctrl+C does: what lies in temporary folders is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if given.parent is not None:
@@ -332,7 +338,7 @@ def _run(given: argparse.Namespace) -> Scored:
     asked: tuple[tuple[str, AdapterType], ...] = (("clip", "clip"), ("safety", "safety_checker"))
     entries = [catalog.judge(name, type_, loc) for loc, type_ in asked if (name := getattr(given, loc))]
     columns = wanted(catalog, entries, given.device or settings.device)
-    folder = Folder(Store(settings), given.dataset)
+    folder = Fetched(given.folder) if given.folder else Folder(Store(settings), given.dataset)
     return score(folder, columns, lambda line: print(line, file=sys.stderr, flush=True))
 
 

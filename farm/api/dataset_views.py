@@ -314,6 +314,7 @@ class ShardPage(View):
     """Shards that are there, by number."""
 
     shards: list[ShardView]
+    damaged: list[int] = Field([], description="those that are there and whose facts cannot be read")
     next: int | None = Field(description="the shard with which the next page begins; none where this is the last")
 
 

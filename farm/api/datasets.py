@@ -18,7 +18,7 @@ from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
 from farm.api.views import BASE
 from farm.dataset.desk import Datasets
-from farm.dataset.folder import Folder, datasets
+from farm.dataset.folder import Folder, Plan, datasets
 from farm.dataset.spec import NAME
 from farm.dataset.status import Status
 from farm.errors import Conflict, NotFound
@@ -77,6 +77,18 @@ async def show(request: Request, dataset: str, caller: Reader) -> DatasetDetail:
         return DatasetDetail(**DatasetView.of(status).model_dump(), plan=plan, load=load)
 
     return await desk.work(call)
+
+
+@router.get("/{dataset}/plan")
+async def plan(request: Request, dataset: str, caller: Reader) -> Plan:
+    """All of what a dataset was planned to be; who reads its shards holds them against this."""
+    desk = desk_of(request)
+
+    def call() -> Plan:
+        planned_dataset(desk, caller, dataset)
+        return Folder(desk.farm.store, dataset).plan()
+
+    return await desk.ask(call)
 
 
 @router.post("/{dataset}/start")
@@ -158,7 +170,7 @@ def planned_dataset(desk: Desk, caller: Caller, name: str) -> Status:
     """The same of one that has a plan. Raises NotFound, Conflict."""
     status = found_dataset(desk, caller, name)
     if status.state in _LOOKS:
-        raise Conflict(_LOOKS[status.state])
+        raise Conflict(_LOOKS[status.state], hint=f"`farm dataset status {name}` says how far it is, or what is wrong")
     return status
 
 

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -20,26 +21,38 @@ from farm.cli.outcome import INTERRUPTED, Outcome, load_settings, say, usage
 from farm.errors import BadBlob, FarmError, Unavailable
 
 if TYPE_CHECKING:
+    from farm.catalog import Catalog
+    from farm.dataset.fetched import Fetched
     from farm.stage import AdapterType
+
+
+Either = Annotated[str | None, typer.Argument(metavar="NAME", help="The dataset's name.", show_default=False)]
+From = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="FOLDER", help="In place of NAME: the folder of a `fetch`. No farm is asked."),
+]
 
 
 @app.command()
 def score(
-    name: Name,
+    name: Either = None,
     clip: Annotated[
         str | None, typer.Option(metavar="NAME", help="Gives clip_score: how well a picture fits its prompt.")
     ] = None,
     safety: Annotated[
         str | None, typer.Option(metavar="NAME", help="Gives safety_score: above 0 the safety checker finds something.")
     ] = None,
+    folder: From = None,
 ) -> Outcome:
     """Score the pictures of a dataset, so that an export can choose by it. Ctrl+C leaves; nothing is lost.
 
-    Runs here, on FARM_DEVICE, shard by shard; what was scored by the same files before is not scored again.
+    Runs here, on FARM_DEVICE, shard by shard; what was scored by the same files before is not scored again. Scores
+    in a folder serve the exports from it; a `fetch` into it replaces them where the farm has some of its own.
 
     \b
     farm dataset score fruit --clip clip-b32
     farm dataset score fruit --clip clip-l14 --safety safety-checker
+    farm dataset score --from fruit/ --clip clip-b32
     """
     asked: tuple[tuple[str, str | None, AdapterType], ...] = (
         ("clip", clip, "clip"), ("safety", safety, "safety_checker")
@@ -48,26 +61,33 @@ def score(
         raise usage(
             "nothing to score with was named", "--clip NAME, --safety NAME, or both; `farm models ls` lists them"
         )
+    meant = _meant(name, folder)
+    if isinstance(meant, str) and load_settings().url:
+        raise usage(
+            "`farm dataset score NAME` works on the farm's own machine, and FARM_URL names a farm elsewhere",
+            "`farm dataset fetch NAME -o FOLDER`, then `farm dataset score --from FOLDER`; or ask its operator to",
+        )
     need_worker()
-    with opened("dataset score") as (desk, farm):
-        desk.folder(name)
-        words = [name]
+    words = [meant] if isinstance(meant, str) else ["--from", str(folder)]
+    with _catalog(meant) as catalog:
         for option, entry, type_ in asked:
             if entry:
-                farm.catalog.lock(farm.catalog.judge(entry, type_, f"--{option}"))
+                catalog.lock(catalog.judge(entry, type_, f"--{option}"))
                 words += [f"--{option}", entry]
+    title = meant if isinstance(meant, str) else meant.name
     told = _scored(words)
     lost = f", {told['damaged']:,} of them cannot be read" if told["damaged"] else ""
     line = (
-        f"{name}  {told['shards']:,} shards scored, {told['samples']:,} pictures{lost}; {told['before']:,} were before"
+        f"{title}  {told['shards']:,} shards scored, {told['samples']:,} pictures{lost}; {told['before']:,} were before"
     )
-    return Outcome({"name": name, **told}, [line])
+    return Outcome({"name": title, **told}, [line])
 
 
 @app.command()
 def export(
-    name: Name,
     out: Annotated[str, typer.Option("-o", "--out", help="Folder, or s3://BUCKET/PREFIX; new, or an earlier export.")],
+    name: Either = None,
+    folder: From = None,
     format: Annotated[
         Literal["webdataset", "parquet", "imagefolder"], typer.Option(help="What loaders will read.")
     ] = "webdataset",
@@ -90,13 +110,19 @@ def export(
 ) -> Outcome:
     """Write a dataset in a form that loads in one line, with its card; what is left out is listed with its reason.
 
+    With FARM_URL its shards are downloaded one after the other, and not kept: `fetch` keeps them.
+
     \b
     farm dataset export fruit -o fruit/
     farm dataset export fruit -o s3://bucket/fruit --format parquet --dedupe near --blank-below 3
+    farm dataset export --from fetched/ -o fruit/
     """
     from pydantic import ValidationError
 
-    from farm.dataset.choosing import ExportSpec
+    from farm.dataset.shelves import installed
+
+    with installed():
+        from farm.dataset.choosing import ExportSpec
 
     given: dict[str, Any] = {
         "format": format, "dedupe": dedupe, "distance": distance, "unique_prompts": unique_prompts,
@@ -108,8 +134,15 @@ def export(
     except ValidationError as error:
         one = error.errors()[0]
         raise usage(f"--{str(one['loc'][0]).replace('_', '-')}: {one['msg']}") from None
-    with opened("dataset export") as (desk, _):
-        found = desk.export(name, out, spec, partial=partial)
+    meant = _meant(name, folder)
+    if isinstance(meant, str):
+        with open_datasets() as desk:
+            found = desk.export(meant, out, spec, partial=partial)
+    else:
+        from farm.dataset.collecting import exported
+        from farm.store import Store
+
+        found = exported(meant, out, spec, Store(load_settings()), partial=partial)
     told = ", ".join(f"{count:,} {split}" for split, count in found.counts.items())
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in found.dropped.items() if count)
     lines = [f"{out}: {told}" + (f"; left out: {dropped}" if dropped else "")]
@@ -118,18 +151,30 @@ def export(
 
 @app.command()
 def verify(
-    name: Name,
+    name: Either = None,
+    folder: From = None,
     repair: Annotated[bool, typer.Option("--repair", help="Take damaged shards away, to be made again.")] = False,
 ) -> Outcome:
-    """Read every shard of a dataset again, and tell all that is not as it was written.
+    """Read every shard of a dataset again, and tell all that is not as it was written or planned.
 
     \b
     farm dataset verify fruit
     farm dataset verify fruit --repair && farm dataset run fruit
+    farm dataset verify --from fetched/
     """
-    with opened("dataset verify") as (desk, _):
-        found = desk.verify(name)
-        away = desk.mend(name, found) if repair else []
+    meant, away = _meant(name, folder), list[int]()
+    if isinstance(meant, str):
+        hint = "--repair takes damaged shards away, for `farm dataset run` to make again"
+        with open_datasets() as desk:
+            found = desk.verify(meant)
+            away = desk.mend(meant, found) if repair else []
+    else:
+        from farm.dataset.collecting import verified
+
+        hint = f"`farm dataset fetch {meant.name} -o {folder}` brings damaged files again"
+        if repair:
+            raise usage("--repair is for the farm's own shards, not for those in a folder", hint)
+        found = verified(meant, whole=False)
     wrong = [asdict(one) for one in found.problems]
     lines = [f"shard {one.shard}{f', {one.key}' if one.key else ''}: {one.what}" for one in found.problems[:100]]
     lines.append(
@@ -139,14 +184,13 @@ def verify(
     if repair:
         lines.append(f"{len(away)} shards are taken away; `farm dataset run {name}` makes them again" if away else "")
         return Outcome({**asdict(found), "problems": wrong, "taken_away": away}, list(filter(None, lines)))
-    hint = "--repair takes damaged shards away, for `farm dataset run` to make again"
     error = BadBlob(f"{len(wrong)} things are not as they were written", hint=hint) if wrong else None
     return Outcome({**asdict(found), "problems": wrong}, lines, error)
 
 
 @app.command()
 def card(name: Name) -> Outcome:
-    """Print what a dataset says of itself: the README.md that an export of all of it has.
+    """Print what a dataset says of itself: the README.md of an export of all of it; before it is made, what it will be.
 
     \b
     farm dataset card fruit
@@ -162,8 +206,11 @@ def fetch(
 ) -> Outcome:
     """Download a dataset's shards from the farm that FARM_URL names; checked, and only what is not here yet.
 
+    `export`, `verify` and `score` read such a folder with --from, and need no farm for that.
+
     \b
-    farm dataset fetch fruit -o fruit/
+    farm dataset fetch fruit -o fetched/
+    farm dataset export --from fetched/ -o fruit/
     """
     if not load_settings().url:
         raise usage("fetch is for a farm elsewhere, and FARM_URL names none", "here `farm dataset export` writes it")
@@ -184,6 +231,32 @@ def fetch(
         lines.append(f"the others are not made yet ({name} is {status.state}); once more fetches them alone")
     told = {"name": name, "state": status.state, "out": str(out), "shards": shards, "of": status.shards, "bytes": fresh}
     return Outcome(told, lines)
+
+
+def _meant(name: str | None, folder: Path | None) -> str | Fetched:
+    """A dataset of the farm by its name, or the one in a folder. Raises NotFound, BadBlob, FarmError: (`usage`)."""
+    if name is not None and folder is None:
+        return name
+    if name is not None or folder is None:
+        raise usage("give NAME, or --from FOLDER", "--from reads what `farm dataset fetch NAME -o FOLDER` left there")
+    from farm.dataset.shelves import installed
+
+    with installed():
+        from farm.dataset.fetched import Fetched
+    return Fetched(folder)
+
+
+@contextmanager
+def _catalog(meant: str | Fetched) -> Iterator[Catalog]:
+    """The catalog of this machine; the dataset is there. Raises NotFound."""
+    if isinstance(meant, str):
+        with opened("dataset score") as (desk, farm):
+            desk.folder(meant)
+            yield farm.catalog
+    else:
+        from farm.catalog import Catalog
+
+        yield Catalog.load(load_settings())
 
 
 def _scored(words: Sequence[str]) -> dict[str, Any]:

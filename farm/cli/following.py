@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from farm.cli.outcome import Outcome, is_plain, load_settings, open_farm, say, settings_here
-from farm.errors import StageFailed, Unavailable
+from farm.errors import StageFailed
 
 if TYPE_CHECKING:
     from farm.dataset.desk import Datasets
@@ -47,13 +47,11 @@ def open_datasets() -> Iterator[AnyDatasets]:
 def opened(command: str) -> Iterator[tuple[Datasets, Any]]:
     """The datasets of the farm that the settings name, and the farm."""
     settings = settings_here(command)
-    try:
-        import pyarrow  # noqa: F401
+    from farm.dataset.shelves import installed
 
+    with installed():
         from farm.client import Farm
         from farm.dataset.desk import Datasets
-    except ModuleNotFoundError as error:
-        raise Unavailable(f"datasets need {error.name}", hint="pip install 'latent-farm[dataset]'") from None
     with closing(Farm(settings)) as farm:
         yield Datasets(farm), farm
 

@@ -47,10 +47,12 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `quality` | what is measured of a picture? |
 | `scores` | what was measured of a shard's pictures later, by what, and in which tar? |
 | `shelves` | from where are shards read, and to where is a dataset written? |
+| `fetched` | how does a dataset lie in a folder of its own, far from its farm? |
 | `choosing` | which samples does an export want, and why not the others? |
 | `forms` | how does one split of a dataset look in each form? |
 | `exporting` | how do shards become a dataset in the form that somebody wants, without what they don't want? |
 | `card` | what does the dataset say of itself? |
 | `verifying` | is what lies in the shards what was made? |
+| `collecting` | what becomes of a dataset's shards, wherever they are read from: exported, verified, told of? |
 | `desk` | what can be asked of a farm's datasets? |
 """

@@ -117,26 +117,14 @@ def card(about: About, spec: ExportSpec, figures: Figures) -> str:
         "## Load it\n",
         *_snippets(spec, figures.counts),
         "## What made it\n",
-        _table(
-            ("weights", "source", "revision", "licence"),
-            [(one.name, one.source, one.revision or "local", one.licence) for one in about.weights],
-        ),
-        "Every sample ran this chain, with the prompt and the parameters of its row:\n",
-        _code("json", json.dumps(about.dataset.chain, indent=2, ensure_ascii=False)),
-        f"Prompts come from {_plain(about.source)}, {about.rows:,} rows; templates: {about.dataset.templates}"
-        + (f", {about.dataset.variants} drawn from each" if about.dataset.templates == "random" else "")
-        + ".",
-        *(f"Each row was varied along {_plain(', '.join(axis))}." for axis in about.dataset.sweep),
-        "A sample that was given no seed has one that follows from the dataset's name, its seed "
-        f"({about.dataset.seed}), the row and the variant, so it can be made again.\n",
+        *_recipe(about),
         "## What was left out\n",
         f"Of {figures.made + figures.failed:,} samples {figures.failed:,} could not be made, and "
         f"{figures.made - total:,} were made and left out (`rejects.parquet` says which and why; "
         "a sample may have several reasons).\n",
         _table(("reason", "rule", "samples"), _rules(spec, figures.dropped)),
         "## Safety\n",
-        _SAFETY[about.safety]
-        + " Whatever a model draws may offend or repeat the prejudices of what it was trained on.\n",
+        f"{_SAFETY[about.safety]} {_OFFENCE}\n",
     ]
     if about.throughput:
         parts += ["## Figures\n", _table(("what", "value"), list(about.throughput.items()))]
@@ -144,6 +132,45 @@ def card(about: About, spec: ExportSpec, figures: Figures) -> str:
     return "\n".join(parts)
 
 
+def promise(about: About, samples: int, shards: int, sizes: Sequence[tuple[int, int]]) -> str:
+    """What is told of a dataset of which nothing is made yet: what it is to be, by `sizes` [width, height] in pixels.
+
+    It has no front matter, no figures and no lines that load it: none of them could be true.
+    """
+    name, told = about.dataset.name, ", ".join(f"{width}x{height}" for width, height in sizes[:5])
+    parts = [
+        f"# {name}\n",
+        f"Nothing of it is made yet; `farm dataset run {name}` makes it. Planned are {samples:,} pictures"
+        + (f" of {told}" if told else "")
+        + (", …" if len(sizes) > 5 else "")
+        + f", with their prompts and recipes, in {shards:,} shard{'s' if shards > 1 else ''}.\n",
+        "## What will make it\n",
+        *_recipe(about),
+        "## Safety\n",
+        f"The farm's policy was `{about.safety}` when it was planned. {_OFFENCE}\n",
+    ]
+    return "\n".join(parts)
+
+
+def _recipe(about: About) -> list[str]:
+    """What the samples come from: weights, chain, prompts, axes, seeds."""
+    dataset = about.dataset
+    drawn = f", {dataset.variants} drawn from each" if dataset.templates == "random" else ""
+    return [
+        _table(
+            ("weights", "source", "revision", "licence"),
+            [(one.name, one.source, one.revision or "local", one.licence) for one in about.weights],
+        ),
+        "Every sample runs this chain, with the prompt and the parameters of its row:\n",
+        _code("json", json.dumps(dataset.chain, indent=2, ensure_ascii=False)),
+        f"Prompts come from {_plain(about.source)}, {about.rows:,} rows; templates: {dataset.templates}{drawn}.",
+        *(f"Each row is varied along {_plain(', '.join(axis))}." for axis in dataset.sweep),
+        "A sample that was given no seed has one that follows from the dataset's name, its seed "
+        f"({dataset.seed}), the row and the variant, so it can be made again.\n",
+    ]
+
+
+_OFFENCE = "Whatever a model draws may offend or repeat the prejudices of what it was trained on."
 _SAFETY = {
     "off": "No safety checker looked at these pictures.",
     "tag": "A safety checker looked at these pictures; what it found is still among them.",

@@ -16,20 +16,17 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
-from farm.dataset.card import About, Figures, Licensed, card
 from farm.dataset.choosing import ExportSpec
+from farm.dataset.collecting import card_of, exported, verified
 from farm.dataset.drafts import Drafts
-from farm.dataset.exporting import Exported, export
+from farm.dataset.exporting import Exported
 from farm.dataset.feeding import RESTED
 from farm.dataset.folder import Folder, Plan, datasets
-from farm.dataset.forms import Layout, Tars
 from farm.dataset.moulds import run_of
 from farm.dataset.seats import ANY, Seats
-from farm.dataset.sharding import schema
-from farm.dataset.shelves import TargetBucket, TargetFolder
 from farm.dataset.status import Status
-from farm.dataset.verifying import Meant, Report, verify
-from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
+from farm.dataset.verifying import Report
+from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.inputs import PATIENCE_S
 from farm.scripts import within
 
@@ -98,9 +95,11 @@ class Datasets(Drafts):
         )  # fmt: skip
 
     def folder(self, name: str) -> Folder:
-        """Where it lies. Raises NotFound."""
+        """Where it lies. Raises NotFound, Conflict: it was asked for and has no plan."""
         folder = Folder(self._farm.store, name)
-        folder.plan()
+        if folder.planned() is None and (state := self.status(name).state) in ("planning", "refused"):
+            hint = f"`farm dataset status {name}` says how far it is, or what is wrong"
+            raise Conflict(f"{name} is {state}, and has no plan", hint=hint)
         return folder
 
     def failures(self, name: str, limit: int = 100) -> list[dict[str, Any]]:
@@ -117,30 +116,19 @@ class Datasets(Drafts):
     def export(
         self, name: str, out: str, spec: ExportSpec, work: Path | None = None, *, partial: bool = False
     ) -> Exported:
-        """Writes a dataset to a folder or `s3://bucket/prefix` (see `farm.dataset.exporting`).
-
-        Raises:
-            Conflict: shards are not there yet, or lost, and not `partial`; or as `exporting.export`.
-            InvalidJob, NotFound, BadBlob: as `exporting.export`.
-            FarmError: (`bad_file`) the folder cannot be written.
-        """
-        folder = self.folder(name)
-        there, shards = len(folder.numbers()), folder.plan().shards
-        if there < shards and not partial:
-            hint = f"`farm dataset run {name}` makes the others; --partial exports what is there"
-            raise Conflict(f"{there} of {shards} shards of {name} are there", hint=hint)
-        target = TargetBucket(self._farm.store, out) if out.startswith("s3://") else TargetFolder(Path(out))
-        try:
-            return export(folder, target, spec, self._about(folder), work=work)
-        except OSError as error:
-            raise FarmError(f"{out} cannot be written: {error.strerror}", code="bad_file") from None
+        """Writes a dataset to a folder or `s3://bucket/prefix`; raises NotFound, and as `collecting.exported`."""
+        return exported(self.folder(name), out, spec, self._farm.store, work, partial=partial)
 
     def mend(self, name: str, report: Report) -> list[int]:
         """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
-        folder = self.folder(name)
-        numbers = sorted({one.shard for one in report.problems} & set(folder.numbers()))
-        folder.delete(f"shards/{number:05d}_stats.json" for number in numbers)
+        numbers = sorted({one.shard for one in report.problems} & set(self.folder(name).numbers()))
+        for number in numbers:
+            self.lose(name, number)
         return numbers
+
+    def lose(self, name: str, number: int) -> None:
+        """Takes a shard for lost: what says that it is whole is deleted. Raises NotFound."""
+        self.folder(name).delete([f"shards/{number:05d}_stats.json"])
 
     def has_feeder(self) -> bool:
         """Whether a process feeds all datasets that are to run, as far as Redis answers."""
@@ -148,39 +136,12 @@ class Datasets(Drafts):
 
     def verify(self, name: str) -> Report:
         """What is wrong with its shards, held against its plan: all of them are read. Raises NotFound."""
-        folder = Folder(self._farm.store, name)
-        plan = folder.plan()
-        meant = Meant(name, plan.shards, folder.samples, folder.control().state == "done")
-        return verify(folder, meant)
+        folder = self.folder(name)
+        return verified(folder, whole=folder.control().state == "done")
 
     def card(self, name: str) -> str:
-        """What an export of all of it would say of itself. Raises NotFound."""
-        folder = self.folder(name)
-        plan, stats = folder.plan(), [folder.stats(number) for number in folder.numbers()]
-        made = sum(int(one["successes"]) for one in stats)
-        size = sum(int(file["bytes"]) for one in stats for file in one["files"].values())
-        beside = tuple(sorted({name for one in stats for name in one["kept"]}))
-        columns = Tars.columns(Layout(schema(plan.columns, plan.parameters), beside))
-        figures = Figures({"train": made}, made, sum(int(one["failed"]) for one in stats), {}, size, columns)
-        return card(self._about(folder), ExportSpec(), figures)
-
-    def _about(self, folder: Folder) -> About:
-        """What the card says beside the shards."""
-        plan, stats = folder.plan(), [folder.stats(number) for number in folder.numbers()]
-        weights = tuple(
-            Licensed(
-                name=one["name"],
-                source=one.get("repo") or ("built by " + one["build"] if "build" in one else "files of its operator"),
-                revision=one.get("revision") or f"files of the SHA-256 {one['manifest'][:16]}",
-                licence=one["licence"],
-            )
-            for one in plan.checkpoints
-        )
-        took = {}
-        if stats and (span := max(one["ended"] for one in stats) - min(one["began"] for one in stats)) > 0:
-            made = sum(int(one["successes"]) for one in stats)
-            took = {"samples a second, from the first submit to the last shard": f"{made / span:.2f}"}
-        return About(plan.spec, plan.source["name"], plan.rows, weights, took, plan.safety)
+        """What an export of all of it would say of itself; while nothing is made, what it is to be. Raises NotFound."""
+        return card_of(self.folder(name))
 
     # ------------------------------------------------------------------------------------------------ steer
 

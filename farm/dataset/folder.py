@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.dataset.parameters import Kind
 from farm.dataset.scores import tar_of, written
-from farm.dataset.shelves import read_table
+from farm.dataset.shelves import read_stats, read_table
 from farm.dataset.sources import BLOCK_BYTES, stored
 from farm.dataset.spec import DatasetSpec, Sample
 from farm.dataset.status import State
@@ -175,7 +176,7 @@ class Folder:
         data = self.read("plan.json")
         if data is None:
             raise NotFound(f"there is no dataset {self.name!r}", hint="`farm dataset ls` lists them")
-        return _read(Plan, data, f"the plan of {self.name!r}")
+        return read_plan(data, self.name)
 
     def write_plan(self, plan: Plan, folder: Path, wanted: Callable[[], object] | None = None) -> bool:
         """Writes a plan and its samples, which lie in `folder` shard by shard; False if it is there already.
@@ -232,7 +233,7 @@ class Folder:
         data = self.read(self.plan().path_of(number))
         if data is None:
             raise NotFound(f"the plan of shard {number} of {self.name!r} is gone")
-        return [read_sample(line) for line in gzip.decompress(data).splitlines()]
+        return read_samples(data, number)
 
     # ------------------------------------------------------------------------------------------------ control
 
@@ -270,10 +271,20 @@ class Folder:
         ends = "_stats.json"
         return [int(name[len("shards/") : -len(ends)]) for name in self.names("shards/") if name.endswith(ends)]
 
+    def has(self, number: int) -> bool:
+        """Whether shard `number` is there, whole or damaged."""
+        name = f"shards/{number:05d}_stats.json"
+        return name in self.names(name)
+
     def found(self, number: int) -> dict[str, Any] | None:
-        """What is known of a shard: counts, hashes, what failed. None where it is not there, or not whole."""
-        data = self.read(f"shards/{number:05d}_stats.json")
-        return None if data is None else json.loads(data)
+        """What is known of a shard: counts, hashes, what failed. None where it is not there, or not whole.
+
+        Raises:
+            BadBlob: it cannot be read.
+        """
+        name = f"{number:05d}_stats.json"
+        data = self.read(f"shards/{name}")
+        return None if data is None else read_stats(data, name)
 
     def stats(self, number: int) -> dict[str, Any]:
         """The same of a shard that is there. Raises NotFound."""
@@ -332,6 +343,19 @@ class Folder:
             except NotFound:
                 raise BadBlob(f"{target.name} is missing") from None
             yield target
+
+
+def read_plan(data: bytes, name: str) -> Plan:
+    """The plan of the dataset `name` in what was written of it. Raises BadBlob."""
+    return _read(Plan, data, f"the plan of {name!r}")
+
+
+def read_samples(data: bytes, number: int) -> list[Sample]:
+    """The samples of shard `number` in what was written of them. Raises BadBlob."""
+    try:
+        return [read_sample(line) for line in gzip.decompress(data).splitlines()]
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError):
+        raise BadBlob(f"the plan of shard {number} cannot be read") from None
 
 
 def _read(kind: type[Model], data: bytes, what: str) -> Model:

@@ -1,7 +1,7 @@
 """From where are shards read, and to where is a dataset written?
 
 Wherever that is, an export needs no more than this. Here both are folders of this machine; `farm.dataset.folder` has
-the same for the store.
+the same for the store, `farm.remote.shelves` for a farm elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
+from farm.dataset.scores import tar_of
+from farm.errors import BadBlob, FieldError, InvalidJob, NotFound, Unavailable
 from farm.s3 import reaching
 from farm.store import Store
 
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _STATS = re.compile(r"(\d{5})_stats\.json")
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """Around imports: says which package of the extra `dataset` is missing. Raises Unavailable."""
+    try:
+        import pyarrow  # noqa: F401 — imported late by most of what needs it
+
+        yield
+    except ModuleNotFoundError as error:
+        raise Unavailable(f"datasets need {error.name}", hint="pip install 'latent-farm[dataset]'") from None
 
 
 class Shards(Protocol):
@@ -46,13 +58,15 @@ class Shards(Protocol):
 class ShardFolder:
     """Shards in a local folder, by the names that they have in the store; scores are `00042_scores.parquet`.
 
+    `notes`: the folder in which their stats and scores lie, if not in the same one.
+
     Raises:
         NotFound: there is no such folder, or no shard in it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    def __init__(self, folder: Path, notes: Path | None = None) -> None:
+        self.folder, self.notes = folder, folder if notes is None else notes
+        names = [path.name for path in self.notes.iterdir()] if self.notes.is_dir() else []
         self._numbers = sorted(int(found[1]) for found in map(_STATS.fullmatch, names) if found)
         if not self._numbers:
             raise NotFound(f"{folder}: no shard is here", hint="a shard is 00000.tar, .parquet and _stats.json")
@@ -62,31 +76,30 @@ class ShardFolder:
 
     @contextmanager
     def tar(self, number: int) -> Iterator[Path]:
-        yield self._file(f"{number:05d}.tar")
+        yield _file(self.folder, f"{number:05d}.tar")
 
     @contextmanager
     def parquet(self, number: int) -> Iterator[Path]:
-        yield self._file(f"{number:05d}.parquet")
+        yield _file(self.folder, f"{number:05d}.parquet")
 
     def scores(self, number: int) -> pa.Table | None:
-        path = self.folder / f"{number:05d}_scores.parquet"
-        return read_table(path) if path.exists() else None
+        path = self.notes / f"{number:05d}_scores.parquet"
+        if not path.exists():
+            return None
+        table = read_table(path)
+        # Scores of a tar that was written again since then are none; a table may also not say of which it speaks.
+        return table if tar_of(table) in ("", self.stats(number)["files"][f"{number:05d}.tar"]["sha256"]) else None
 
     def stats(self, number: int) -> dict[str, Any]:
-        path = self._file(f"{number:05d}_stats.json")
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise BadBlob(f"{path.name} cannot be read")
-        return found
+        name = f"{number:05d}_stats.json"
+        return read_stats(_file(self.notes, name).read_bytes(), name)
 
-    def _file(self, name: str) -> Path:
-        path = self.folder / name
-        if not path.is_file():
-            raise BadBlob(f"{name} is missing")
-        return path
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise BadBlob(f"{name} is missing")
+    return path
 
 
 class Target(Protocol):
@@ -161,6 +174,17 @@ class TargetBucket:
     def remove(self, name: str) -> None:
         with reaching("delete an export"):
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+
+def read_stats(data: bytes, name: str) -> dict[str, Any]:
+    """The facts of a shard in what was written of them. Raises BadBlob."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadBlob(f"{name} cannot be read")
+    return found
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

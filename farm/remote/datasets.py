@@ -1,7 +1,9 @@
 """How are datasets made on a farm elsewhere?
 
-`RemoteDatasets` has the words of `farm.dataset.desk.Datasets` that HTTP can carry, and `fetch`. The API plans nothing
-itself: whoever feeds that farm's datasets does, and is waited for.
+`RemoteDatasets` has the words of `farm.dataset.desk.Datasets`, and `fetch`. The API plans nothing itself: whoever feeds
+that farm's datasets does, and is waited for. Nor does it export or verify: that is done here, with the shards that it
+gives out (`farm.remote.shelves`), and may take hours, which no call has. `export` keeps no shard; `fetch` keeps all of
+them, so that an export with other wishes, or without any farm, downloads nothing (`farm dataset export --from`).
 """
 
 from __future__ import annotations
@@ -10,22 +12,30 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from farm.dataset.fetched import MARK, NOTES
+from farm.dataset.shelves import installed
 from farm.dataset.status import Status
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound
 from farm.protocol import ChainSource
 from farm.remote.asks import OWN, chain_ask, presets, sweep_ask
+from farm.remote.shelves import RemoteShards, listed
 from farm.remote.sync import RemoteFarm
 from farm.remote.wire import Call, Steps, ask, asked, get, part
+from farm.store import Store
+
+if TYPE_CHECKING:
+    from farm.dataset.choosing import ExportSpec
+    from farm.dataset.exporting import Exported
+    from farm.dataset.verifying import Report
 
 LOOK_S = 1.0
 """Pause between two looks at a dataset that is being planned, or left by its feeder, seconds."""
 UPLOAD_S = 3600.0
 """How long a file may take to go up, seconds."""
-MARK = ".dataset.json"
-"""The file that says whose shards a folder holds; loaders pass over hidden files."""
 TYPE = {"Content-Type": "application/octet-stream"}
 
 
@@ -125,12 +135,8 @@ class RemoteDatasets:
 
     def _pages(self, path: str, field: str, following: str) -> Iterator[Any]:
         """What a list has, page by page."""
-        after = None
-        while True:
-            page = self._farm.play(get(path, **{following: after}))
+        for page in listed(self._farm, path, following):
             yield from page[field]
-            if (after := page["next"]) is None:
-                return
 
     # ------------------------------------------------------------------------------------------------ steer
 
@@ -171,47 +177,110 @@ class RemoteDatasets:
 
     # ------------------------------------------------------------------------------------------------ collect
 
+    def export(
+        self, name: str, out: str, spec: ExportSpec, work: Path | None = None, *, partial: bool = False
+    ) -> Exported:
+        """Writes a dataset to a folder or `s3://bucket/prefix`, as that farm itself would: shard by shard, from here.
+
+        S3 is reached as AWS's own variables say. For a dataset that is exported often, `fetch` it once.
+
+        Raises:
+            BadBlob: a shard is not the one that was written.
+            Conflict, InvalidJob, NotFound: as `farm.dataset.collecting.exported`.
+        """
+        with installed():
+            from farm.dataset.collecting import exported
+        shards, store = RemoteShards(self._farm, name, sound=True), Store(self._farm.settings)
+        return exported(shards, out, spec, store, work, partial=partial)
+
+    def verify(self, name: str) -> Report:
+        """What is wrong with its shards, held against its plan: all of them are read, from here. Raises NotFound."""
+        with installed():
+            from farm.dataset.collecting import verified
+        whole = self.status(name).state == "done"
+        return verified(RemoteShards(self._farm, name, sound=False), whole=whole)
+
+    def mend(self, name: str, report: Report) -> list[int]:
+        """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
+        found = list[int]()
+        for number in sorted({one.shard for one in report.problems}):
+            with suppress(NotFound):  # it is lost already
+                self._farm.play(ask(Call("DELETE", f"datasets/{part(name)}/shards/{number}", again=True)))
+                found.append(number)
+        return found
+
     def fetch(self, name: str, folder: Path) -> Iterator[tuple[str, int]]:
         """Downloads its shards that are there, each with its table; gives each file's name and bytes, 0 if it was here.
 
         A file appears whole, its SHA-256 checked. What lies in `folder` from an earlier call stays if it is the same;
-        a folder is for one dataset, and has nothing else in it.
+        a folder is for one dataset, and has nothing else in it. What an export needs besides comes along, hidden from
+        loaders (`farm.dataset.fetched`).
 
         Raises:
             NotFound: there is no such dataset.
             Conflict: it has no plan yet; or the folder has another dataset in it, or something else.
-            BadBlob: the bytes of a file are other ones than were written.
+            BadBlob: the bytes of a file are other ones than were written; or shards are damaged, all others are here.
             InvalidJob: (`bad_file`) the folder cannot be written.
         """
-        plan = self._farm.play(get(f"datasets/{part(name)}"))["plan"]
+        at = f"datasets/{part(name)}"
+        plan = self._farm.play(get(at))["plan"]
         if plan is None:
             raise Conflict(f"{name} is not planned, so there is nothing of it")
+        shards, damaged = RemoteShards(self._farm, name, sound=True), list[int]()
         try:
             _claim(folder, {"name": name, "identity": plan["identity"]})
-            for shard in self._pages(f"datasets/{part(name)}/shards", "shards", "after"):
-                for end in ("tar", "parquet"):
-                    target, wanted = folder / f"{shard['shard']:05d}.{end}", shard[end]
-                    if target.exists() and target.stat().st_size == wanted["size_bytes"]:
-                        with target.open("rb") as file:
-                            if hashlib.file_digest(file, "sha256").hexdigest() == wanted["sha256"]:
-                                yield target.name, 0
-                                continue
-                    self._download(wanted, target)
-                    yield target.name, wanted["size_bytes"]
+            notes = folder / NOTES
+            notes.mkdir(exist_ok=True)
+            # As it is: a plan of a later build can be kept, if not read.
+            whole = self._farm.play(ask(Call("GET", f"{at}/plan", again=True))).content
+            _write(notes / "plan.json", whole)
+            for page in listed(self._farm, f"{at}/shards", "after"):
+                damaged += page["damaged"]
+                for one in page["shards"]:
+                    for end in ("tar", "parquet"):
+                        target = folder / f"{one['shard']:05d}.{end}"
+                        yield target.name, self._brought(shards, one["shard"], end, target, one[end])
+                    self._note(shards, one, notes)
         except OSError as error:
             raise InvalidJob(f"{folder} cannot be written: {error.strerror}", code="bad_file") from None
+        if damaged:
+            hint = f"`farm dataset verify {name} --repair` has them made again"
+            raise BadBlob(f"shards {', '.join(map(str, damaged))} are damaged; all others are here", hint=hint)
 
-    def _download(self, wanted: Mapping[str, Any], target: Path) -> None:
-        leads = self._farm.play(ask(Call("GET", wanted["url"], again=True), 307))
-        fresh = target.with_name(f".{target.name}.part")
+    def _brought(self, shards: RemoteShards, number: int, end: str, target: Path, wanted: Mapping[str, Any]) -> int:
+        """The bytes of a file that had to be downloaded; 0 where it was here. Raises BadBlob."""
+        if target.exists() and target.stat().st_size == wanted["size_bytes"]:
+            with target.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == wanted["sha256"]:
+                    return 0
         try:
-            # Without the token: who stores the shards has no business with it.
-            sha256 = self._farm.save_to(fresh, Call("GET", leads.headers["location"], known=False))
-            if sha256 != wanted["sha256"]:
-                raise BadBlob(f"the bytes of {target.name} are not those that were written; try again")
-            fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
+            if shards.bring(number, end, target, wanted["sha256"]):
+                return int(wanted["size_bytes"])
+        except NotFound:
+            raise BadBlob(f"{target.name} is missing") from None
+        target.unlink()
+        raise BadBlob(f"the bytes of {target.name} are not those that were written; try again")
+
+    def _note(self, shards: RemoteShards, shard: Mapping[str, Any], notes: Path) -> None:
+        """Brings what belongs to a shard beside its files; its stats last, which say that all is here."""
+        number = shard["shard"]
+        samples, stats = notes / f"{number:05d}_samples.jsonl.gz", shards.stats(number)
+        if not samples.exists():  # a dataset's plan never changes
+            with suppress(NotFound):
+                shards.bring(number, "samples", samples)
+        with suppress(NotFound):
+            shards.bring(number, "scores", notes / f"{number:05d}_scores.parquet")
+        if any(stats["files"][f"{number:05d}.{end}"]["sha256"] != shard[end]["sha256"] for end in ("tar", "parquet")):
+            raise BadBlob(f"shard {number} was just made again; try again")
+        told = json.dumps(stats, sort_keys=True, indent=1, ensure_ascii=False)
+        _write(notes / f"{number:05d}_stats.json", told.encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all. Raises OSError."""
+    fresh = path.with_name(f".{path.name}.part")
+    fresh.write_bytes(data)
+    fresh.replace(path)
 
 
 def _claim(folder: Path, own: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
-from farm.errors import Unavailable
+from farm.errors import NotFound, Unavailable
 from farm.fork import StagesSource
 from farm.job import Forecast
 from farm.protocol import ChainSource, ImageSource
@@ -291,11 +291,16 @@ class RemoteFarm:
             return answer_of(self._http.send(self._http.build_request(**given)))
 
     def save_to(self, path: Path, call: Call) -> str:
-        """The SHA-256 (hex) of what answers a call, which goes to a file of any size. Raises as `check`."""
+        """The SHA-256 (hex) of what answers a call, which goes to a file of any size.
+
+        Raises as `check`, and NotFound where the farm's store has no such file.
+        """
         digest = hashlib.sha256()
         with reaching(call), self._http.stream(**call.request(self.url, self._token)) as response:
             if response.status_code != 200:
                 response.read()
+                if response.status_code == 404 and not call.known:
+                    raise NotFound("the store has no such file")
                 check(answer_of(response))
             with path.open("wb") as file:
                 for data in response.iter_raw():

@@ -113,7 +113,7 @@ def test_a_dataset_is_made_and_fetched(site: Site, there: Run, files: Path) -> N
     with folder.tar(1) as whole:
         assert whole.read_bytes() == (out / "00001.tar").read_bytes()
     files_ = ["00000.parquet", "00000.tar", "00001.parquet", "00001.tar"]
-    assert sorted(path.name for path in out.iterdir()) == [".dataset.json", *files_]
+    assert sorted(path.name for path in out.iterdir()) == [".dataset", ".dataset.json", *files_]
     # And what else is in a folder stays: the shards of two datasets are not mixed
     (files / "mine").mkdir()
     (files / "mine" / "00000.tar").write_text("mine")
@@ -178,8 +178,8 @@ def test_wrong_rows_are_told_by_row_and_column(site: Site, there: Run, files: Pa
         (["fetch", "none", "-o", "out"], "not_found"),
         (["fetch", "none", "-o", "rows.csv/below"], "not_found"),
         (["score", "none", "--clip", "clip-b32"], "usage"),
-        (["verify", "none"], "usage"),
-        (["export", "none", "-o", "out"], "usage"),
+        (["verify", "none"], "not_found"),
+        (["export", "none", "-o", "out"], "not_found"),
         (["feed"], "usage"),
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else None,

@@ -321,7 +321,8 @@ def test_a_dataset_is_asked_for_planned_and_steered(site: Site, ada: httpx2.Clie
     # What is not planned cannot be steered, and has no shards
     problem(ada.post(f"{DATASETS}/fruit/start"), 409, "conflict")
     assert ada.get(f"{DATASETS}/fruit/shards").json()["shards"] == []
-    problem(ada.get(f"{DATASETS}/fruit/card"), 404, "not_found")
+    for what in ("card", "plan"):
+        assert "planned" in problem(ada.get(f"{DATASETS}/fruit/{what}"), 409, "conflict")["detail"]
     # When
     carry_out(site.farm, "fruit", lambda: False)
     # Then
@@ -336,7 +337,7 @@ def test_a_dataset_is_asked_for_planned_and_steered(site: Site, ada: httpx2.Clie
     assert site.farm.store.endpoint == site.settings.s3_endpoint
     assert all(site.farm.store.endpoint in load[one] for one in ("bucket", "sync"))
     assert "/api/v1/datasets/fruit/shards/[00000-00002]/{tar,parquet}" in load["fetch"]
-    assert ada.get(f"{DATASETS}/fruit/shards").json() == {"shards": [], "next": None}
+    assert ada.get(f"{DATASETS}/fruit/shards").json() == {"shards": [], "damaged": [], "next": None}
     assert ada.get(f"{DATASETS}/fruit/failures").json() == {"failures": [], "next": None}
     problem(ada.get(f"{DATASETS}/fruit/shards/0/tar"), 404, "not_found")
     assert "# fruit" in ada.get(f"{DATASETS}/fruit/card").text

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from farm.client import Farm
+from farm.dataset.desk import Datasets
 from farm.errors import InvalidJob, NotFound
 from farm.handle import JobHandle
 from farm.protocol import AnyFarm, AnyJob
 from farm.remote import AsyncFarm, AsyncJob, RemoteFarm, RemoteJob
+from farm.remote.datasets import RemoteDatasets
 from farm.snapshot import Snapshot
 from tests.api.conftest import Site, picture
 from tests.test_cli import Hand
@@ -58,6 +60,15 @@ def test_all_farms_have_the_same_words(classes: tuple[type, ...], protocol: type
     assert words(here) >= HERE_ALONE or here is JobHandle
     for name in told[1]:
         assert [taken(cls, name) for cls in classes] == [taken(protocol, name)] * 3, name
+
+
+def test_datasets_have_the_same_words_elsewhere() -> None:
+    told = words(RemoteDatasets)
+    # What a plan is made of lies where it is planned, and to fetch is to have from elsewhere
+    assert words(Datasets) - told == {"owner", "folder", "planned", "has_feeder", "lose"}
+    assert told - words(Datasets) == {"fetch"}
+    for name in words(Datasets) & told - {"plan"}:
+        assert taken(RemoteDatasets, name) == taken(Datasets, name), name
 
 
 @pytest.fixture(params=["here", "elsewhere"])

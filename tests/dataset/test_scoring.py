@@ -22,6 +22,7 @@ from farm.catalog import Adapter, Catalog
 from farm.cli.collect import _scored
 from farm.cli.outcome import INTERRUPTED
 from farm.dataset.choosing import ExportSpec, choose
+from farm.dataset.fetched import NOTES, Fetched
 from farm.dataset.folder import Folder, Plan
 from farm.dataset.scores import made_by, tar_of
 from farm.dataset.sharding import file_facts
@@ -413,6 +414,30 @@ def test_the_command_scores_a_dataset(folder: Folder, catalog: Catalog, env: dic
     folder.delete(found)
     scoring.score(folder, columns(catalog, "tiny-clip", "tiny-prude"))
     assert raw(folder) == found
+
+
+def test_the_command_scores_a_folder_without_its_farm(
+    folder: Folder, catalog: Catalog, env: dict[str, str], tmp_path: Path
+) -> None:
+    # Given what a fetch leaves
+    out = tmp_path / "fetched"
+    notes = out / NOTES
+    notes.mkdir(parents=True)
+    (notes / "plan.json").write_bytes(folder.read("plan.json") or b"")
+    for path in folder.names("shards/"):
+        name = path.rpartition("/")[2]
+        (notes if "_" in name else out).joinpath(name).write_bytes(folder.read(path) or b"")
+    # When it is scored where no farm is reached
+    elsewhere = {**env, "FARM_URL": "http://127.0.0.1:1", "FARM_REDIS_URL": "redis://127.0.0.1:1/0"}
+    process = start(elsewhere, "--from", str(out), "--clip", "tiny-clip")
+    told, said = process.communicate(timeout=120)
+    # Then its scores are those that the farm has, byte for byte
+    assert process.returncode == 0, said
+    assert json.loads(told)["data"] == {"name": "fruit", "shards": 2, "before": 0, "samples": 23, "damaged": 0}
+    scoring.score(folder, columns(catalog, "tiny-clip"))
+    assert {f"shards/{path.name}": path.read_bytes() for path in notes.glob("*_scores.parquet")} == raw(folder)
+    # And they are not made again
+    assert scoring.score(Fetched(out), columns(catalog, "tiny-clip")).before == 2
 
 
 def test_ctrl_c_leaves_what_was_scored(folder: Folder, env: dict[str, str], tmp_path: Path) -> None:
