@@ -20,7 +20,7 @@ from farm.api.door import Door, Submitter
 from farm.chain import override, parse_chain
 from farm.dataset.asking import Asked, ask
 from farm.dataset.desk import Datasets
-from farm.dataset.drafts import TEXTUAL
+from farm.dataset.drafts import HEADED, TEXTUAL
 from farm.dataset.files import ID, Files
 from farm.dataset.peeking import Head
 from farm.dataset.previewing import check, preview
@@ -137,7 +137,8 @@ def _checked(desk: Desk, caller: Caller, given: RowsAsk, name: str) -> tuple[Dat
     spec = _spec(desk, caller, given, name)
     owns = partial(desk.kept.owns_image, caller.owner)
     wildcards = Wildcards({name: tuple(lines) for name, lines in given.wildcards.items()})
-    planner = check(desk.farm, spec, head, text=format in TEXTUAL, owns=owns, wildcards=wildcards)
+    whole = format in (*TEXTUAL, *HEADED) or (isinstance(given, DatasetAsk) and not given.partial)
+    planner = check(desk.farm, spec, head, text=format in TEXTUAL, whole=whole, owns=owns, wildcards=wildcards)
     return spec, head, planner, format
 
 

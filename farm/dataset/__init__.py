@@ -28,6 +28,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `images` | which input image does a cell name? |
 | `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
 | `parameters` | in which parameters do samples differ, and how does a shard hold their values? |
+| `axes` | are the chain and its axes possible, whatever stands in the rows? |
 | `samples` | which samples do the rows mean, and is each of them possible? |
 | `planning` | how do the rows of a file become a plan? |
 | `drafts` | what would a file's dataset be: how many samples, at what cost, how large? |

@@ -260,6 +260,10 @@ def test_a_preview_tells_what_rows_become(ada: httpx2.Client) -> None:
         ({"left_out": ["label"], "columns": {"prompt": "label"}}, ("left_out", "invalid_field")),
         ({"sweep": [{"nope": [1]}]}, ("sweep.nope", "unknown_field")),
         ({"sweep": [{"seed": [1, 2], "prompt": ["a"]}]}, ("sweep.0", "invalid_field")),
+        ({"sweep": [{"steps": [2, 0]}]}, ("sweep.steps", "invalid_field")),
+        ({"sweep": [{"checkpoint": ["nope"]}]}, ("sweep.checkpoint", "unknown_checkpoint")),
+        ({"parameters": {"steps": 0}}, ("stages.0.num_inference_steps", "invalid_field")),
+        ({"parameters": {"checkpoint": "nope"}}, ("stages.0.checkpoint", "unknown_checkpoint")),
         ({"chain": "nope"}, ("", "unknown_preset")),
         ({"chain": {"stages": [{"kind": "nope"}]}}, ("stages.0.kind", "unknown_kind")),
         ({"chain": {"stages": [{"kind": "inpaint", "mask": "/etc/passwd"}]}}, ("stages.0.mask", "bad_image")),
@@ -300,8 +304,11 @@ def test_rows_and_sweeps_name_ones_own_images_alone(site: Site, ada: httpx2.Clie
     masks = stored(ada, f"prompt,image,mask\n{cells}")["id"]
     told = previewed(ada, masks, chain=chain)
     assert [one["row"] for one in told["errors"]] == list(range(2, 7)), told["errors"]
-    swept = previewed(ada, file, chain=chain, sweep=[{"mask": [mine, places[1]]}])
-    assert swept["errors"][0]["code"] == "bad_image"
+    for place in places:
+        body = {"file": file, "chain": chain, "sweep": [{"mask": [mine, place]}]}
+        assert locs(problem(ada.post(f"{DATASETS}/preview", json=body), 422, "bad_image")) == {
+            ("sweep.mask", "bad_image")
+        }
     # When it is planned nevertheless, Then it is refused by whoever plans it, too
     asked(ada, "own-images", (f"prompt,image,mask\n{cells}"), chain=chain)
     carry_out(site.farm, "own-images", lambda: False)

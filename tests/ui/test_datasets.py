@@ -285,6 +285,14 @@ def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched
     page.get_by_role("button", name="Add an axis").click()
     page.get_by_label("What axis 1 changes").select_option("0.num_inference_steps")
     page.get_by_label("Values of axis 1").fill("2, 0")
+    # Then that is told of the axis before anything is planned, and of no row
+    told = page.get_by_role("region", name="Preview")
+    expect(told).to_contain_text("axis of stage 1, steps: 0: Input should be greater than or equal to 1")
+    expect(page.get_by_role("button", name="Plan")).to_be_disabled()
+    expect(page.get_by_role("region", name="Wrong rows among the first")).to_have_count(0)
+    # Given a column instead that is wrong in every row
+    drop(page, ("alike.csv", "prompt,steps\n" + "a pear,0\n" * 130))
+    page.get_by_role("button", name="Remove axis 1").click()
     # Then it is told once for all of the first rows
     wrong = page.get_by_role("region", name="Wrong rows among the first").get_by_role("row")
     expect(wrong).to_have_count(2)
