@@ -36,6 +36,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `previewing` | what would its first rows become? |
 | `folder` | where does it lie, and how is it written whole? |
 | `asking` | how is a dataset asked for from afar, and who plans it? |
+| `leftovers` | what is left of asking for datasets, and when does it go? |
 | `status` | how far is a dataset? |
 | `seats` | which process feeds which dataset? |
 | `serve` | which datasets are fed, and by which process? |

@@ -116,11 +116,11 @@ class Folder:
 
     def read(self, path: str) -> bytes | None:
         """An object's bytes; None where there is none."""
-        found = self._read(path)
+        found = self.tagged(path)
         return None if found is None else found[0]
 
-    def _read(self, path: str) -> tuple[bytes, str] | None:
-        """The same with the ETag of what it is now."""
+    def tagged(self, path: str) -> tuple[bytes, str] | None:
+        """The same with the ETag of what it is now, for `write_over`."""
         try:
             with reaching("read of a dataset"):
                 found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
@@ -142,7 +142,7 @@ class Folder:
         with reaching("write of a dataset"):
             return self.store.put_first(self._arguments(path, data, content_type))
 
-    def _write_over(self, path: str, data: bytes, content_type: str, etag: str) -> bool:
+    def write_over(self, path: str, data: bytes, content_type: str, etag: str) -> bool:
         """Whether the object of this ETag was there still, and was replaced; otherwise nothing was written."""
         with reaching("write of a dataset"):
             return self.store.put_over(self._arguments(path, data, content_type), etag)
@@ -249,11 +249,11 @@ class Folder:
         """
         for _ in range(STEER_TRIES):
             self.plan()
-            there = self._read("control.json")
+            there = self.tagged("control.json")
             before = Control() if there is None else _read(Control, there[0], f"what is wanted of {self.name!r}")
             control = Control.model_validate({**before.model_dump(), **changes})
             told = "control.json", control.model_dump_json().encode(), "application/json"
-            if self.write_first(*told) if there is None else self._write_over(*told, there[1]):
+            if self.write_first(*told) if there is None else self.write_over(*told, there[1]):
                 return control
         raise Unavailable(f"very many steer {self.name!r} at the same time")
 

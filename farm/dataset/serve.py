@@ -20,6 +20,7 @@ from farm.client import Farm
 from farm.dataset.asking import carry_out_apart, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
+from farm.dataset.leftovers import EVERY_S, clear
 from farm.dataset.metrics import serve_metrics
 from farm.dataset.seats import ANY, Seats
 from farm.errors import FarmError, NotFound, Unavailable
@@ -63,7 +64,7 @@ class Feeding:
         self._feeders: dict[str, Feeder] = {}
         self._pool = ThreadPoolExecutor(1, "publishing")
         self._rests: dict[str, float] = {}
-        self._looked, self._trouble = -LOOK_S, ""
+        self._looked, self._cleared, self._trouble = -LOOK_S, -EVERY_S, ""
 
     def close(self) -> None:
         """Waits for what is being published, which looks at `stop`, and closes the connections."""
@@ -98,8 +99,8 @@ class Feeding:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
-        if self._only is None:
-            self._seats.take(ANY)
+        if self._only is None and self._seats.take(ANY):
+            self._clear()
         for name in datasets(self._farm.store) if self._only is None else [self._only]:
             if name in self._feeders or time.monotonic() < self._rests.get(name, 0.0):
                 continue
@@ -112,6 +113,16 @@ class Feeding:
                     raise
             except Exception as error:  # noqa: BLE001 — whatever is wrong with one, the others are fed
                 self._rest(name, error)
+
+    def _clear(self) -> None:
+        """Deletes now and then what is left of asking."""
+        if time.monotonic() - self._cleared < EVERY_S:
+            return
+        self._cleared = time.monotonic()
+        try:
+            clear(self._farm.store, time.time())
+        except Exception as error:  # noqa: BLE001 — whatever is wrong with what is left, datasets are fed
+            _log.error("not_cleared", error=type(error).__name__, exc_info=True)
 
     def _consider(self, name: str) -> None:
         """Begins to feed or plan a dataset, if it is to be. Raises NotFound, BadBlob, Unavailable."""

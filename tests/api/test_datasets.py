@@ -19,7 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from farm.dataset.asking import carry_out
+from farm.api import dataset_asks
+from farm.client import Farm
+from farm.dataset.asking import Asked, ask, carry_out
+from farm.dataset.files import HEAD, drop, uploads
 from farm.dataset.folder import Folder
 from farm.errors import CODES, FarmError, InvalidJob
 from tests.api.conftest import Json, Site, locs, open_site, picture, problem
@@ -424,6 +427,38 @@ def test_what_was_refused_is_its_owners_to_ask_for_again(site: Site, ada: httpx2
     with site.client() as bob:
         problem(bob.post(DATASETS, json={"name": "mine", "file": stored(bob)["id"]}), 409, "conflict")
     assert ada.get(f"{DATASETS}/mine").json()["state"] == "refused"
+
+
+def test_a_file_that_goes_while_it_is_asked_for_is_asked_for_again(
+    site: Site, ada: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an old file that is deleted when the wish for a dataset of it was checked
+    rows = "prompt\nlong ago\n"
+    body, store = {"name": "too-late", "file": stored(ada, rows)["id"]}, site.farm.store
+
+    def slower(farm: Farm, asked: Asked) -> bool:
+        drop(store, [asked.file + HEAD])
+        return ask(farm, asked)
+
+    monkeypatch.setattr(dataset_asks, "ask", slower)
+    # When, Then that is told, and no wish is left that cannot be planned
+    told = problem(ada.post(DATASETS, json=body), 422, "bad_file")
+    assert locs(told) == {("file", "bad_file")}
+    problem(ada.get(f"{DATASETS}/too-late"), 404, "not_found")
+    # And once it is uploaded again, it is planned
+    monkeypatch.undo()
+    assert planned(site, ada, "too-late", rows)["state"] == "planned"
+
+
+def test_a_file_that_is_uploaded_again_is_there_for_as_long(site: Site, ada: httpx2.Client) -> None:
+    rows = "prompt\nagain and again\n"
+    assert stored(ada, rows) == stored(ada, rows)
+    (before,) = [one for one in uploads(site.farm.store) if stored(ada, rows)["id"] in one.key]
+    until(lambda: (stored(ada, rows), max(one.at for one in uploads(site.farm.store)) > before.at)[1], 20)
+    # Also where of the file nothing but its first rows is left
+    drop(site.farm.store, [before.key])
+    stored(ada, rows)
+    assert before.key in [one.key for one in uploads(site.farm.store) if one.headed]
 
 
 def test_somebody_elses_file_is_none(site: Site, ada: httpx2.Client) -> None:

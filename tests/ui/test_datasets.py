@@ -304,7 +304,12 @@ def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched
     expect(told.get_by_role("row")).to_have_count(2)
     expect(told).to_contain_text("… and 99 more rows: 2–100")
     expect(page.get_by_text("These are the first 100 of 130 rows that are wrong.")).to_be_visible()
+    expect(page.get_by_text("Unless it is asked for again, it is forgotten on")).to_be_visible()
     page.screenshot(path=shots / "alike-refused.png", full_page=True)
+    # When it is taken off the list, Then it is gone without a word more
+    page.get_by_role("link", name="All datasets").click()
+    page.get_by_role("button", name="Remove alike").click()
+    expect(page.get_by_role("link", name="alike")).to_have_count(0)
 
 
 def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Watched) -> None:
