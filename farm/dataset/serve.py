@@ -23,7 +23,7 @@ from farm.dataset.folder import Folder, datasets
 from farm.dataset.leftovers import EVERY_S, clear
 from farm.dataset.metrics import serve_metrics
 from farm.dataset.seats import ANY, Seats
-from farm.errors import FarmError, NotFound, Unavailable
+from farm.errors import Busy, FarmError, NotFound, Unavailable
 from farm.log import log_to_stderr
 from farm.parent import die_with_parent
 from farm.settings import Settings
@@ -127,11 +127,17 @@ class Feeding:
     def _consider(self, name: str) -> None:
         """Begins to feed or plan a dataset, if it is to be. Raises NotFound, BadBlob, Unavailable."""
         folder = Folder(self._farm.store, name)
-        if self._only is None and folder.planned() is None:
+        plan = folder.planned()
+        if self._only is None and plan is None:
             if is_asked(folder):
                 self._planning.begin(name)
             return
         control = folder.control()
+        if plan and control.state == "running" and self._are_many(plan.owner):
+            most = self._settings.max_fed_datasets
+            folder.tell_trouble(Busy(f"{most} of its owner's are fed at a time; it waits until another is done"))
+            self._rests[name] = time.monotonic() + REST_S
+            return
         wanted = control.state == "running" or (control.state == "paused" and not control.held)
         if (wanted or self._only) and self._seats.take(name):
             try:
@@ -139,6 +145,11 @@ class Feeding:
             except BaseException:
                 self._leave(name)
                 raise
+
+    def _are_many(self, owner: str) -> bool:
+        """Whether this process feeds as many datasets of an owner as it may; nobody in particular has no limit."""
+        fed = sum(one.plan.owner == owner for one in self._feeders.values())
+        return bool(owner) and 0 < self._settings.max_fed_datasets <= fed
 
     def _round(self, name: str) -> bool | Unavailable | None:
         """One round of one dataset: whether anything moved, or None where it is over, or what is away."""
