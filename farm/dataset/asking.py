@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.client import Farm
 from farm.dataset.desk import Datasets
-from farm.dataset.folder import Folder
+from farm.dataset.folder import Folder, unlike
 from farm.dataset.peeking import MEMORY_BYTES
 from farm.dataset.planning import Refused
 from farm.dataset.sources import bad_file, source_of
@@ -86,8 +86,11 @@ def ask(farm: Farm, asked: Asked) -> bool:
     refused = folder.tagged("refused.json")
     if before == asked and refused is None:
         return False
-    if before is None or before.owner != asked.owner or refused is None:
+    if before is None or before.owner != asked.owner:
         raise folder.taken()
+    if refused is None:
+        files = ({"name": one.file_name, "file": one.file} for one in (before, asked))
+        raise folder.taken(unlike(before.spec, asked.spec, *files) or "asked for otherwise")
     if FORGOTTEN in json.loads(refused[0]):
         raise Conflict("it was refused long ago and is being deleted", hint="ask again in a moment")
     # Whoever writes over the refusal first has the wish: this, or who forgets it for its age (see `leftovers`).

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -218,13 +218,15 @@ class Folder:
 
     def _same(self, there: Plan, plan: Plan) -> bool:
         if there != plan:
-            raise self.taken()
+            # Of somebody else's no more is told than that it is there.
+            others = there.owner != plan.owner
+            raise self.taken("" if others else unlike(there.spec, plan.spec, there.source, plan.source))
         return False
 
-    def taken(self) -> Conflict:
-        """What is wrong where another dataset has this one's name."""
+    def taken(self, why: str = "") -> Conflict:
+        """What is wrong where another dataset has this one's name; `why` it is another one."""
         hint = "choose another name, or delete it with `farm dataset rm`"
-        return Conflict("there is another dataset of this name already", hint=hint)
+        return Conflict("there is another dataset of this name already" + (f": {why}" if why else ""), hint=hint)
 
     def samples(self, number: int) -> list[Sample]:
         """The samples of one shard, as planned."""
@@ -339,6 +341,14 @@ def _read(kind: type[Model], data: bytes, what: str) -> Model:
         return kind.model_validate_json(data)
     except ValidationError:
         raise BadBlob(f"{what} cannot be read by this build") from None
+
+
+def unlike(there: DatasetSpec, spec: DatasetSpec, file: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What tells the dataset that is there from one that is asked for; `file` and `other` are what each is made of."""
+    names = [name for name in DatasetSpec.model_fields if getattr(there, name) != getattr(spec, name)]
+    told = [f"of another file, {file['name']}"] if file != other else []
+    told += [f"with other {', '.join(names)}"] if names else []
+    return " and ".join(told)
 
 
 def _errors(error: FarmError) -> tuple[FieldError, ...]:

@@ -241,6 +241,9 @@ def test_all_or_nothing(stocked: Farm, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [one.loc for one in caught.value.errors] == ["rows.2.seed", "rows.3"]
     assert caught.value.code == "bad_rows"
+    assert (caught.value.message, caught.value.hint) == (
+        "2 of the file's 4 rows cannot be taken", "mend them, or leave them out (partial)",
+    )  # fmt: skip
     assert not Folder(stocked.store, "some").names("")
     # Unless the others are asked for
     found = planned(stocked, path, partial=True)
@@ -253,6 +256,11 @@ def test_of_many_wrong_rows_the_first_hundred_are_named(stocked: Farm, tmp_path:
     with pytest.raises(Refused) as caught:
         planned(stocked, path, partial=True)
     assert (len(caught.value.errors), caught.value.count) == (100, 250)
+    # And nobody is told to leave out what would leave nothing
+    assert caught.value.message == "none of the file's rows can be taken"
+    assert caught.value.hint == (
+        "these are the first 100 of 250 wrong rows; mend them: there is no other row to be planned"
+    )
 
 
 def test_a_mapped_column_that_the_file_lacks_is_told_at_once(stocked: Farm, tmp_path: Path) -> None:
@@ -268,10 +276,17 @@ def test_a_second_try_is_the_same_dataset_and_another_one_is_refused(stocked: Fa
     again = planned(stocked, path, shard_samples=4)
     assert (first.fresh, again.fresh) == (True, False)
     assert first.plan == again.plan
-    with pytest.raises(Conflict, match="another dataset"):
+    with pytest.raises(Conflict, match=r"another dataset of this name already: with other shard_samples$"):
         planned(stocked, path, shard_samples=5)
+    # Also where nothing but a column has another name
+    renamed = table(tmp_path / "b.csv", "caption", *(f"number {number}" for number in range(10)))
+    with pytest.raises(Conflict, match=r"already: of another file, a\.csv and with other columns, shard_samples$"):
+        planned(stocked, renamed, columns={"prompt": "caption"})
     with pytest.raises(Conflict, match="another dataset"):
         planned(stocked, table(path, "prompt", "number 0"), shard_samples=4)
+    # And of somebody else's no more is told than that it is there
+    with pytest.raises(Conflict, match=r"another dataset of this name already$"):
+        planned(stocked, path, shard_samples=5, owner="ada")
 
 
 def test_a_planning_that_broke_off_leaves_nothing_that_counts(stocked: Farm, tmp_path: Path) -> None:

@@ -328,5 +328,11 @@ def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Wa
         expect(page.get_by_text("Nothing runs until you start it.")).to_be_visible()
     finally:
         process.stop()
+    # And so of one that is to run, there and on the list
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("It waits for a feeder. If that lasts, nobody feeds datasets")).to_be_visible()
+    page.get_by_role("link", name="All datasets").click()
+    expect(page.get_by_role("link", name="lonely")).to_contain_text("It waits for a feeder.")
+    desk.pause("lonely")
     desk.rm("lonely")
     until(lambda: all(one.name != "lonely" for one in desk.ls()), 20)
