@@ -181,6 +181,25 @@ def parse_chain(data: Mapping[str, Any]) -> Chain:
     return chain
 
 
+def value_errors(stages: Sequence[Mapping[str, Any]], name: str, value: Any) -> list[FieldError]:
+    """What is wrong with a parameter, named as for `override`, whatever the others of these stages are."""
+    if name in Chain.model_fields:
+        try:
+            parse_chain({"stages": stages, name: value})
+        except InvalidJob as error:
+            return [one for one in error.errors if one.loc == name]
+        return []
+    found: list[FieldError] = []
+    for bare in override([{"kind": stage["kind"]} for stage in stages], {name: value}):
+        cls = kinds()[bare["kind"]]
+        try:
+            cls.model_validate(bare)
+        except ValidationError as error:
+            told = _field_errors(error, "", cls)
+            found += [one for one in told if one not in found and one.loc.partition(".")[0] in bare.keys() - {"kind"}]
+    return found
+
+
 def _words(cls: type[BaseModel]) -> list[str]:
     """What the fields of `cls` may be called."""
     return [*cls.model_fields, *(alias for alias, name in ALIASES.items() if name in cls.model_fields)]

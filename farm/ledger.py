@@ -51,8 +51,9 @@ A job that attaches to a committed execution takes its output and goes on; to a 
 An idle execution that was never charged and never committed is deleted; others without waiters live for the retention,
 or until `forget` names a job of theirs: it deletes those that are committed, idle or failed and that nobody waits on.
 
-Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<state>`, `owner:<owner>:<state>` and
-`in:<state>:<run>`, each end `run_ends`, and each event both streams)::
+Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<state>`, `owner:<owner>:<state>`,
+`in:<state>:<run>` and, of a dataset's open ones, `collected:<owner>:<state>`, each end `run_ends`, and each event both
+streams)::
 
     state            call                     to            event                   keys written (with job:<id>)
     ---------------  -----------------------  ------------  ----------------------  -----------------------------------
@@ -78,8 +79,9 @@ Job (`job:<id>`; each turn also writes the lists of jobs in a state, `jobs:<stat
     ended            reap, past retention     absent                                -all of these, -events:<job>, -idem
 
 Nothing of a job runs out by itself: its record says in which lists it stands, so whoever forgets it clears them.
-`submit` refuses new jobs beyond what the farm takes or their owner may have; room for jobs of the same run that follow
-in further scripts is kept in `booked:<owner>`. A run's jobs are steered as each alone would be (`farm.runs`).
+`submit` refuses new jobs beyond what the farm takes or their owner may have, of which a dataset's are none; room for
+jobs of the same run that follow in further scripts is kept in `booked:<owner>`. A run's jobs are steered as each alone
+would be (`farm.runs`).
 
 How long executions take is kept per queue at their commits, as exponentially weighted means (`WEIGHT`) of the time from
 claim to commit: `wall_ms` of the whole, `mean_ms` of its share, the whole divided by the number of executions that the
@@ -168,9 +170,9 @@ class Ledger(Readers, Runs):
     ) -> tuple[list[Submitted], set[str]]:
         """The jobs that hold now, in order, and the queues with new ready work. 200 at a time, each time all or none.
 
-        `max_open`: so many unended jobs their owner, who is one, may have with them; 0 for any number. `beyond`: so
-        many more of the same run follow in other calls; all of them are admitted with the first, or none. What was
-        submitted before counts as admitted.
+        `max_open`: so many unended jobs, but datasets', their owner, who is one, may have with them; 0: any number.
+        `beyond`: so many more of the same run follow in other calls; all of them are admitted with the first, or none.
+        What was submitted before counts as admitted.
 
         Raises:
             Conflict: (`idempotency_conflict`) a key was used before, for another body; nothing of these 200 is written.

@@ -121,10 +121,15 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(26214400, gt=0, description="largest input image file, bytes")
     max_count: int = Field(10000, ge=1, description="most jobs in one run")
     max_open_jobs: int = Field(
-        100000, ge=0, description="unended jobs of one owner, where the token does not say otherwise; 0: no limit"
+        100000,
+        ge=0,
+        description="unended jobs of one owner, but datasets', where the token does not say otherwise; 0: no limit",
     )
     dataset_open: int = Field(
         4000, gt=0, description="samples of a dataset in the ledger at a time; two shards, if those have more"
+    )
+    max_fed_datasets: int = Field(
+        4, ge=0, description="datasets of one owner that a feeder feeds at a time; the others wait; 0: any number"
     )
     max_dataset_bytes: int = Field(
         1 << 30, gt=0, le=5 << 30, description="largest file of rows for a dataset, bytes; S3 takes 5 GiB at once"

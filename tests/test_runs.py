@@ -135,6 +135,33 @@ def test_no_owner_has_more_than_its_quota(ledger: Ledger) -> None:
     ledger.submit(many(4, "d", owner="bob"), max_open=4)
 
 
+def test_a_datasets_jobs_take_no_room_of_their_owner(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given more jobs of a dataset than their owner may have open, of which one runs, one is paused and one has ended
+    ledger.submit(many(6, "d", owner="ada", collected=True, run="shard"), max_open=0)
+    take(ledger)
+    ledger.pause("d4")
+    ledger.cancel("d5")
+    assert len(raw.keys(P + "collected:ada:*")) == 3
+    # When, Then the owner may submit all the same, as much as ever
+    ledger.submit(many(4, "k", owner="ada"), max_open=4)
+    with pytest.raises(QuotaExceeded, match="4 of at most 4"):
+        ledger.submit([job("k4", owner="ada")], max_open=4)
+    # And so when one is tried again
+    ledger.cancel("k0")
+    ledger.retry("k0", 4)
+    ledger.cancel("k1")
+    ledger.submit([job("k4", owner="ada")], max_open=4)
+    with pytest.raises(QuotaExceeded):
+        ledger.retry("k1", 4)
+    # And once they have ended, nothing tells that they were
+    ledger.resume("d4")
+    ledger.cancel_run("shard")
+    ledger.forget([f"d{number}" for number in range(6)])
+    assert raw.keys(P + "collected:*") == []
+    with pytest.raises(QuotaExceeded, match="4 of at most 4"):
+        ledger.submit([job("k5", owner="ada")], max_open=4)
+
+
 def test_a_repeated_call_is_answered_whatever_the_quota(ledger: Ledger) -> None:
     # Given a run of which two scripts were written, when the connection broke
     run = many(600, owner="ada", run="r")

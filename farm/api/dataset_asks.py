@@ -18,9 +18,9 @@ from farm.api.dataset_views import DatasetView, PreviewView
 from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Submitter
 from farm.chain import override, parse_chain
-from farm.dataset.asking import Asked, ask
+from farm.dataset.asking import Asked, ask, withdraw
 from farm.dataset.desk import Datasets
-from farm.dataset.drafts import TEXTUAL
+from farm.dataset.drafts import HEADED, TEXTUAL
 from farm.dataset.files import ID, Files
 from farm.dataset.peeking import Head
 from farm.dataset.previewing import check, preview
@@ -119,7 +119,10 @@ def _ask(desk: Desk, caller: Caller, given: DatasetAsk) -> DatasetView:
         spec=spec, file=files.key(given.file), file_name=given.file.partition("/")[2], format=format,
         owner=caller.owner, partial=given.partial, wildcards=given.wildcards,
     )  # fmt: skip
-    ask(desk.farm, asked)
+    if ask(desk.farm, asked) and not files.is_there(given.file):
+        # It was old, and was deleted just now: who deletes looks for wishes after it cannot be named any more.
+        withdraw(desk.farm, asked)
+        raise _no_file()
     return DatasetView.of(Datasets(desk.farm).status(given.name))
 
 
@@ -132,13 +135,18 @@ def _checked(desk: Desk, caller: Caller, given: RowsAsk, name: str) -> tuple[Dat
     try:
         head = Files(desk.farm.inbox, caller.owner).head(given.file)
     except NotFound:
-        raise wrong("file", "no such file is stored; upload it", "bad_file") from None
+        raise _no_file() from None
     format, _ = format_of(given.file, None)
     spec = _spec(desk, caller, given, name)
     owns = partial(desk.kept.owns_image, caller.owner)
     wildcards = Wildcards({name: tuple(lines) for name, lines in given.wildcards.items()})
-    planner = check(desk.farm, spec, head, text=format in TEXTUAL, owns=owns, wildcards=wildcards)
+    whole = format in (*TEXTUAL, *HEADED) or (isinstance(given, DatasetAsk) and not given.partial)
+    planner = check(desk.farm, spec, head, text=format in TEXTUAL, whole=whole, owns=owns, wildcards=wildcards)
     return spec, head, planner, format
+
+
+def _no_file() -> InvalidJob:
+    return wrong("file", "no such file is stored; upload it", "bad_file")
 
 
 def _spec(desk: Desk, caller: Caller, given: RowsAsk, name: str) -> DatasetSpec:

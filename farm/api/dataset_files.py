@@ -102,10 +102,13 @@ async def _received(request: Request, desk: Desk, owner: str, name: str) -> Asyn
 def _keep(desk: Desk, caller: Caller, path: Path, file: str) -> FileView:
     """The stored file."""
     format, _ = format_of(path.name, None)
-    size = path.stat().st_size
+    size, files = path.stat().st_size, Files(desk.farm.inbox, caller.owner)
     with suppress(NotFound):
         # Also asks the store whether it is there, before much is sent to it.
-        return FileView.of(file, format, size, Files(desk.farm.inbox, caller.owner).head(file))
+        head = files.head(file)
+        files.renew(file, head)
+        if files.is_there(file):
+            return FileView.of(file, format, size, head)
     head = peek(path)
     Files(desk.patient, caller.owner).put(file, path, head)
     return FileView.of(file, format, size, head)

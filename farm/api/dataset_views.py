@@ -150,6 +150,7 @@ class RefusedView(View):
     code: str
     message: str
     hint: str = ""
+    until: str = Field("", description="when it is forgotten, unless it is asked for again")
     count: int = Field(0, description="rows that are wrong")
     rows: list[RowErrorView] = Field([], description="the first of them")
     errors: list[WrongView] = []

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from farm.cli.following import Unfed, fed, followed, line_of, open_datasets, opened, span
+from farm.cli.following import Unfed, fed, followed, line_of, open_datasets, opened, span, unfed
 from farm.cli.outcome import Outcome, Table, group, is_plain, load_settings, settings_here, usage
 from farm.cli.submit import assignments, axes
 
@@ -198,7 +198,11 @@ def status(name: Name) -> Outcome:
     with open_datasets() as desk:
         found = desk.status(name)
         failures = desk.failures(name, 20) if found.failed else []
-    lines: list[str | Table] = [line_of(found)]
+    lines: list[str | Table] = [line_of(found), *filter(None, [unfed(found)])]
+    for one in (found.refused or {}).get("rows", [])[:20]:
+        lines.append(f"row {one['row']}{', ' + one['column'] if one['column'] else ''}: {one['message']}")
+    for one in (found.refused or {}).get("errors", [])[:20]:
+        lines.append(f"{one['loc']}: {one['msg']}")
     if failures:
         heads = ("KEY", "ROW", "STATE", "CODE", "MESSAGE")
         lines.append(Table(heads, [tuple(one[head.lower()] for head in heads) for one in failures]))

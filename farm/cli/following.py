@@ -58,6 +58,10 @@ def opened(command: str) -> Iterator[tuple[Datasets, Any]]:
 
 def line_of(status: Status) -> str:
     """A dataset in a line."""
+    if status.refused is not None:
+        return f"{status.name}  refused: {status.refused['message']}"
+    if status.state == "planning":
+        return f"{status.name}  planning, {status.rows:,} rows read"
     told = [
         f"{status.name}  {status.state}",
         f"{status.done:,} of {status.samples:,} samples",
@@ -69,6 +73,12 @@ def line_of(status: Status) -> str:
         f"does not go on: {status.trouble['message']}" if status.trouble else "",
     ]
     return ", ".join(filter(None, told))
+
+
+def unfed(status: Status) -> str:
+    """What to do where a dataset waits for somebody who plans or feeds it; "" where it does not."""
+    waits = status.state in ("planning", "running") and not status.fed and status.trouble is None
+    return "nobody plans or feeds it now; if that lasts, `farm up` does, or `farm dataset feed`" if waits else ""
 
 
 def span(seconds: float | None) -> str:

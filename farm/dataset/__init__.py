@@ -28,6 +28,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `images` | which input image does a cell name? |
 | `moulds` | what do samples share that differ in nothing but prompts, seed and row? |
 | `parameters` | in which parameters do samples differ, and how does a shard hold their values? |
+| `axes` | are the chain and its axes possible, whatever stands in the rows? |
 | `samples` | which samples do the rows mean, and is each of them possible? |
 | `planning` | how do the rows of a file become a plan? |
 | `drafts` | what would a file's dataset be: how many samples, at what cost, how large? |
@@ -35,6 +36,7 @@ needed to go on lies in the store, under `datasets/<name>/`; the ledger only hol
 | `previewing` | what would its first rows become? |
 | `folder` | where does it lie, and how is it written whole? |
 | `asking` | how is a dataset asked for from afar, and who plans it? |
+| `leftovers` | what is left of asking for datasets, and when does it go? |
 | `status` | how far is a dataset? |
 | `seats` | which process feeds which dataset? |
 | `serve` | which datasets are fed, and by which process? |

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
@@ -26,15 +27,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.client import Farm
 from farm.dataset.desk import Datasets
-from farm.dataset.folder import Folder
+from farm.dataset.folder import Folder, unlike
 from farm.dataset.peeking import MEMORY_BYTES
 from farm.dataset.planning import Refused
 from farm.dataset.sources import bad_file, source_of
 from farm.dataset.spec import DatasetSpec
 from farm.dataset.wildcards import Wildcards
-from farm.errors import FarmError, InvalidJob, Unavailable
+from farm.errors import Conflict, FarmError, InvalidJob, Unavailable
 from farm.log import log_to_stderr
 from farm.parent import EX_TEMPFAIL, die_with_parent
+from farm.records import instant
 from farm.scripts import Server
 from farm.servers import environment
 from farm.settings import Settings
@@ -45,6 +47,10 @@ TELL_ROWS = 20_000
 """So often it is told how many rows were read."""
 TRIES = 3
 """A file at which so many processes ended is refused: the first ones may have ended of something else."""
+REFUSED_S = 7 * 86_400.0
+"""So long it stands there why a wish was refused, seconds: its owner mends the file and asks again, or forgets it."""
+FORGOTTEN = "forgotten"
+"""Stands in a refusal that is being deleted."""
 LOOK_S = 1.0
 """How often it is looked whether the plan is still wanted, seconds."""
 
@@ -68,7 +74,7 @@ def ask(farm: Farm, asked: Asked) -> bool:
     """Writes a wish, to be planned by whoever feeds the farm's datasets; False where it was written before.
 
     Raises:
-        Conflict: there is another dataset of this name, or another one was asked for.
+        Conflict: there is another dataset of this name, or another one was asked for, or it is being forgotten.
     """
     folder, data = Folder(farm.store, asked.spec.name), asked.model_dump_json().encode()
     there = folder.read("asked.json")
@@ -77,14 +83,29 @@ def ask(farm: Farm, asked: Asked) -> bool:
             return True
         there = folder.read("asked.json")  # somebody else's, who was quicker
     before = None if there is None else Asked.model_validate_json(there)
-    refused = folder.read("refused.json") is not None
-    if before == asked and not refused:
+    refused = folder.tagged("refused.json")
+    if before == asked and refused is None:
         return False
-    if before is None or before.owner != asked.owner or not refused:
+    if before is None or before.owner != asked.owner:
         raise folder.taken()
+    if refused is None:
+        files = ({"name": one.file_name, "file": one.file} for one in (before, asked))
+        raise folder.taken(unlike(before.spec, asked.spec, *files) or "asked for otherwise")
+    if FORGOTTEN in json.loads(refused[0]):
+        raise Conflict("it was refused long ago and is being deleted", hint="ask again in a moment")
+    # Whoever writes over the refusal first has the wish: this, or who forgets it for its age (see `leftovers`).
+    if not folder.write_over("refused.json", refused[0] + b" ", "application/json", refused[1]):
+        return ask(farm, asked)
     folder.write("asked.json", data, "application/json")
     folder.delete(["refused.json", "tries.json"])
     return True
+
+
+def withdraw(farm: Farm, asked: Asked) -> None:
+    """Takes a wish back, unless another one was asked for since then."""
+    folder = Folder(farm.store, asked.spec.name)
+    if folder.read("asked.json") == asked.model_dump_json().encode():
+        folder.delete(["asked.json"])
 
 
 def is_asked(folder: Folder) -> bool:
@@ -143,7 +164,8 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
 
 def _refuse(folder: Folder, error: FarmError) -> None:
     """Says why what was asked for is not possible."""
-    told: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint}
+    until = instant((time.time() + REFUSED_S) * 1000)
+    told: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint, "until": until}
     if isinstance(error, Refused):
         told |= {"count": error.count, "rows": [asdict(row) for row in error.rows]}
     elif isinstance(error, InvalidJob):

@@ -37,6 +37,8 @@ from farm.whose import Owns, check_images
 
 TEXTUAL = ("csv", "tsv", "txt")
 """Formats whose cells are text, so that numbers have to be read from it."""
+HEADED = ("csv", "tsv", "parquet")
+"""Formats that tell their columns before their rows."""
 FIRST = 20
 """So many samples are shown of a plan."""
 
@@ -99,7 +101,7 @@ class Drafts:
         with TemporaryDirectory(prefix="plan-") as temporary:
             target = Path(temporary)
             spec = _spec(name, self._told(asked_chain, None if store else target), asked)
-            planner = self._planner(spec, source, folder, wildcards, owns, store)
+            planner = self._planner(spec, source, folder, wildcards, owns, store, partial)
             sha256, size_bytes = digest(source)
             facts = {"name": file_name or source.name, "sha256": sha256, "size_bytes": size_bytes}
             how: dict[str, Any] = {"owner": owner, "partial": partial, "progress": progress}
@@ -118,6 +120,7 @@ class Drafts:
         wildcards: Wildcards | None,
         owns: Owns | None,
         store: bool,
+        partial: bool,
     ) -> Planner:
         """What plans the rows of a file. Raises InvalidJob."""
         images = Images(self._farm, spec, folder, store=store, owns=owns)
@@ -125,8 +128,11 @@ class Drafts:
             self._farm, spec, wildcards or Wildcards(), images.input, text=source.format in TEXTUAL, owns=owns,
             store=store,
         )  # fmt: skip
-        if source.format in ("csv", "tsv", "parquet"):
-            planner.check_header(header(source))
+        columns = header(source)
+        if source.format in HEADED:
+            planner.check_header(columns)
+        if source.format in (*TEXTUAL, *HEADED) or not partial:  # a later row may give what the first ones lack
+            planner.check_shapes(columns)
         return planner
 
     def _told(self, chain: Chain, folder: Path | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -118,11 +118,11 @@ class Folder:
 
     def read(self, path: str) -> bytes | None:
         """An object's bytes; None where there is none."""
-        found = self._read(path)
+        found = self.tagged(path)
         return None if found is None else found[0]
 
-    def _read(self, path: str) -> tuple[bytes, str] | None:
-        """The same with the ETag of what it is now."""
+    def tagged(self, path: str) -> tuple[bytes, str] | None:
+        """The same with the ETag of what it is now, for `write_over`."""
         try:
             with reaching("read of a dataset"):
                 found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
@@ -144,7 +144,7 @@ class Folder:
         with reaching("write of a dataset"):
             return self.store.put_first(self._arguments(path, data, content_type))
 
-    def _write_over(self, path: str, data: bytes, content_type: str, etag: str) -> bool:
+    def write_over(self, path: str, data: bytes, content_type: str, etag: str) -> bool:
         """Whether the object of this ETag was there still, and was replaced; otherwise nothing was written."""
         with reaching("write of a dataset"):
             return self.store.put_over(self._arguments(path, data, content_type), etag)
@@ -220,13 +220,15 @@ class Folder:
 
     def _same(self, there: Plan, plan: Plan) -> bool:
         if there != plan:
-            raise self.taken()
+            # Of somebody else's no more is told than that it is there.
+            others = there.owner != plan.owner
+            raise self.taken("" if others else unlike(there.spec, plan.spec, there.source, plan.source))
         return False
 
-    def taken(self) -> Conflict:
-        """What is wrong where another dataset has this one's name."""
+    def taken(self, why: str = "") -> Conflict:
+        """What is wrong where another dataset has this one's name; `why` it is another one."""
         hint = "choose another name, or delete it with `farm dataset rm`"
-        return Conflict("there is another dataset of this name already", hint=hint)
+        return Conflict("there is another dataset of this name already" + (f": {why}" if why else ""), hint=hint)
 
     def samples(self, number: int) -> list[Sample]:
         """The samples of one shard, as planned."""
@@ -251,11 +253,11 @@ class Folder:
         """
         for _ in range(STEER_TRIES):
             self.plan()
-            there = self._read("control.json")
+            there = self.tagged("control.json")
             before = Control() if there is None else _read(Control, there[0], f"what is wanted of {self.name!r}")
             control = Control.model_validate({**before.model_dump(), **changes})
             told = "control.json", control.model_dump_json().encode(), "application/json"
-            if self.write_first(*told) if there is None else self._write_over(*told, there[1]):
+            if self.write_first(*told) if there is None else self.write_over(*told, there[1]):
                 return control
         raise Unavailable(f"very many steer {self.name!r} at the same time")
 
@@ -364,6 +366,14 @@ def _read(kind: type[Model], data: bytes, what: str) -> Model:
         return kind.model_validate_json(data)
     except ValidationError:
         raise BadBlob(f"{what} cannot be read by this build") from None
+
+
+def unlike(there: DatasetSpec, spec: DatasetSpec, file: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What tells the dataset that is there from one that is asked for; `file` and `other` are what each is made of."""
+    names = [name for name in DatasetSpec.model_fields if getattr(there, name) != getattr(spec, name)]
+    told = [f"of another file, {file['name']}"] if file != other else []
+    told += [f"with other {', '.join(names)}"] if names else []
+    return " and ".join(told)
 
 
 def _errors(error: FarmError) -> tuple[FieldError, ...]:

@@ -68,11 +68,19 @@ class Refused(InvalidJob):
 
     code = "bad_rows"
 
-    def __init__(self, errors: list[RowError], count: int) -> None:
+    def __init__(self, errors: list[RowError], count: int, taken: int) -> None:
+        """`count` rows are wrong, of which `errors` names the first, and `taken` are right."""
         self.rows, self.count = errors, count
+        if taken:
+            told = f"{count:,} of the file's {count + taken:,} rows cannot be taken"
+            hint = "mend them, or leave them out (partial)"
+        else:
+            told, hint = "none of the file's rows can be taken", "mend them: there is no other row to be planned"
+        named = len({one.row for one in errors})
         super().__init__(
-            f"{count} of the file's rows cannot be taken" if count > 1 else "a row of the file cannot be taken",
+            told,
             code="bad_rows",
+            hint=f"these are the first {named} of {count:,} wrong rows; {hint}" if named < count else hint,
             errors=tuple(
                 FieldError(f"rows.{one.row}" + (f".{one.column}" if one.column else ""), one.message, one.code)
                 for one in errors
@@ -127,7 +135,7 @@ def plan_rows(
             wrongs += 1
             errors += found[: TOLD - len(errors)]
     if (wrongs and not partial) or not taken:
-        raise Refused(errors, wrongs)
+        raise Refused(errors, wrongs, taken)
     return (
         Plan(
             spec=spec,

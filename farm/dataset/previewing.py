@@ -48,8 +48,12 @@ class Preview:
     cost_s: float | None
 
 
-def check(farm: Farm, spec: DatasetSpec, head: Head, *, text: bool, owns: Owns, wildcards: Wildcards) -> Planner:
+def check(
+    farm: Farm, spec: DatasetSpec, head: Head, *, text: bool, whole: bool, owns: Owns, wildcards: Wildcards
+) -> Planner:
     """What plans the file's rows, without storing anything.
+
+    `whole`: no other columns than the head's can make a row possible.
 
     Raises:
         InvalidJob: what is asked for is wrong, whatever stands in the rows.
@@ -57,6 +61,8 @@ def check(farm: Farm, spec: DatasetSpec, head: Head, *, text: bool, owns: Owns, 
     images = Images(farm, spec, None, store=False, owns=owns)
     planner = Planner(farm, spec, wildcards, images.input, text=text, owns=owns, store=False)
     planner.check_header(head.columns)
+    if whole:
+        planner.check_shapes(head.columns)
     return planner
 
 

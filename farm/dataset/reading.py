@@ -53,7 +53,8 @@ def rows(source: Source) -> Iterator[Row | RowError]:
     for found in READERS[source.format](source):
         yield found
     if found is None:
-        raise bad_file(source.name, "it has no rows")
+        hint = "behind the line that names the columns there is none" if source.format in ("csv", "tsv") else ""
+        raise bad_file(source.name, "it has no rows", hint)
 
 
 def header(source: Source) -> list[str]:

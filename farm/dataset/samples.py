@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from farm.dataset.axes import check_shapes, check_values, names_of
 from farm.dataset.moulds import Moulds
 from farm.dataset.prompts import Template
 from farm.dataset.spec import DatasetSpec, Row, Sample, sample_seed
@@ -68,18 +69,19 @@ class Planner:
         if not self._swept:
             raise wrong("sweep", f"{self._axes} samples of every row, and one means at most {spec.per_row}")
         names = [name for axis in spec.sweep for name in axis]
-        if twice := [name for place, name in enumerate(names) if _names(name) & {*names[:place]}]:
+        if twice := [name for place, name in enumerate(names) if names_of(name) & {*names[:place]}]:
             raise wrong("sweep", f"{twice[0]} stands on two axes")
         if len({repr(one) for one in self._swept}) < len(self._swept):
             raise wrong("sweep", "the same values stand there twice")
         self._parameters = _parameters(spec.chain)
-        self._on_axes = {one for name in names for one in _names(name)}
+        self._on_axes = {one for name in names for one in names_of(name)}
         self._starts_from_image = _starts_from_image(spec.chain)
         self._needs_prompt = not self._starts_from_image and not _has_prompt(spec)
         self._targets = self._mapped()
         for name in names:
             if name not in self.known():
                 raise wrong(f"sweep.{name}", "no stage of this chain has this parameter", "unknown_field")
+        check_values(spec, self._check_own)
         self._moulds = Moulds(farm, spec, owns=owns, store=store)
         self.most = farm.settings.max_dataset_samples
         """Samples that all rows together may mean."""
@@ -128,6 +130,14 @@ class Planner:
                 raise wrong("left_out", f"the file has no column {theirs!r}", "unknown_column")
             if theirs in self._targets:
                 raise wrong("left_out", f"{theirs!r} gives {self._targets[theirs]}")
+
+    def check_shapes(self, columns: Iterable[str]) -> None:
+        """Refuses what is not possible in any row, if the rows have no other columns than these. Raises InvalidJob.
+
+        Where a column gives a parameter, each row decides.
+        """
+        if not {self.target(one) for one in columns} & {*CHAIN, *self._parameters}:
+            check_shapes(self._spec, self._moulds)
 
     def samples(self, row: Row, start: int) -> list[Sample]:
         """The samples of one row, of which the first is the dataset's sample `start`.
@@ -248,6 +258,14 @@ class Planner:
             raise wrong("seed", f"a whole number from 0 to {MAX_SEED}")
         return value
 
+    def _check_own(self, name: str, value: Any) -> bool:
+        """Whether this is a prompt or a seed, which are of the row. Raises InvalidJob where it cannot be."""
+        if name == "seed":
+            self._seed(value)
+        elif name in TEXTS:
+            self._checked(name, value)
+        return name == "seed" or name in TEXTS
+
     def _checked(self, name: str, value: Any) -> str:
         """A prompt as a chain may have it; the chain's own where a row gives none."""
         if value is None:
@@ -284,13 +302,6 @@ class Planner:
             raise wrong("prompt", f"means {count * self._axes} samples, and a row means at most {self._spec.per_row}")
         for prompt, choices in made:
             yield self._checked("prompt", prompt), choices
-
-
-def _names(name: str) -> set[str]:
-    """What a parameter may be called, in the same place."""
-    place, dot, last = name.rpartition(".")
-    field = ALIASES.get(last, last)
-    return {place + dot + one for one in (field, *(alias for alias, known in ALIASES.items() if known == field))}
 
 
 def _parameters(chain: Mapping[str, Any]) -> set[str]:

@@ -20,9 +20,10 @@ from farm.client import Farm
 from farm.dataset.asking import carry_out_apart, is_asked
 from farm.dataset.feeding import Feeder
 from farm.dataset.folder import Folder, datasets
+from farm.dataset.leftovers import EVERY_S, clear
 from farm.dataset.metrics import serve_metrics
 from farm.dataset.seats import ANY, Seats
-from farm.errors import FarmError, NotFound, Unavailable
+from farm.errors import Busy, FarmError, NotFound, Unavailable
 from farm.log import log_to_stderr
 from farm.parent import die_with_parent
 from farm.settings import Settings
@@ -63,7 +64,7 @@ class Feeding:
         self._feeders: dict[str, Feeder] = {}
         self._pool = ThreadPoolExecutor(1, "publishing")
         self._rests: dict[str, float] = {}
-        self._looked, self._trouble = -LOOK_S, ""
+        self._looked, self._cleared, self._trouble = -LOOK_S, -EVERY_S, ""
 
     def close(self) -> None:
         """Waits for what is being published, which looks at `stop`, and closes the connections."""
@@ -98,8 +99,8 @@ class Feeding:
         if time.monotonic() - self._looked < LOOK_S:
             return
         self._looked = time.monotonic()
-        if self._only is None:
-            self._seats.take(ANY)
+        if self._only is None and self._seats.take(ANY):
+            self._clear()
         for name in datasets(self._farm.store) if self._only is None else [self._only]:
             if name in self._feeders or time.monotonic() < self._rests.get(name, 0.0):
                 continue
@@ -113,14 +114,30 @@ class Feeding:
             except Exception as error:  # noqa: BLE001 — whatever is wrong with one, the others are fed
                 self._rest(name, error)
 
+    def _clear(self) -> None:
+        """Deletes now and then what is left of asking."""
+        if time.monotonic() - self._cleared < EVERY_S:
+            return
+        self._cleared = time.monotonic()
+        try:
+            clear(self._farm.store, time.time())
+        except Exception as error:  # noqa: BLE001 — whatever is wrong with what is left, datasets are fed
+            _log.error("not_cleared", error=type(error).__name__, exc_info=True)
+
     def _consider(self, name: str) -> None:
         """Begins to feed or plan a dataset, if it is to be. Raises NotFound, BadBlob, Unavailable."""
         folder = Folder(self._farm.store, name)
-        if self._only is None and folder.planned() is None:
+        plan = folder.planned()
+        if self._only is None and plan is None:
             if is_asked(folder):
                 self._planning.begin(name)
             return
         control = folder.control()
+        if plan and control.state == "running" and self._are_many(plan.owner):
+            most = self._settings.max_fed_datasets
+            folder.tell_trouble(Busy(f"{most} of its owner's are fed at a time; it waits until another is done"))
+            self._rests[name] = time.monotonic() + REST_S
+            return
         wanted = control.state == "running" or (control.state == "paused" and not control.held)
         if (wanted or self._only) and self._seats.take(name):
             try:
@@ -128,6 +145,11 @@ class Feeding:
             except BaseException:
                 self._leave(name)
                 raise
+
+    def _are_many(self, owner: str) -> bool:
+        """Whether this process feeds as many datasets of an owner as it may; nobody in particular has no limit."""
+        fed = sum(one.plan.owner == owner for one in self._feeders.values())
+        return bool(owner) and 0 < self._settings.max_fed_datasets <= fed
 
     def _round(self, name: str) -> bool | Unavailable | None:
         """One round of one dataset: whether anything moved, or None where it is over, or what is away."""

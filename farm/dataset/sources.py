@@ -42,7 +42,9 @@ TRIES = 4
 ZIP, GZIP, PARQUET = (b"PK\x03\x04", b"PK\x05\x06"), (b"\x1f\x8b",), (b"PAR1",)
 """First bytes. Source: APPNOTE.TXT 4.3.7 and 4.3.16; RFC 1952 §2.3.1; the Parquet file format."""
 UTF16, UTF32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
-AS_UTF8 = "save it as UTF-8 (spreadsheets: “CSV UTF-8”)"
+LOOKED_BYTES = 2**12
+"""So much of a file is looked at for an encoding that it does not tell."""
+AS_UTF8 = "save it as UTF-8 (spreadsheets: “CSV UTF-8”; PowerShell: -Encoding utf8)"
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,29 @@ def _as_utf8(data: io.BufferedReader[Any], source: Source) -> io.BufferedReader[
         raise bad_file(source.name, "this is UTF-32", AS_UTF8)
     if head.startswith(UTF16):
         return io.BufferedReader(_Recoded(data, source.name), BLOCK_BYTES)
-    if b"\0" in head[:2]:
+    if b"\0" in head[:2] or _is_wide(data.peek(LOOKED_BYTES)[:LOOKED_BYTES]):
         raise bad_file(source.name, "this is no text, or UTF-16 that does not say so", AS_UTF8)
     if head.startswith(codecs.BOM_UTF8):
         data.read(len(codecs.BOM_UTF8))
     return data
+
+
+def _is_wide(head: bytes) -> bool:
+    """Whether a text that begins so is UTF-16 or UTF-32 without its mark.
+
+    Its line ends have NULs. What has a NUL and is UTF-8 otherwise is a text with a stray NUL, told by its row, unless a
+    quarter of it are NULs, as of Latin letters that have two bytes or four.
+    """
+    if b"\n\0" not in head and b"\0\n" not in head:
+        return False
+    if head.count(0) * 4 >= len(head):
+        return True
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeError:
+        whole = head[: len(head) // 2 * 2]
+        return any("\n" in whole.decode(form, "ignore") for form in ("utf-16-le", "utf-16-be"))
+    return False
 
 
 class _Raw(io.RawIOBase):

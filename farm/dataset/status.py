@@ -32,6 +32,6 @@ class Status:
     eta_s: float | None
     owner: str = ""
     refused: dict[str, Any] | None = None
-    """Why what was asked for is not possible: `code`, `message`, and the first `rows` or `errors`."""
+    """Why what was asked for is not possible: `code`, `message`, the first `rows` or `errors`, and `until` when."""
     trouble: dict[str, Any] | None = None
     """Why it does not go on, though it is to run: `code`, `message` and `errors`."""

@@ -120,7 +120,7 @@ def _wildcards(path: Path, data: bytes, folder: Path) -> Iterator[tuple[str, tup
         elif found:
             raise ValueError("a list of lines, or a mapping of such lists, is needed")
     except UnicodeDecodeError:
-        raise _bad(own, "this is not UTF-8") from None
+        raise _bad(own, "this is not UTF-8: save it so") from None
     except RecursionError:
         raise _bad(own, f"more than {MAX_DEPTH} mappings within each other") from None
     except (ValueError, yaml.YAMLError) as error:

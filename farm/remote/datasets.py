@@ -322,4 +322,4 @@ def _refusal(refused: Mapping[str, Any]) -> InvalidJob:
         for one in refused["rows"]
     ]
     wrong = [FieldError(one["loc"], one["msg"], one["code"]) for one in refused["errors"]]
-    return InvalidJob(refused["message"], code=refused["code"], errors=(*rows, *wrong))
+    return InvalidJob(refused["message"], code=refused["code"], hint=refused["hint"], errors=(*rows, *wrong))

@@ -17,7 +17,7 @@ from farm.dataset.tars import entries
 from farm.servers import environment
 from tests.api.conftest import Site
 from tests.conftest import free_port
-from tests.e2e.rig import ROOT
+from tests.e2e.rig import ROOT, until
 from tests.test_cli import Ran, run  # noqa: F401 — a fixture
 
 Run = Callable[..., Ran]
@@ -157,9 +157,23 @@ def test_wrong_rows_are_told_by_row_and_column(site: Site, there: Run, files: Pa
         assert refused.status == 2
         (error,) = refused.envelope["error"]["errors"]
         assert (refused.code, error["loc"], error["code"]) == ("bad_rows", "rows.2.steps", "invalid_field")
+        assert refused.envelope["error"]["hint"] == "mend them, or leave them out (partial)"
+        # Also when it is looked at later
+        told = there("dataset", "status", "wrong-afar").out.splitlines()
+        assert told[0] == "wrong-afar  refused: 1 of the file's 2 rows cannot be taken"
+        assert told[1].startswith("row 2, steps: ")
         # And without them it is planned
         found = there(*plan, "--partial").envelope["data"]
         assert (found["rows"], found["rejected"], found["rejects"][0]["row"]) == (1, 1, 2)
+        # And another file of that name is told as that, though both have the same prompts
+        (files / "wrong.csv").write_text("caption,steps\na pear,2\n")
+        other = there(*plan, "--map", "prompt=caption")
+        assert (other.code, other.status) == ("conflict", 1)
+        assert "of another file, wrong.csv and with other columns" in other.envelope["error"]["message"]
+        there("dataset", "run", "wrong-afar", "--detach")
+    # When nobody feeds it any more, Then that is said of it
+    until(lambda: "nobody plans or feeds it now" in there("dataset", "status", "wrong-afar").out, 60)
+    there("dataset", "pause", "wrong-afar")
 
 
 @pytest.mark.parametrize(

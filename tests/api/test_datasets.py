@@ -19,7 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from farm.dataset.asking import carry_out
+from farm.api import dataset_asks
+from farm.client import Farm
+from farm.dataset.asking import Asked, ask, carry_out
+from farm.dataset.files import HEAD, drop, uploads
 from farm.dataset.folder import Folder
 from farm.errors import CODES, FarmError, InvalidJob
 from tests.api.conftest import Json, Site, locs, open_site, picture, problem
@@ -260,6 +263,10 @@ def test_a_preview_tells_what_rows_become(ada: httpx2.Client) -> None:
         ({"left_out": ["label"], "columns": {"prompt": "label"}}, ("left_out", "invalid_field")),
         ({"sweep": [{"nope": [1]}]}, ("sweep.nope", "unknown_field")),
         ({"sweep": [{"seed": [1, 2], "prompt": ["a"]}]}, ("sweep.0", "invalid_field")),
+        ({"sweep": [{"steps": [2, 0]}]}, ("sweep.steps", "invalid_field")),
+        ({"sweep": [{"checkpoint": ["nope"]}]}, ("sweep.checkpoint", "unknown_checkpoint")),
+        ({"parameters": {"steps": 0}}, ("stages.0.num_inference_steps", "invalid_field")),
+        ({"parameters": {"checkpoint": "nope"}}, ("stages.0.checkpoint", "unknown_checkpoint")),
         ({"chain": "nope"}, ("", "unknown_preset")),
         ({"chain": {"stages": [{"kind": "nope"}]}}, ("stages.0.kind", "unknown_kind")),
         ({"chain": {"stages": [{"kind": "inpaint", "mask": "/etc/passwd"}]}}, ("stages.0.mask", "bad_image")),
@@ -300,8 +307,11 @@ def test_rows_and_sweeps_name_ones_own_images_alone(site: Site, ada: httpx2.Clie
     masks = stored(ada, f"prompt,image,mask\n{cells}")["id"]
     told = previewed(ada, masks, chain=chain)
     assert [one["row"] for one in told["errors"]] == list(range(2, 7)), told["errors"]
-    swept = previewed(ada, file, chain=chain, sweep=[{"mask": [mine, places[1]]}])
-    assert swept["errors"][0]["code"] == "bad_image"
+    for place in places:
+        body = {"file": file, "chain": chain, "sweep": [{"mask": [mine, place]}]}
+        assert locs(problem(ada.post(f"{DATASETS}/preview", json=body), 422, "bad_image")) == {
+            ("sweep.mask", "bad_image")
+        }
     # When it is planned nevertheless, Then it is refused by whoever plans it, too
     asked(ada, "own-images", (f"prompt,image,mask\n{cells}"), chain=chain)
     carry_out(site.farm, "own-images", lambda: False)
@@ -418,6 +428,38 @@ def test_what_was_refused_is_its_owners_to_ask_for_again(site: Site, ada: httpx2
     with site.client() as bob:
         problem(bob.post(DATASETS, json={"name": "mine", "file": stored(bob)["id"]}), 409, "conflict")
     assert ada.get(f"{DATASETS}/mine").json()["state"] == "refused"
+
+
+def test_a_file_that_goes_while_it_is_asked_for_is_asked_for_again(
+    site: Site, ada: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an old file that is deleted when the wish for a dataset of it was checked
+    rows = "prompt\nlong ago\n"
+    body, store = {"name": "too-late", "file": stored(ada, rows)["id"]}, site.farm.store
+
+    def slower(farm: Farm, asked: Asked) -> bool:
+        drop(store, [asked.file + HEAD])
+        return ask(farm, asked)
+
+    monkeypatch.setattr(dataset_asks, "ask", slower)
+    # When, Then that is told, and no wish is left that cannot be planned
+    told = problem(ada.post(DATASETS, json=body), 422, "bad_file")
+    assert locs(told) == {("file", "bad_file")}
+    problem(ada.get(f"{DATASETS}/too-late"), 404, "not_found")
+    # And once it is uploaded again, it is planned
+    monkeypatch.undo()
+    assert planned(site, ada, "too-late", rows)["state"] == "planned"
+
+
+def test_a_file_that_is_uploaded_again_is_there_for_as_long(site: Site, ada: httpx2.Client) -> None:
+    rows = "prompt\nagain and again\n"
+    assert stored(ada, rows) == stored(ada, rows)
+    (before,) = [one for one in uploads(site.farm.store) if stored(ada, rows)["id"] in one.key]
+    until(lambda: (stored(ada, rows), max(one.at for one in uploads(site.farm.store)) > before.at)[1], 20)
+    # Also where of the file nothing but its first rows is left
+    drop(site.farm.store, [before.key])
+    stored(ada, rows)
+    assert before.key in [one.key for one in uploads(site.farm.store) if one.headed]
 
 
 def test_somebody_elses_file_is_none(site: Site, ada: httpx2.Client) -> None:

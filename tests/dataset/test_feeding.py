@@ -207,6 +207,26 @@ def test_one_that_cannot_go_on_says_why_and_keeps_nobody_waiting(rig: Rig, tmp_p
         feeder.stop()
 
 
+def test_one_owner_has_so_many_fed_at_a_time(rig: Rig, tmp_path: Path) -> None:
+    # Given two datasets of one owner, one of another, and a feeder that feeds one of each
+    desk = Datasets(rig.farm)
+    for name, owner in (("first", "ada"), ("next", "ada"), ("other", "bob")):
+        planned(rig, table(tmp_path / f"{name}.csv", 12), name, owner=owner)
+        desk.start(name)
+    feeder = FeederProcess(rig, FARM_MAX_FED_DATASETS="1").start()
+    try:
+        # Then the second one says that it waits, and for what
+        trouble = until(lambda: desk.status("next").trouble, 60, "word of why it waits")
+        assert (trouble["code"], trouble["message"][:34]) == ("busy", "1 of its owner's are fed at a time")
+        assert desk.status("next").done == 0
+        # And all are done in the end
+        for name in ("first", "other", "next"):
+            done(rig, name)
+        assert desk.status("next").trouble is None
+    finally:
+        feeder.stop()
+
+
 def test_what_was_asked_for_from_afar_is_planned_and_told(rig: Rig, feeder: FeederProcess, tmp_path: Path) -> None:
     # Given a file in the store, and one with wrong rows
     store, desk = rig.farm.store, Datasets(rig.farm)

@@ -241,6 +241,9 @@ def test_all_or_nothing(stocked: Farm, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [one.loc for one in caught.value.errors] == ["rows.2.seed", "rows.3"]
     assert caught.value.code == "bad_rows"
+    assert (caught.value.message, caught.value.hint) == (
+        "2 of the file's 4 rows cannot be taken", "mend them, or leave them out (partial)",
+    )  # fmt: skip
     assert not Folder(stocked.store, "some").names("")
     # Unless the others are asked for
     found = planned(stocked, path, partial=True)
@@ -253,6 +256,11 @@ def test_of_many_wrong_rows_the_first_hundred_are_named(stocked: Farm, tmp_path:
     with pytest.raises(Refused) as caught:
         planned(stocked, path, partial=True)
     assert (len(caught.value.errors), caught.value.count) == (100, 250)
+    # And nobody is told to leave out what would leave nothing
+    assert caught.value.message == "none of the file's rows can be taken"
+    assert caught.value.hint == (
+        "these are the first 100 of 250 wrong rows; mend them: there is no other row to be planned"
+    )
 
 
 def test_a_mapped_column_that_the_file_lacks_is_told_at_once(stocked: Farm, tmp_path: Path) -> None:
@@ -268,10 +276,17 @@ def test_a_second_try_is_the_same_dataset_and_another_one_is_refused(stocked: Fa
     again = planned(stocked, path, shard_samples=4)
     assert (first.fresh, again.fresh) == (True, False)
     assert first.plan == again.plan
-    with pytest.raises(Conflict, match="another dataset"):
+    with pytest.raises(Conflict, match=r"another dataset of this name already: with other shard_samples$"):
         planned(stocked, path, shard_samples=5)
+    # Also where nothing but a column has another name
+    renamed = table(tmp_path / "b.csv", "caption", *(f"number {number}" for number in range(10)))
+    with pytest.raises(Conflict, match=r"already: of another file, a\.csv and with other columns, shard_samples$"):
+        planned(stocked, renamed, columns={"prompt": "caption"})
     with pytest.raises(Conflict, match="another dataset"):
         planned(stocked, table(path, "prompt", "number 0"), shard_samples=4)
+    # And of somebody else's no more is told than that it is there
+    with pytest.raises(Conflict, match=r"another dataset of this name already$"):
+        planned(stocked, path, shard_samples=5, owner="ada")
 
 
 def test_a_planning_that_broke_off_leaves_nothing_that_counts(stocked: Farm, tmp_path: Path) -> None:
@@ -394,12 +409,12 @@ def test_row_errors_of_the_reader_are_told_with_the_planners(stocked: Farm, tmp_
 
 
 def test_a_row_is_told_by_the_column_that_gave_what_is_wrong(stocked: Farm, tmp_path: Path) -> None:
-    # Given a column that is called like a parameter and gives none, and steps that cannot be, from elsewhere
+    # Given a column that is called like a parameter and gives none, and a strength that steps from elsewhere forbid
     path = tmp_path / "a.csv"
     path.write_text("prompt,steps,n\na fig,3,0\n")
     cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"columns": {"steps": "n"}}, "n"),
-        ({"sweep": [{"steps": [0]}], "columns": {"prompt": "prompt"}, "automatic": False}, ""),
+        ({"sweep": [{"strength": [0.1]}]}, ""),
     )
     for asked, column in cases:
         # When, Then
@@ -408,6 +423,75 @@ def test_a_row_is_told_by_the_column_that_gave_what_is_wrong(stocked: Farm, tmp_
         assert {one.column for one in caught.value.rows} == {column}
         assert len({(one.column, one.message) for one in caught.value.rows}) == len(caught.value.rows)
     assert planned(stocked, path, store=False).plan.samples == 1
+
+
+WRONG_AXES: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
+    "a value of its field": ({"sweep": [{"steps": [2, 0]}]}, [("sweep.steps", "0: ")]),
+    "several, each once": (
+        {"sweep": [{"steps": [2, 0, "x"]}, {"1.strength": [2]}]},
+        [("sweep.steps", "0: "), ("sweep.steps", "x: "), ("sweep.1.strength", "2: ")],
+    ),
+    "a seed": ({"sweep": [{"seed": [1, -1]}]}, [("sweep.seed", "-1: a whole number")]),
+    "a prompt": ({"sweep": [{"prompt": ["a", 7]}], "left_out": ("prompt",)}, [("sweep.prompt", "7: a text")]),
+    "a field of the chain": ({"sweep": [{"exact": [True, 3]}]}, [("sweep.exact", "3: ")]),
+    "a checkpoint that is not there": (
+        {"sweep": [{"0.checkpoint": ["tiny", "huge"]}, {"steps": [2, 3]}]}, [("sweep.0.checkpoint", "huge")],
+    ),
+    "what does not go with another field": (
+        {"sweep": [{"1.strength": [0.5, 0.1]}, {"seed": list(range(400))}]}, [("sweep.1.strength", "1.strength 0.1: ")],
+    ),
+    "two that go side by side": (
+        {"sweep": [{"steps": [2, 3], "checkpoint": ["tiny", "huge"]}]},
+        [("sweep.checkpoint", "steps 3, checkpoint huge: ")],
+    ),
+    "the chain's own": (
+        {"chain": {"stages": [{"kind": "text2img", "checkpoint": "huge"}]}}, [("stages.0.checkpoint", "huge")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl"])
+@pytest.mark.parametrize("case", WRONG_AXES)
+def test_what_no_row_could_mend_is_told_once_and_not_by_row(farm: Farm, tmp_path: Path, case: str, end: str) -> None:
+    # Given many rows, and a value beside them that is wrong with all of them
+    asked, told = WRONG_AXES[case]
+    path = tmp_path / f"a.{end}"
+    lines = ["prompt", *["a fig"] * 1000] if end == "csv" else ['{"prompt": "a fig"}'] * 1000
+    path.write_text("\n".join(lines))
+    read = list[int]()
+    # When
+    with pytest.raises(InvalidJob) as caught:
+        planned(farm, path, store=False, progress=read.append, **asked)
+    # Then it is told at once where it was said
+    assert not isinstance(caught.value, Refused)
+    assert [one.loc for one in caught.value.errors] == [loc for loc, _ in told]
+    assert all(words in one.msg for one, (_, words) in zip(caught.value.errors, told, strict=True))
+    assert not read
+
+
+def test_what_a_row_may_mend_is_told_by_row(farm: Farm, tmp_path: Path) -> None:
+    # Given a strength of which the chain's steps leave none, and rows of which one gives more
+    asked: dict[str, Any] = {"sweep": [{"1.strength": [0.1, 0.5]}], "store": False}
+    path = table(tmp_path / "a.csv", "prompt,steps", "a fig,20", "a plum,2")
+    # Then the other one alone is wrong
+    with pytest.raises(Refused) as caught:
+        planned(farm, path, **asked)
+    assert [one.row for one in caught.value.rows] == [2]
+    assert planned(farm, path, partial=True, **asked).plan.samples == 2
+    # And so in a file that does not tell its columns first
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"prompt": "a plum"}\n' * 150 + '{"prompt": "a fig", "steps": 20}\n')
+    assert planned(farm, lines, partial=True, **asked).plan.rejected == 150
+
+
+def test_an_image_is_the_rows_and_none_is_missing_before(farm: Farm, tmp_path: Path) -> None:
+    chain = {"stages": [{"kind": "img2img", "checkpoint": "tiny"}]}
+    path = table(tmp_path / "a.csv", "prompt,image", "a fig,none.png")
+    with pytest.raises(Refused):
+        planned(farm, path, chain=chain, store=False, sweep=[{"strength": [0.5, 0.6]}])
+    with pytest.raises(InvalidJob, match="huge") as caught:
+        planned(farm, path, chain=chain, store=False, sweep=[{"checkpoint": ["tiny", "huge"]}])
+    assert [one.loc for one in caught.value.errors] == ["sweep.checkpoint"]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ FAULTY: dict[str, tuple[str, Data, str, str, str]] = {
     "long prompt": ("a.txt", f"1\n{LONG}\n2", "prompt", "bad_cell", "65,537"),
     "huge prompt": ("a.txt", f"1\n{HUGE}\n2", "prompt", "bad_cell", "longer than"),
     "NUL in a text": ("a.txt", "1\nx\0\n2", "prompt", "bad_cell", "line 2: it holds a NUL"),
+    "NUL at the end of a line of UTF-8": ("a.txt", "1\nKäse\0\n2", "prompt", "bad_cell", "line 2: it holds a NUL"),
     "Latin-1 in a text": ("a.txt", b"1\n\xe4\n2", "prompt", "bad_encoding", "UTF-8"),
     "no JSON": ("a.jsonl", f"{A}x{Z}", "", "bad_row", "line 2: not JSON: expecting value"),
     "JSON's trailing comma": ("a.jsonl", f'{A}{{"a": "x"}},{Z}', "", "bad_row", "extra data"),
@@ -240,6 +241,8 @@ def zipped() -> bytes:
 
 
 CSV = b"a,b\n" + b"1,2\n" * 5000
+CHINESE = "提示,上\n红色的梨,1\n蓝色的李子,2\n"
+"""Of two bytes a letter without a NUL, but for line ends; one of them has the byte of a line end."""
 BAD: dict[str, tuple[str, Data, str]] = {
     "empty csv": ("a.csv", b"", "it is empty"),
     "blank csv": ("a.csv", b"\n\n", "it is empty"),
@@ -264,6 +267,11 @@ BAD: dict[str, tuple[str, Data, str]] = {
     "open quote": ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n', "line 3: a quote is opened and never closed"),
     "open quote in the header": ("a.csv", b'a,"b\n1,2\n', "header cannot be read"),
     "UTF-16 without its mark": ("a.csv", "a,b\n1,2".encode("utf-16-le"), "UTF-16 that does not say so"),
+    "Chinese UTF-16 without its mark": ("a.csv", CHINESE.encode("utf-16-le"), "UTF-16 that does not say so"),
+    "big-endian, as a text": ("a.txt", CHINESE.encode("utf-16-be"), "save it as UTF-8"),
+    "UTF-16 behind a long line": ("a.jsonl", ('{"梨": 1}' + " " * 9000 + "\n").encode("utf-16-le"), "save it as UTF-8"),
+    "UTF-32 without its mark": ("a.txt", CHINESE.encode("utf-32-le"), "save it as UTF-8"),
+    "PowerShell's >> behind UTF-8": ("a.csv", b"a,b\n1,2\n" + "3,4\r\n".encode("utf-16-le"), "-Encoding utf8"),
     "half of UTF-16": ("a.csv", "a,b\n1,2".encode("utf-16")[:-1], "not the UTF-16"),
     "a wrong pair in UTF-16": ("a.csv", b"\xff\xfe" + b"\x00\xd8" * 4, "not the UTF-16"),
     "UTF-32": ("a.csv", "a,b\n1,2".encode("utf-32"), "UTF-32"),

@@ -285,6 +285,14 @@ def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched
     page.get_by_role("button", name="Add an axis").click()
     page.get_by_label("What axis 1 changes").select_option("0.num_inference_steps")
     page.get_by_label("Values of axis 1").fill("2, 0")
+    # Then that is told of the axis before anything is planned, and of no row
+    told = page.get_by_role("region", name="Preview")
+    expect(told).to_contain_text("axis of stage 1, steps: 0: Input should be greater than or equal to 1")
+    expect(page.get_by_role("button", name="Plan")).to_be_disabled()
+    expect(page.get_by_role("region", name="Wrong rows among the first")).to_have_count(0)
+    # Given a column instead that is wrong in every row
+    drop(page, ("alike.csv", "prompt,steps\n" + "a pear,0\n" * 130))
+    page.get_by_role("button", name="Remove axis 1").click()
     # Then it is told once for all of the first rows
     wrong = page.get_by_role("region", name="Wrong rows among the first").get_by_role("row")
     expect(wrong).to_have_count(2)
@@ -296,7 +304,12 @@ def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched
     expect(told.get_by_role("row")).to_have_count(2)
     expect(told).to_contain_text("… and 99 more rows: 2–100")
     expect(page.get_by_text("These are the first 100 of 130 rows that are wrong.")).to_be_visible()
+    expect(page.get_by_text("Unless it is asked for again, it is forgotten on")).to_be_visible()
     page.screenshot(path=shots / "alike-refused.png", full_page=True)
+    # When it is taken off the list, Then it is gone without a word more
+    page.get_by_role("link", name="All datasets").click()
+    page.get_by_role("button", name="Remove alike").click()
+    expect(page.get_by_role("link", name="alike")).to_have_count(0)
 
 
 def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Watched) -> None:
@@ -315,5 +328,11 @@ def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Wa
         expect(page.get_by_text("Nothing runs until you start it.")).to_be_visible()
     finally:
         process.stop()
+    # And so of one that is to run, there and on the list
+    page.get_by_role("button", name="Start").click()
+    expect(page.get_by_text("It waits for a feeder. If that lasts, nobody feeds datasets")).to_be_visible()
+    page.get_by_role("link", name="All datasets").click()
+    expect(page.get_by_role("link", name="lonely")).to_contain_text("It waits for a feeder.")
+    desk.pause("lonely")
     desk.rm("lonely")
     until(lambda: all(one.name != "lonely" for one in desk.ls()), 20)

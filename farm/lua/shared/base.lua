@@ -66,28 +66,33 @@ local function tell(exec, kind, code)
 end
 
 -- The lists of jobs in a state: all of them, those of the owner, those of the run. An owner's name has no colon; a run's may.
-local function lists(state, owner, run)
+-- A dataset's open jobs are in one more of their owner's, for they are not counted among what the owner may have open.
+local function lists(state, owner, run, collected)
   local found = {P .. 'jobs:' .. state}
   if (owner or '') ~= '' then found[#found + 1] = P .. 'owner:' .. owner .. ':' .. state end
   if (run or '') ~= '' then found[#found + 1] = P .. 'in:' .. state .. ':' .. run end
+  if collected == '1' and (owner or '') ~= '' and OPEN[state] then
+    found[#found + 1] = P .. 'collected:' .. owner .. ':' .. state
+  end
   return found
 end
 
 local function turn(job, state)
-  local old, created, owner, run = get(jk(job), 'state', 'created_ms', 'owner', 'run')
+  local old, created, owner, run, collected = get(jk(job), 'state', 'created_ms', 'owner', 'run', 'collected')
   if old then
-    for _, list in ipairs(lists(old, owner, run)) do redis.call('ZREM', list, job) end
+    for _, list in ipairs(lists(old, owner, run, collected)) do redis.call('ZREM', list, job) end
   end
-  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZADD', list, created, job) end
+  for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZADD', list, created, job) end
   redis.call('HSET', jk(job), 'state', state)
 end
 
--- How many jobs have not ended, of an owner or, for '', of all.
+-- How many jobs have not ended: of an owner, but those of datasets, or, for '', all.
 local function count_open(owner)
   local found = 0
   for state in pairs(OPEN) do
     local all = lists(state, owner)
     found = found + redis.call('ZCARD', all[#all])
+    if owner ~= '' then found = found - redis.call('ZCARD', P .. 'collected:' .. owner .. ':' .. state) end
   end
   return found
 end
@@ -127,7 +132,7 @@ end
 -- it is listed. Executions belong to their recipes and stay.
 local function forget_job(job)
   local key, own = jk(job), 'p:' .. job
-  local state, owner, run, idem, n = get(key, 'state', 'owner', 'run', 'idem', 'n')
+  local state, owner, run, idem, n, collected = get(key, 'state', 'owner', 'run', 'idem', 'n', 'collected')
   redis.call('ZREM', P .. 'ended', job)
   redis.call('ZREM', P .. 'jobs', job)
   if not state then
@@ -137,7 +142,7 @@ local function forget_job(job)
     end
     return
   end
-  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZREM', list, job) end
+  for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZREM', list, job) end
   if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
   if run ~= '' then
     redis.call('ZREM', P .. 'run:' .. run, job)

@@ -185,6 +185,7 @@ export function states(one: DatasetView): Record<string, number> {
 
 /** Why a dataset does not go on though it is to; "" where it does, or is not to. */
 export function waits(one: DatasetView): string {
-  if (one.fed || (one.state !== "planning" && one.state !== "running")) return "";
+  // One that waits for its turn among its owner's says so itself.
+  if (one.fed || one.trouble?.code === "busy" || (one.state !== "planning" && one.state !== "running")) return "";
   return one.state === "planning" ? "It waits for its turn to be planned." : "It waits for a feeder.";
 }

@@ -374,6 +374,7 @@ export interface RefusedView {
   code: string;
   message: string;
   hint: string;
+  until: string;
   count: number;
   rows: RowErrorView[];
   errors: WrongField[];

@@ -50,6 +50,9 @@ export function spans(numbers: number[]): string {
 export const where = (loc: string): string =>
   loc
     .replace(/^stages\.(\d+)\.?/, (_, at) => `stage ${Number(at) + 1}, `)
+    .replace(/^sweep\.(\d+)$/, (_, at) => `axis ${Number(at) + 1}`)
+    .replace(/^sweep\.(\d+)\./, (_, at) => `axis of stage ${Number(at) + 1}, `)
+    .replace(/^sweep\./, "axis ")
     .replace("num_inference_steps", "steps")
     .replaceAll("_", " ")
     .replace(/, $/, "");
