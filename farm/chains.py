@@ -227,6 +227,8 @@ class NamedChains:
 
     def _names(self) -> dict[str, str]:
         """The names of all saved chains, each with the ETag of what it is now."""
+        if not self._store.is_named:
+            return {}
         start, ends = f"{self._store.prefix}chains/", ".json"
         with reaching("list the saved chains"):
             pages = self._store.client.get_paginator("list_objects_v2").paginate(
@@ -244,7 +246,7 @@ class NamedChains:
 
     def _stored(self, name: str) -> tuple[NamedChain, str] | None:
         """A saved chain, and the ETag of what it is now; None where there is none. Raises BadBlob."""
-        if not is_name(name):
+        if not is_name(name) or not self._store.is_named:
             return None
         try:
             with reaching("read a saved chain"):
@@ -257,7 +259,7 @@ class NamedChains:
             one = NamedChain.model_validate_json(data)
         except ValidationError:
             one = None
-        if one is None or not isinstance(one.chain.get("stages"), list):
+        if one is None or not _has_stages(one.chain):
             raise BadBlob(f"the saved chain {name} cannot be read by this build")
         return one.model_copy(update={"name": name}), found["ETag"]
 
@@ -271,6 +273,14 @@ def check_name(name: str) -> None:
     """Raises InvalidJob where no saved chain may be called so."""
     if not isinstance(name, str) or not is_name(name):
         raise wrong("name", f"{RULE}, and not the end of a file's name ({', '.join(FILES)})")
+
+
+def _has_stages(chain: Mapping[str, Any]) -> bool:
+    """Whether it is what a list of chains shows: stages, each of a kind; which there are is for a submit to say."""
+    stages = chain.get("stages")
+    return isinstance(stages, list) and all(
+        isinstance(one, dict) and isinstance(one.get("kind"), str) for one in stages
+    )
 
 
 def _is_same(one: NamedChain, other: NamedChain) -> bool:
