@@ -116,22 +116,23 @@ class NamedChains:
         )
 
     def _saved(self) -> list[NamedChain]:
-        there = self._names()
-        stale = [name for name, etag in there.items() if self._read.get(name, ("",))[0] != etag]
-        with ThreadPoolExecutor(READERS) as readers:
-            list(readers.map(self._remember, stale))
-        for name in [name for name in self._read if name not in there]:
-            self._read.pop(name, None)
-        return [found[1] for name in sorted(there) if (found := self._read.get(name)) is not None]
+        there, known = self._names(), self._read
 
-    def _remember(self, name: str) -> None:
-        """Notes what a saved chain is now, or that it is none."""
-        self._read.pop(name, None)
-        try:
-            if (found := self._stored(name)) is not None:
-                self._read[name] = (found[1], found[0])
-        except BadBlob as error:  # the others are told all the same
-            _log.warning("chain_unreadable", chain=name, error=error.message)
+        def now(name: str) -> tuple[str, NamedChain] | None:
+            if name in known and known[name][0] == there[name]:
+                return known[name]
+            try:
+                stored = self._stored(name)
+            except BadBlob as error:  # the others are told all the same
+                _log.warning("chain_unreadable", chain=name, error=error.message)
+                return None
+            return stored and (stored[1], stored[0])
+
+        with ThreadPoolExecutor(READERS) as readers:
+            found = [one for one in readers.map(now, sorted(there)) if one is not None]
+        # In one step: others look at the same time.
+        self._read = {one.name: (etag, one) for etag, one in found}
+        return [one for _, one in found]
 
     # ------------------------------------------------------------------------------------------------ change
 

@@ -19,6 +19,7 @@ from farm.dataset.sources import source_of
 from farm.errors import Conflict, Forbidden, InvalidJob, NotFound
 from farm.protocol import AnyFarm
 from farm.remote import AsyncFarm, RemoteFarm
+from farm.remote.datasets import _chain_fields
 from tests.api.conftest import PNG, Json, Site, locs, made, picture, problem
 from tests.api.rows import planned
 from tests.test_cli import Run
@@ -153,6 +154,10 @@ def test_its_images_are_everybodys(site: Site, farm: AnyFarm, tmp_path: Path) ->
     farm.save_chain("masked", tmp_path / "masked.yaml")
     (tmp_path / "mask.png").unlink()
     mask = farm.preset("masked")["stages"][1]["mask"]
+    # And another mask, which is a file, stands over it
+    (tmp_path / "other.png").write_bytes(picture("white", (48, 48)))
+    other = farm.render("a pear", chain="masked", **{"1.mask": str(tmp_path / "other.png")})
+    assert spec(other)["stages"][1]["mask"] != mask
     assert mask.startswith("sha256:")
     written = {"chain": {"stages": [stages[0], {**stages[1], "mask": mask}]}, "prompt": "a pear"}
     with site.client() as bob, site.client() as eve:
@@ -219,6 +224,11 @@ def test_a_dataset_is_planned_with_it(site: Site) -> None:
         assert found["samples"] == 3
         (first, *_) = found["plan"]["first"]
         assert first["negative_prompt"] == "a plum"
+        # And from afar, where what is the chain's own goes over it, and one that nobody knows is told
+        with RemoteFarm(site.url, site.token("bob")) as farm:
+            sent = farm.play(_chain_fields("portrait", {"fit": "contain", "1.strength": 0.75}))
+            assert (sent["chain"]["negative_prompt"], sent["chain"]["fit"]) == ("a plum", "pad")
+            assert farm.play(_chain_fields("portrai", {"fit": "contain"}))["chain"] == "portrai"
         ada.delete(f"{CHAINS}/portrait")
 
 

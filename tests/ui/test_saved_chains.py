@@ -148,7 +148,7 @@ def test_a_chain_is_shared_as_a_file(watched: Watched, tmp_path: Path) -> None:
     alert = page.get_by_role("alert").filter(has_text="is not taken")
     wrong = {**written, "stages": [{"kind": "text2img", "steps": 0}, {"kind": "none"}], "prompt": "bad"}
     for text, name, told in (
-        (json.dumps(wrong), "wrong.json", ["stage 1, num_inference_steps", "stage 2, kind"]),
+        (json.dumps(wrong), "wrong.json", ["stage 1, steps: ", "stage 2, kind: "]),
         ("stages:\n- kind: text2img\n", "chain.yaml", ["farm chain save"]),
         ("[]", "list.json", ["an object with `stages`"]),
         (json.dumps({**written, "lights": 1}), "field.json", ["no such field"]),
@@ -172,13 +172,13 @@ def test_who_may_only_look_saves_nothing(dashboard: Dashboard) -> None:
 
 
 def test_a_dataset_is_made_with_it(dashboard: Dashboard) -> None:
-    dashboard.rig.farm.save_chain("soft", {"prompt": "a soft pear", "fit": "pad", "stages": [{"kind": "text2img"}]})
+    dashboard.rig.farm.save_chain("soft", {"prompt": "a soft pear", "fit": "contain", "stages": [{"kind": "text2img"}]})
     watched = dashboard.open("/datasets?new=1")
     page = watched.page
     rows = {"name": "rows.csv", "mimeType": "text/csv", "buffer": b"label\na\nb\n"}
     page.locator("input[type=file]").first.set_input_files(rows)  # type: ignore[arg-type]
     with page.expect_request(
-        lambda one: one.url.endswith("/datasets/preview") and '"fit":"pad"' in (one.post_data or "")
+        lambda one: one.url.endswith("/datasets/preview") and '"fit":"contain"' in (one.post_data or "")
     ):
         page.get_by_label("Every row runs").select_option("soft")
     expect(page.get_by_label("Prompt of rows that have none", exact=True)).to_have_value("a soft pear")
