@@ -155,7 +155,7 @@ def test_its_images_are_everybodys(site: Site, farm: AnyFarm, tmp_path: Path) ->
     (tmp_path / "mask.png").unlink()
     mask = farm.preset("masked")["stages"][1]["mask"]
     # And another mask, which is a file, stands over it
-    (tmp_path / "other.png").write_bytes(picture("white", (48, 48)))
+    (tmp_path / "other.png").write_bytes(picture("silver"))
     other = farm.render("a pear", chain="masked", **{"1.mask": str(tmp_path / "other.png")})
     assert spec(other)["stages"][1]["mask"] != mask
     assert mask.startswith("sha256:")
@@ -227,7 +227,7 @@ def test_a_dataset_is_planned_with_it(site: Site) -> None:
         # And from afar, where what is the chain's own goes over it, and one that nobody knows is told
         with RemoteFarm(site.url, site.token("bob")) as farm:
             sent = farm.play(_chain_fields("portrait", {"fit": "contain", "1.strength": 0.75}))
-            assert (sent["chain"]["negative_prompt"], sent["chain"]["fit"]) == ("a plum", "pad")
+            assert (sent["chain"]["negative_prompt"], sent["chain"]["fit"]) == ("a plum", "contain")
             assert farm.play(_chain_fields("portrai", {"fit": "contain"}))["chain"] == "portrai"
         ada.delete(f"{CHAINS}/portrait")
 
