@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from copy import deepcopy
 from typing import Any, Literal
 
 import structlog
@@ -58,9 +59,10 @@ class NamedChain(BaseModel):
     @property
     def facts(self) -> dict[str, Any]:
         """The same as a farm tells it; `fields` are the chain's own, such as its prompt."""
-        fields = {name: value for name, value in self.chain.items() if name != "stages"}
+        fields = deepcopy(self.chain)  # whoever is told may change it
+        stages = fields.pop("stages")
         return {
-            "name": self.name, "description": self.description, "stages": self.chain["stages"], "fields": fields,
+            "name": self.name, "description": self.description, "stages": stages, "fields": fields,
             "owner": self.owner, "saved": instant(self.saved_ms),
         }  # fmt: skip
 

@@ -66,6 +66,7 @@ class Inputs(Overview):
 
         Raises:
             InvalidJob: names each wrong field and what would be right.
+            Unavailable: the name is none of the catalog's, and the store that has saved chains does not answer.
         """
         source, folder = self.resolved(chain), Path()
         if isinstance(source, Path):
@@ -93,6 +94,7 @@ class Inputs(Overview):
 
         Raises:
             InvalidJob: it is none of these; names what is near.
+            Unavailable: the name is none of the catalog's, and the store does not answer.
         """
         if isinstance(chain, Mapping):
             return chain

@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import redis
 
+from farm.client import Farm
 from farm.dataset.desk import Datasets
 from farm.dataset.sources import source_of
 from farm.errors import Conflict, Forbidden, InvalidJob, NotFound
@@ -100,6 +101,29 @@ def test_what_was_asked_for_stays_as_it_was(site: Site, farm: AnyFarm, tmp_path:
     assert (spec(farm.job(job.id)), datasets.planned(name).plan) == before
     with pytest.raises(NotFound):
         farm.preset("portrait")
+
+
+def test_all_variants_are_of_one_chain(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever saves another one meanwhile; and the store is asked once, however many there are."""
+    site.farm.save_chain("portrait", REFINE)
+    client, read = site.farm.inbox.client, list[str]()
+    get = client.get_object
+
+    def replaced(**given: Any) -> Any:
+        found = get(**given)
+        read.append(given["Key"])
+        # Only a write of somebody else's, who has another farm in hand
+        with Farm(site.settings) as other:
+            other.save_chain("portrait", {"stages": [{"kind": "text2img"}], "seed": len(read)}, replace=True)
+        return found
+
+    monkeypatch.setattr(client, "get_object", replaced)
+    jobs = site.farm.run("a fig", chain="portrait", sweep=[{"0.steps": [2, 3, 4]}])
+    assert {len(spec(job)["stages"]) for job in jobs} == {2}
+    assert read == [f"{site.settings.prefix}chains/portrait.json"]
+    monkeypatch.undo()
+    site.farm.delete_chain("portrait")
+    site.empty()
 
 
 def test_it_outlives_redis(site: Site, farm: AnyFarm) -> None:

@@ -134,7 +134,9 @@ def test_a_chain_is_shared_as_a_file(watched: Watched, tmp_path: Path) -> None:
     # When somebody loads it over another one, Then it is on the form, and can be taken back
     menu(page).select_option("txt")
     page.get_by_label("Prompt", exact=True).fill("another")
-    page.get_by_label("Chain file").set_input_files(path)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Load a file").click()
+    chooser.value.set_files(path)
     expect(page.get_by_text("The chain on the form is that of refine.json.")).to_be_visible()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a shared pear")
     expect(page.get_by_label(re.compile("^Stage 2: img2img"))).to_be_visible()
