@@ -8,7 +8,6 @@ checks the files against it before it loads them. No hash and no revision is eve
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -346,19 +345,6 @@ class Catalog(_Entry):
     def space(self, checkpoint: Checkpoint) -> Space:
         """The latent space of `checkpoint`."""
         return self.spaces[checkpoint.space]
-
-    def preset(self, name: str) -> Preset:
-        """The chain preset `name`.
-
-        Raises:
-            InvalidJob: (`unknown_preset`) lists the names there are.
-        """
-        if name not in self.presets:
-            near = difflib.get_close_matches(name, self.presets, 1)
-            told = f"; did you mean {near[0]}?" if near else ""
-            msg = f"no preset of this name{told}; choose one of {', '.join(sorted(self.presets))}"
-            raise InvalidJob(errors=(FieldError("chain", msg, "unknown_preset"),))
-        return self.presets[name]
 
     def path(self, checkpoint: Weights) -> Path:
         """Where the files of `checkpoint` lie: a folder in the hub's layout, or one safetensors file."""

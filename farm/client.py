@@ -237,7 +237,8 @@ class Farm(Inputs):
         return Forecast(len(jobs), seed, [item.facts for item in jobs[0].plan], took.cost_s, took.eta_s)
 
     def _variant_of(self, chain: ChainSource, prompt: str | None, given: Mapping[str, Any]) -> VariantOf:
-        return lambda changes: self.chain(chain, **{"prompt": prompt, **given, **changes})
+        asked = self.resolved(chain)  # once: all variants are of the same chain, whoever saves another one meanwhile
+        return lambda changes: self.chain(asked, **{"prompt": prompt, **given, **changes})
 
     # ------------------------------------------------------------------------------------------------ look
 

@@ -37,7 +37,7 @@ CODES: dict[str, str] = {
     "unknown_field": "A field is not known to this stage.",
     "unknown_kind": "No installed stage has this kind.",
     "unknown_checkpoint": "The catalog has no checkpoint of this name.",
-    "unknown_preset": "There is no chain preset of this name.",
+    "unknown_preset": "There is no chain of this name, neither in the catalog nor saved.",
     "unknown_scheduler": "This scheduler is not one that the stage runs with.",
     "wrong_checkpoint": "The checkpoint is not made for this stage kind.",
     "unknown_adapter": "The catalog has no adapter of this name.",

@@ -1,6 +1,6 @@
 """How does what a person gives, a chain and its images, become what a job names?
 
-A chain is read from a preset, a file or a mapping, with what is given over it; images are read from files or bytes,
+A chain is read by its name, from a file or a mapping, with what is given over it; images are read from files or bytes,
 fitted as the chain's stages will see them, and stored under their hash once all of the job fits.
 """
 
@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from farm.again import no_input, refitted
 from farm.chain import Chain, override, parse_chain, read_chain_file
+from farm.chains import FILES, check_name
 from farm.errors import BadBlob, FieldError, InvalidJob
 from farm.image import Stored, fit, natural_size, png_size, read_input, to_png
 from farm.job import InputImage
-from farm.overview import Overview
+from farm.overview import PATIENCE_S, Overview
 from farm.plan import input_multiple, plan
 from farm.protocol import ChainSource, ImageSource
 from farm.scripts import within
@@ -35,9 +36,6 @@ BYTES = "bytes:"
 """How the client names images that were given as bytes, until they are stored."""
 IMAGE_DEPTH = 5
 """Stages, a stage, its controls, one of them, its image; and one more."""
-PATIENCE_S = 1.8
-"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s; the command
-line takes nearly one of them to start."""
 
 
 class Inputs(Overview):
@@ -47,11 +45,6 @@ class Inputs(Overview):
     def store(self) -> Store:
         """The artifacts in S3."""
         return Store(self.settings)
-
-    @cached_property
-    def inbox(self) -> Store:
-        """The same store, for input images: a submit that it keeps waiting is told so within 3 s."""
-        return Store(self.settings, PATIENCE_S)
 
     # ------------------------------------------------------------------------------------------------ chains
 
@@ -67,24 +60,19 @@ class Inputs(Overview):
         keep: str | None = None,
         **parameters: Any,
     ) -> Chain:
-        """The chain of a preset's name, a chain file or a mapping, with what is given here over it.
+        """The chain of a name, a chain file or a mapping, with what is given here over it.
 
         `parameters` are set in every stage that has them; `{"1.strength": 0.4}` sets one stage's, counted from 0.
 
         Raises:
             InvalidJob: names each wrong field and what would be right.
+            Unavailable: the name is none of the catalog's, and the store that has saved chains does not answer.
         """
-        folder = Path()
-        if isinstance(chain, Mapping):
-            data = dict(chain)
-        elif not isinstance(chain, str | Path):
-            raise InvalidJob(errors=(FieldError("chain", "a preset's name, a chain file's path, or a mapping"),))
-        elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
-            data, folder = read_chain_file(Path(chain)), Path(chain).parent
-        elif chain not in self.catalog.presets and os.path.exists(chain):
-            raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
+        source, folder = self.resolved(chain), Path()
+        if isinstance(source, Path):
+            data, folder = read_chain_file(source), source.parent
         else:
-            data = {"stages": self.catalog.preset(chain).stages}
+            data = dict(source)
         given = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -100,6 +88,53 @@ class Inputs(Overview):
         files: dict[str, bytes] = {}
         parsed = parse_chain({**data, "stages": by_name(data.get("stages"), files)})
         return self.with_files(parsed, files, folder)
+
+    def resolved(self, chain: ChainSource) -> Mapping[str, Any] | Path:
+        """`chain` without a name that may come to mean another one: what it means now, else the chain file's path.
+
+        Raises:
+            InvalidJob: it is none of these; names what is near.
+            Unavailable: the name is none of the catalog's, and the store does not answer.
+        """
+        if isinstance(chain, Mapping):
+            return chain
+        if not isinstance(chain, str | Path):
+            raise InvalidJob(errors=(FieldError("chain", "a chain's name, a chain file's path, or a mapping"),))
+        if isinstance(chain, Path) or Path(chain).suffix in FILES:
+            return Path(chain)
+        try:
+            return self.chains.find(chain).chain
+        except InvalidJob:
+            if os.path.exists(chain):
+                raise InvalidJob(f"{chain}: a chain file ends in {', '.join(FILES)}", code="bad_file") from None
+            raise
+
+    def save_chain(self, name: str, chain: ChainSource, description: str = "", replace: bool = False) -> dict[str, Any]:
+        """Keeps a chain under a name, by which everybody may ask for it from then on; it, as `presets` tells it.
+
+        It is checked as at a submit. What stands beside its stages (prompts, a seed, `fit`, `keep`, …) is kept with
+        them, and images that they name are stored. The same once more is the same.
+
+        Raises:
+            InvalidJob: names each wrong field of the chain, or `name` or `description`; nothing was saved.
+            Conflict: the catalog, or another chain, has this name and `replace` is not said; or somebody else has
+                changed it at the same time.
+        """
+        check_name(name)
+        asked = self.chain(chain)
+        self.edges_of(asked, images=True)
+        stages = [
+            stage.with_uploads({loc: self._kept(asked, value) for loc, (value, _) in found.items()})
+            if (found := stage.uploads())
+            else stage
+            for stage in asked.stages
+        ]
+        told = asked.model_copy(update={"stages": tuple(stages)}).model_dump(mode="json", exclude_unset=True)
+        return self.chains.save(name, told, description, replace=replace)[0].facts
+
+    def _kept(self, chain: Chain, value: str) -> str:
+        """The name of an image that a stage of `chain` names, stored."""
+        return value if value.startswith(STORED) else self.upload(chain.given_files.get(value) or value)
 
     def with_files(self, chain: Chain, files: Mapping[str, bytes], folder: Path) -> Chain:
         """`chain` with the images of `files`, and paths of other ones found."""

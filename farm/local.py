@@ -325,7 +325,7 @@ def _reachable(settings: Settings, say: Say, stay: bool) -> Iterator[tuple[Farm,
         with _listen() as listener, running(settings, default_slots(catalog), say, None, listener) as farm:
             yield farm, page_link(farm.settings, _url(listener))
     else:
-        shown = {stage["kind"] for stage in catalog.preset("hires").stages}
+        shown = {stage["kind"] for stage in catalog.presets["hires"].stages}
         slots = [slot for slot in default_slots(catalog) if slot.partition(".")[0] in shown]
         with running(settings, slots, say) as farm:
             yield farm, ""

@@ -15,8 +15,14 @@ from farm.stage import kinds
 
 if TYPE_CHECKING:
     from farm.broker import Broker
+    from farm.chains import NamedChains
     from farm.ledger import Ledger
     from farm.runs import Verb
+    from farm.store import Store
+
+PATIENCE_S = 1.8
+"""How long a submit waits for a server, all tries together. Source: design, trouble is told within 3 s; the command
+line takes nearly one of them to start."""
 
 
 class Overview:
@@ -46,6 +52,20 @@ class Overview:
         from farm.broker import Broker  # Celery takes its time to import, and a look needs none
 
         return Broker(self.settings)
+
+    @cached_property
+    def inbox(self) -> Store:
+        """The artifacts in S3, for input images and saved chains: what it keeps waiting is told so within 3 s."""
+        from farm.store import Store
+
+        return Store(self.settings, PATIENCE_S)
+
+    @cached_property
+    def chains(self) -> NamedChains:
+        """The chains that have a name."""
+        from farm.chains import NamedChains
+
+        return NamedChains(self.catalog, self.inbox)
 
     def close(self) -> None:
         """Sends the doorbells that are still to be rung, and closes the connections."""
@@ -145,12 +165,26 @@ class Overview:
 
     # ------------------------------------------------------------------------------------------------ what can be drawn
 
-    def presets(self) -> list[dict[str, Any]]:
-        """The chains that have a name: name, description and stages."""
-        return [
-            {"name": one.name, "description": one.description, "stages": one.stages}
-            for one in self.catalog.presets.values()
-        ]
+    def presets(self, saved: bool = True) -> list[dict[str, Any]]:
+        """The chains that have a name: name, description, stages, `fields` (what is the chain's own, as its prompt).
+
+        The catalog's come first; those that people `saved` have an owner and say when. Without `saved` the catalog's
+        alone, for which no store is asked.
+        """
+        return [one.facts for one in self.chains.ls(saved=saved)]
+
+    def preset(self, name: str) -> dict[str, Any]:
+        """One chain that has a name, as `presets` tells it. Raises NotFound."""
+        return self.chains.show(name).facts
+
+    def delete_chain(self, name: str) -> None:
+        """Deletes a saved chain; jobs and datasets that were asked for with it stay as they are.
+
+        Raises:
+            NotFound: there is none.
+            Conflict: the catalog has it.
+        """
+        self.chains.delete(name)
 
     def kinds(self) -> list[dict[str, Any]]:
         """The installed stage kinds (see `farm.manual.about`)."""

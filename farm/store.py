@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,11 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 PART_BYTES = 64 * 2**20
 """A file of more is sent in parts of so many bytes. Source: S3 takes 5 GB in one PUT, and 10,000 parts."""
+NAMING = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID",
+    "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+)  # fmt: skip
+"""Variables of AWS that say where the store is, or who asks it. Source: boto3's guide to credentials."""
 SENDERS = 4
 """Parts that are sent at the same time; each is in memory meanwhile."""
 
@@ -348,6 +354,20 @@ class Store:
                     body.read(1)
 
     # S3
+
+    @property
+    def is_named(self) -> bool:
+        """Whether anything says where the store is; where nothing does, nothing was ever written. Nobody is asked.
+
+        AWS itself needs a bucket's name that nobody else has, so there FARM_BUCKET says it, if no variable of AWS does.
+        """
+        files = (("AWS_CONFIG_FILE", "~/.aws/config"), ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"))
+        return bool(
+            self._settings.s3_endpoint
+            or self.bucket != Settings.model_fields["bucket"].default
+            or any(os.environ.get(name) for name in NAMING)
+            or any(os.path.exists(os.path.expanduser(os.environ.get(name, path))) for name, path in files)
+        )
 
     @cached_property
     def client(self) -> S3Client:

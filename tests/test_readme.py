@@ -37,7 +37,7 @@ TAGS = (
     "tokens",
 )
 """The order in which the calls are told."""
-METHODS = ("get", "post", "patch", "delete")
+METHODS = ("get", "post", "put", "patch", "delete")
 
 
 def settings_table() -> str:

@@ -14,6 +14,7 @@ from farm import __version__
 from farm.api import (
     archive,
     artifacts,
+    chains,
     check,
     dataset_asks,
     dataset_files,
@@ -77,8 +78,8 @@ def make_app(
     api = APIRouter(prefix=BASE)
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
     for room in (
-        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, machines, quarantine, grants,
-        prompts, dataset_files, dataset_asks, dataset_shards, datasets,
+        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, chains, machines, quarantine,
+        grants, prompts, dataset_files, dataset_asks, dataset_shards, datasets,
     ):  # fmt: skip
         api.include_router(room.router)
     api.include_router(login.router)

@@ -1,7 +1,7 @@
 """Which jobs does a request ask for?
 
-A chain (a preset's name or a mapping as in a chain file), parameters over it, and how many: `count` pictures with
-rising seeds, and `sweep`, a list of axes (see `farm.sweep`)::
+A chain (a name, the catalog's or a saved one's, or a mapping as in a chain file), parameters over it, and how many:
+`count` pictures with rising seeds, and `sweep`, a list of axes (see `farm.sweep`)::
 
     {"chain": "txt", "sweep": [{"prompt": ["a pear", "a plum"]}, {"0.guidance_scale": [3, 7], "seed": [1, 2]}]}
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,9 @@ from farm import whose
 from farm.api.callers import Caller
 from farm.api.kept import Kept
 from farm.chain import Chain, Keep, override, parse_chain
+from farm.chains import NamedChain
 from farm.client import Farm
-from farm.errors import BadBlob
+from farm.errors import BadBlob, InvalidJob
 from farm.image import Fit, Stored
 from farm.job import Job, canonical
 from farm.plan import wrong
@@ -43,7 +45,7 @@ class Ask(BaseModel):
 class JobAsk(Ask):
     """Jobs to submit."""
 
-    chain: str | dict[str, Any] = Field("hires", description="a preset's name, or a chain as in a chain file")
+    chain: str | dict[str, Any] = Field("hires", description="a chain's name, or a chain as in a chain file")
     prompt: str | None = None
     negative_prompt: str | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the first picture; default: drawn")
@@ -84,8 +86,11 @@ def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, up
     image = _image(farm, kept, caller, ask.image)
     options: dict[str, Any] = {"lane": ask.lane, "priority": ask.priority, "deadline_s": ask.deadline_s}
 
+    # Once: all variants are of the same chain, whoever saves another one meanwhile.
+    data = written(farm, kept, caller, ask.chain)
+
     def variant_of(changes: Mapping[str, Any]) -> Chain:
-        chain = _chain(farm, ask, changes)
+        chain = _chain(data, ask, changes)
         check_images(chain, kept, caller)
         return chain
 
@@ -93,9 +98,33 @@ def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, up
     return farm.swept(variant_of, ask.sweep, image, ask.count, idempotency_key=full, upload=upload, **options)
 
 
-def _chain(farm: Farm, ask: JobAsk, changes: Mapping[str, Any]) -> Chain:
+def written(farm: Farm, kept: Kept, caller: Caller, chain: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A chain as in a chain file; the images that a saved one names are the caller's to name from then on.
+
+    Raises:
+        InvalidJob: (`unknown_preset`) no chain has this name; tells which are near.
+        Unavailable: the store or the ledger does not answer.
+    """
+    if not isinstance(chain, str):
+        return dict(chain)
+    found = farm.chains.find(chain)
+    grant(found, kept, caller)
+    return dict(found.chain)
+
+
+def grant(found: NamedChain, kept: Kept, caller: Caller) -> None:
+    """Notes that the caller may name the images that a saved chain does: who saved it gave them to all."""
+    if not found.saved_ms:
+        return
+    with suppress(InvalidJob):  # one that is not possible any more is used by nobody
+        for stage in parse_chain(found.chain).stages:
+            for value, _ in stage.uploads().values():
+                kept.own_image(caller.owner, value.removeprefix(STORED))
+
+
+def _chain(written: Mapping[str, Any], ask: JobAsk, changes: Mapping[str, Any]) -> Chain:
     """The chain of one variant."""
-    data = dict(ask.chain) if isinstance(ask.chain, dict) else {"stages": farm.catalog.preset(ask.chain).stages}
+    data = dict(written)
     given = {name: getattr(ask, name) for name in _OWN}
     data |= {name: value for name, value in given.items() if value is not None}
     data |= {name: value for name, value in changes.items() if name in _OWN}

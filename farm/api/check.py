@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from farm.api.asks import Ask, check_images
+from farm.api.asks import Ask, check_images, written
 from farm.api.callers import Caller
 from farm.api.desk import UNKNOWN, Desk, desk_of
 from farm.api.door import Door, Submitter
@@ -21,7 +21,7 @@ router = APIRouter(route_class=Door, prefix="/chains", tags=["farm"])
 class CheckAsk(Ask):
     """A chain to be looked at."""
 
-    chain: str | dict[str, Any] = Field(description="a preset's name, or a chain as in a chain file")
+    chain: str | dict[str, Any] = Field(description="a chain's name, or a chain as in a chain file")
     image_size: Annotated[list[Annotated[int, Field(ge=1, le=999999)]], Field(min_length=2, max_length=2)] | None = (
         Field(None, description="width and height of the input image, pixels; default: the checkpoint's own")
     )
@@ -45,8 +45,7 @@ async def check(request: Request, ask: CheckAsk, caller: Submitter) -> Checked:
 
 
 def _check(desk: Desk, caller: Caller, ask: CheckAsk) -> Checked:
-    data = ask.chain if isinstance(ask.chain, dict) else {"stages": desk.farm.catalog.preset(ask.chain).stages}
-    chain = parse_chain(data)
+    chain = parse_chain(written(desk.farm, desk.kept, caller, ask.chain))
     check_images(chain, desk.kept, caller)
     found, size = desk.farm.edges_of(chain, Size(*ask.image_size) if ask.image_size else None, images=ask.images)
     return Checked(image_size=size and list(size), stages=[PlannedView(**one) for one in found])

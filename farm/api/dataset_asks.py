@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, ValidationError
 
-from farm.api.asks import Ask, check_images
+from farm.api.asks import Ask, check_images, written
 from farm.api.callers import Caller
 from farm.api.dataset_views import DatasetView, PreviewView
 from farm.api.desk import UNKNOWN, Desk, desk_of
@@ -33,11 +33,11 @@ from farm.dataset.spec import (
     DatasetSpec,
     ImageFormat,
     Kept,
-    Name,
     Templates,
 )
 from farm.dataset.wildcards import Wildcards
 from farm.errors import FieldError, InvalidJob, NotFound
+from farm.named import Name
 from farm.plan import wrong
 from farm.sweep import MAX_AXES
 
@@ -53,7 +53,7 @@ class RowsAsk(Ask):
     """A file of rows, and what is to be made of each."""
 
     file: str = Field(pattern=ID, description="as an upload of rows answers: its `id`")
-    chain: str | dict[str, Any] = Field("txt", description="a preset's name, or a chain as in a chain file")
+    chain: str | dict[str, Any] = Field("txt", description="a chain's name, or a chain as in a chain file")
     prompt: str | None = Field(None, description="of rows that have none; a template where templates are read")
     negative_prompt: str | None = Field(None, description="of rows that have none")
     parameters: dict[str, Any] = Field({}, description="NAME sets every stage that has it, I.NAME that of stage I")
@@ -150,8 +150,7 @@ def _no_file() -> InvalidJob:
 
 
 def _spec(desk: Desk, caller: Caller, given: RowsAsk, name: str) -> DatasetSpec:
-    chain = given.chain
-    data = dict(chain) if isinstance(chain, dict) else {"stages": desk.farm.catalog.preset(chain).stages}
+    data = written(desk.farm, desk.kept, caller, given.chain)
     texts = {"prompt": given.prompt, "negative_prompt": given.negative_prompt}
     data |= {name: text for name, text in texts.items() if text is not None}
     if given.parameters and isinstance(data.get("stages"), list):

@@ -19,9 +19,9 @@ from farm.api.door import Door, Reader, Submitter
 from farm.api.views import BASE
 from farm.dataset.desk import Datasets
 from farm.dataset.folder import Folder, Plan, datasets
-from farm.dataset.spec import NAME
 from farm.dataset.status import Status
 from farm.errors import Conflict, NotFound
+from farm.named import NAME
 
 router = APIRouter(route_class=Door, prefix="/datasets", tags=["datasets"])
 READERS = 8

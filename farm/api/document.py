@@ -32,7 +32,7 @@ bytes of them is answered 431, and one with a body that is too large or packed 4
 TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 """What every text of a body is: no control characters but tab and newline."""
 _HERE = "#/components/schemas/"
-_PRESET_OR_CHAIN = [{"type": "string", "description": "a preset's name"}, {"$ref": _HERE + "Chain"}]
+_NAME_OR_CHAIN = [{"type": "string", "description": "a chain's name"}, {"$ref": _HERE + "Chain"}]
 _SAID = {
     400: "The body is no JSON.", 401: "There is no token or session, or it does not hold.",
     403: "The token's scopes do not cover the call, or a page of elsewhere makes it.", 404: "There is no such object.",
@@ -87,7 +87,7 @@ def describe(app: FastAPI, settings: Settings) -> dict[str, Any]:
     schemas |= _stages() | {"Chain": _chain(), "Value": _value()}
     _refine(schemas["JobAsk"]["properties"], schemas["Chain"]["properties"], settings)
     chosen, other = schemas["CheckAsk"]["properties"], schemas["ForkAsk"]["properties"]
-    chosen["chain"]["anyOf"] = _PRESET_OR_CHAIN
+    chosen["chain"]["anyOf"] = schemas["SaveAsk"]["properties"]["chain"]["anyOf"] = _NAME_OR_CHAIN
     other["stages"]["anyOf"][0] |= {"minItems": 1, "maxItems": MAX_STAGES, "items": {"$ref": _HERE + "Stage"}}
     other["from_stage"]["maximum"] = MAX_STAGES - 1
     for ask in (schemas["JobAsk"]["properties"], other):
@@ -148,7 +148,7 @@ def _value() -> dict[str, Any]:
 
 def _refine(ask: dict[str, Any], chain: Mapping[str, Any], settings: Settings) -> None:
     """Says of a request's fields what is checked where the chain is made of them."""
-    ask["chain"]["anyOf"] = _PRESET_OR_CHAIN
+    ask["chain"]["anyOf"] = _NAME_OR_CHAIN
     for name in ("prompt", "negative_prompt"):
         ask[name]["anyOf"][0] = {key: chain[name][key] for key in ("type", "maxLength", "pattern")}
     ask["image"]["anyOf"][0] = {"type": "string", "pattern": f"^{STORED}[0-9a-f]{{64}}$"}
@@ -158,7 +158,7 @@ def _refine(ask: dict[str, Any], chain: Mapping[str, Any], settings: Settings) -
 
 def _refine_rows(ask: dict[str, Any], chain: Mapping[str, Any]) -> None:
     """The same of what is asked of rows."""
-    ask["chain"]["anyOf"] = _PRESET_OR_CHAIN
+    ask["chain"]["anyOf"] = _NAME_OR_CHAIN
     for name in ("prompt", "negative_prompt"):
         ask[name]["anyOf"][0] = {key: chain[name][key] for key in ("type", "maxLength", "pattern")}
     ask["parameters"] |= _parameters()
@@ -257,7 +257,7 @@ def _statuses(path: str, call: Mapping[str, Any], *, known: bool, writes: bool) 
         found.add(400)
     if "{" in path or call["operationId"] in ("session.end", "artifacts.archive"):
         found.add(404)
-    changes = any(part in path for part in ("/jobs", "/runs", "/datasets"))
+    changes = any(part in path for part in ("/jobs", "/runs", "/datasets", "/chains/{"))
     if known and writes and changes and not path.endswith(("/dry-run", "/preview", "/files")):
         found.add(409)
     return found

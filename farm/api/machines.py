@@ -58,14 +58,6 @@ class CatalogView(View):
     adapters: list[AdapterView]
 
 
-class ChainView(View):
-    """A preset: a chain that has a name."""
-
-    name: str
-    description: str
-    stages: list[dict[str, Any]]
-
-
 class KindView(View):
     """A stage kind: what it takes and gives, and its parameters as JSON Schema."""
 
@@ -175,13 +167,6 @@ def _catalog(desk: Desk) -> CatalogView:
         ],
         adapters=[AdapterView(**row) for row in rows if row["type"] != "checkpoint"],
     )
-
-
-@router.get("/chains", dependencies=[needs("read")])
-async def chains(request: Request) -> list[ChainView]:
-    """The presets."""
-    presets = desk_of(request).farm.catalog.presets.values()
-    return [ChainView(name=one.name, description=one.description, stages=one.stages) for one in presets]
 
 
 @router.get("/stages", dependencies=[needs("read")], response_model=list[KindView])

@@ -13,7 +13,7 @@ import typer
 
 from farm.cli.outcome import Outcome, Table, group, open_farm, open_overview, say, usage
 
-app = group("chain", "Chains of stages: presets and files.")
+app = group("chain", "Chains of stages: named ones, saved ones and files.")
 WIDE = 60
 """Characters of a parameter's type that a table shows; `--json` has all."""
 WIDTHS = (42, 24, 16, 44)
@@ -23,35 +23,101 @@ ImageSize = Annotated[
 ]
 
 
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The chain's name.")]
+CUT = 60
+"""Characters of a description that a list shows; `--json` has all."""
+
+
 @app.command()
 def ls() -> Outcome:
-    """List the presets.
+    """List the chains that have a name: the catalog's, then those that were saved, with their owner.
 
     \b
     farm chain ls
     """
+    from farm.errors import Unavailable
+
     with open_overview() as farm:
-        presets = farm.presets()
+        try:
+            found = farm.presets()
+        except Unavailable as error:  # the catalog's are known all the same
+            found = farm.presets(saved=False)
+            say(f"saved chains are not listed: {error.message}")
     rows = [
-        (found["name"], " → ".join(str(stage["kind"]) for stage in found["stages"]), found["description"])
-        for found in presets
+        (each["name"], " → ".join(_kinds(each)), textwrap.shorten(each["description"], CUT), _whose(each))
+        for each in found
     ]
-    data = [{"name": name, "stages": stages.split(" → "), "description": words} for name, stages, words in rows]
-    return Outcome(data, [Table(("NAME", "STAGES", "WHAT IT GIVES"), rows)])
+    data = [{**each, "stages": _kinds(each)} for each in found]
+    return Outcome(data, [Table(("NAME", "STAGES", "WHAT IT GIVES", "OWNER"), rows)])
 
 
 @app.command()
 def show(
-    chain: Annotated[str, typer.Argument(help="Preset, or a .json or .yaml file.")], image_size: ImageSize = None
+    chain: Annotated[str, typer.Argument(help="Name, or a .json or .yaml file.")], image_size: ImageSize = None
 ) -> Outcome:
     """Show what each stage of a chain takes, with which checkpoint and at which size, and what it hands on.
+
+    With --json a saved one is told as in a chain file, too.
 
     \b
     farm chain show hires
     farm chain show my-chain.yaml --image-size 640x480
     """
-    data = _edges(chain, image_size)
-    return Outcome({"stages": data}, [edges(data)])
+    from farm.chains import FILES
+
+    data: dict[str, Any] = {"stages": _edges(chain, image_size)}
+    lines: list[str | Table] = [edges(data["stages"])]
+    with open_overview() as farm:
+        if chain not in {each["name"] for each in farm.presets(saved=False)} and Path(chain).suffix not in FILES:
+            found = farm.preset(chain)
+            written = {**found["fields"], "stages": found["stages"]}
+            data |= {"chain": written, **{name: found[name] for name in ("description", "owner", "saved")}}
+            own = ", ".join(f"{name}={value!r}" for name, value in found["fields"].items())
+            lines += [line for line in (found["description"], own) if line]
+            lines.append(f"saved {found['saved']}" + (f" by {found['owner']}" if found["owner"] else ""))
+    return Outcome(data, lines)
+
+
+@app.command()
+def save(
+    name: Name,
+    chain: Annotated[str, typer.Option(help="A .json or .yaml file, or the name of a chain to copy.")],
+    description: Annotated[str, typer.Option(help="What it gives.")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the one of this name.")] = False,
+) -> Outcome:
+    """Save a chain under a name, by which everybody may ask for it; it is checked as at a submit.
+
+    Prompts, a seed, fit and keep that stand in the file are saved with its stages.
+
+    \b
+    farm chain save portrait --chain portrait.yaml --description "a soft portrait, twice as large"
+    farm render "a cat on a green background" --chain portrait
+    """
+    with open_farm() as farm:
+        found = farm.save_chain(name, chain, description, replace)
+    return Outcome(found, [f"{name} is saved: {' → '.join(_kinds(found))}"])
+
+
+@app.command()
+def rm(name: Name) -> Outcome:
+    """Delete a saved chain. Jobs and datasets that were asked for with it stay as they are.
+
+    \b
+    farm chain rm portrait
+    """
+    with open_overview() as farm:
+        farm.delete_chain(name)
+    return Outcome({"name": name}, [f"{name} is deleted"])
+
+
+def _kinds(found: Mapping[str, Any]) -> list[str]:
+    """The kinds of a chain's stages."""
+    return [str(stage["kind"]) for stage in found["stages"]]
+
+
+def _whose(found: Mapping[str, Any]) -> str:
+    """Whose a chain is, as a table tells it."""
+    return "the catalog" if found["saved"] is None else found["owner"]
 
 
 @app.command()

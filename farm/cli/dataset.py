@@ -34,7 +34,7 @@ def plan(
         str, typer.Argument(metavar="FILE", help="CSV, TSV, JSON, JSONL, Parquet or txt; also .gz, s3://.")
     ],
     name: Annotated[str, typer.Option(help="What the dataset is called.")],
-    chain: Annotated[str, typer.Option(help="Preset or .json/.yaml file.")] = "txt",
+    chain: Annotated[str, typer.Option(help="Name or .json/.yaml file.")] = "txt",
     prompt: Annotated[str | None, typer.Option(help="Of rows that have none; a template with --templates.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="Of rows that have none.")] = None,
     settings: Annotated[

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def render(
     prompt: Annotated[str | None, typer.Argument(help="What to draw.", show_default=False)] = None,
-    chain: Annotated[str | None, typer.Option(help="Preset or .json/.yaml file. [hires; img with --image]")] = None,
+    chain: Annotated[str | None, typer.Option(help="Name or .json/.yaml file. [hires; img with --image]")] = None,
     image: Annotated[str | None, typer.Option(help="Image to begin with; - reads it from stdin.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to keep out.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture. [random]")] = None,

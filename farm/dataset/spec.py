@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$"
+from farm.named import Name
 
-
-def _named(value: str) -> str:
-    if not re.fullmatch(NAME, value):
-        told = "2 to 64 of a-z, 0-9, point, dash and underscore, a letter or digit at both ends"
-        raise PydanticCustomError("dataset_name", told)
-    return value
-
-
-Name = Annotated[str, AfterValidator(_named), Field(json_schema_extra={"pattern": NAME})]
-"""A dataset's name: part of keys in the store and of file names."""
 ImageFormat = Literal["png", "webp", "jpg"]
 Templates = Literal["off", "random", "all"]
 Kept = Literal["base", "latents"]

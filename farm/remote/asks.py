@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from farm.chain import MAX_DEPTH, override, read_chain_file
-from farm.errors import FieldError, InvalidJob
+from farm.chains import FILES
+from farm.errors import FieldError, InvalidJob, NotFound
 from farm.protocol import ChainSource, ImageSource
-from farm.remote.wire import Call, Steps, asked, get
+from farm.remote.wire import Call, Steps, asked, get, part
 from farm.stage import STORED, Stage, kinds
 from farm.sweep import count_of
 
@@ -57,15 +58,15 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
     if isinstance(chain, Mapping):
         written = dict(chain)
     elif not isinstance(chain, str | Path):
-        raise InvalidJob(errors=(FieldError("chain", "a preset's name, a chain file's path, or a mapping"),))
-    elif isinstance(chain, Path) or Path(chain).suffix in {".json", ".yaml", ".yml"}:
+        raise InvalidJob(errors=(FieldError("chain", "a chain's name, a chain file's path, or a mapping"),))
+    elif isinstance(chain, Path) or Path(chain).suffix in FILES:
         written, folder = read_chain_file(Path(chain)), Path(chain).parent
-    elif os.path.exists(chain) and chain not in (yield from presets()):
-        raise InvalidJob(f"{chain}: a chain file ends in .json, .yaml or .yml", code="bad_file")
+    elif os.path.exists(chain) and (yield from named(chain)) is None:
+        raise InvalidJob(f"{chain}: a chain file ends in {', '.join(FILES)}", code="bad_file")
     if any(map(_is_file, parameters.values())):
         # A path of a file may be an image's: which parameters are is only known of a stage.
         if isinstance(written, str):
-            written = {"stages": (yield from presets()).get(written, [])} if written else written
+            written = (yield from named(written)) or written if written else written
         if isinstance(written, Mapping) and isinstance(written.get("stages"), list) and written["stages"]:
             written = {**written, "stages": override(written["stages"], parameters)}
             parameters = {}
@@ -81,7 +82,8 @@ def sweep_ask(sweep: Any, chain: Any) -> Steps[Any]:
     files = {text for axis in sweep for values in axis.values() for text in values if _is_file(text)}
     if not files:
         return sweep
-    stages = chain["stages"] if isinstance(chain, Mapping) else (yield from presets()).get(chain, [])
+    written = chain if isinstance(chain, Mapping) else (yield from named(chain)) or {}
+    stages = written.get("stages", [])
     found = []
     for axis in sweep:
         placed = {}
@@ -168,9 +170,21 @@ def _stored(value: Any, folder: Path, depth: int = 0) -> Steps[Any]:
     return value
 
 
-def presets() -> Steps[dict[str, Any]]:
-    """The stages of each preset of that farm."""
-    return {one["name"]: one["stages"] for one in (yield from get("chains"))}
+def named(name: str) -> Steps[dict[str, Any] | None]:
+    """What a chain's name means on that farm, as in a chain file; None where it means none."""
+    if not name:
+        return None
+    try:
+        found = yield from get(f"chains/{part(name)}")
+    except NotFound:
+        return None
+    return {**found["fields"], "stages": found["stages"]}
+
+
+def save_ask(chain: ChainSource, description: str, replace: bool) -> Steps[dict[str, Any]]:
+    """The body of what saves a chain, every image that it names uploaded."""
+    written, _ = yield from chain_ask(chain, {})
+    return {"chain": written, "description": description, "replace": replace}
 
 
 def _file(value: str, folder: Path) -> Path | None:

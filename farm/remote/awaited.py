@@ -153,6 +153,18 @@ class AsyncFarm:
         """The typed stages of a chain, and the size of its input image, if it takes one; as in `Farm.edges`."""
         return await self.play(words.edges(chain, size, images=images))
 
+    async def save_chain(
+        self, name: str, chain: ChainSource, description: str = "", replace: bool = False
+    ) -> dict[str, Any]:
+        """Keeps a chain under a name, by which everybody may ask for it from then on; as `Farm.save_chain`.
+
+        Raises:
+            InvalidJob: names each wrong field; nothing was saved.
+            Conflict: the catalog, or another chain, has this name and `replace` is not said.
+            Forbidden: it is somebody else's.
+        """
+        return await self.play(words.save_chain(name, chain, description, replace))
+
     async def upload(self, source: ImageSource) -> str:
         """The name of an image file, given as its path or its bytes, by which chains of this owner may name it."""
         return await self.play(upload(source))
@@ -259,9 +271,17 @@ class AsyncFarm:
         """Lifts a quarantine and forgets its cause; its jobs stay ended. Raises NotFound."""
         await self.play(asked(Call("DELETE", f"quarantine/{part(exec)}")))
 
-    async def presets(self) -> list[dict[str, Any]]:
-        """The chains that have a name: name, description and stages."""
-        return list(await self.play(get("chains")))
+    async def presets(self, saved: bool = True) -> list[dict[str, Any]]:
+        """The chains that have a name, and whose they are; without `saved` the catalog's alone; as `Farm.presets`."""
+        return list(await self.play(get("chains", saved=None if saved else "false")))
+
+    async def preset(self, name: str) -> dict[str, Any]:
+        """One chain that has a name. Raises NotFound."""
+        return dict(await self.play(get(f"chains/{part(name)}")))
+
+    async def delete_chain(self, name: str) -> None:
+        """Deletes a saved chain of the token's owner, an admin everybody's. Raises NotFound, Conflict, Forbidden."""
+        await self.play(words.delete_chain(name))
 
     async def kinds(self) -> list[dict[str, Any]]:
         """The stage kinds that are installed there."""

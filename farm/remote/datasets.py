@@ -21,7 +21,7 @@ from farm.dataset.shelves import installed
 from farm.dataset.status import Status
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound
 from farm.protocol import ChainSource
-from farm.remote.asks import OWN, chain_ask, presets, sweep_ask
+from farm.remote.asks import OWN, chain_ask, named, sweep_ask
 from farm.remote.shelves import RemoteShards, listed
 from farm.remote.sync import RemoteFarm
 from farm.remote.wire import Call, Steps, ask, asked, get, part
@@ -307,8 +307,8 @@ def _chain_fields(chain: ChainSource, fields: Mapping[str, Any]) -> Steps[dict[s
     own = {name: value for name, value in fields.items() if name in OWN}
     written, parameters = yield from chain_ask(chain, {key: value for key, value in fields.items() if key not in OWN})
     if own and isinstance(written, str):
-        written = {"stages": (yield from presets()).get(written, [])}
-    return {"chain": {**written, **own} if own else written, "parameters": parameters}
+        written = (yield from named(written)) or written  # one that nobody knows the API refuses, with what is near
+    return {"chain": {**written, **own} if own and isinstance(written, Mapping) else written, "parameters": parameters}
 
 
 def _status(found: Mapping[str, Any]) -> Status:

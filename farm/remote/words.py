@@ -14,6 +14,7 @@ from typing import Any
 
 from farm.again import named_images, no_input, read_again, refitted
 from farm.api.views import JobView
+from farm.chains import check_name
 from farm.errors import BadBlob, InvalidJob, NotFound, StageFailed, Unavailable
 from farm.fork import StagesSource, read_stages
 from farm.handle import AWAY_S, Intermediate, Result
@@ -22,7 +23,7 @@ from farm.job import Forecast, new_id, recipe_key
 from farm.program import program
 from farm.protocol import ChainSource, ImageSource
 from farm.records import ENDED, Attempt, Event, JobRecord, Quarantined, RunRecord
-from farm.remote.asks import chain_ask, job_ask, stages_ask, upload
+from farm.remote.asks import chain_ask, job_ask, save_ask, stages_ask, upload
 from farm.remote.views import attempt_of, event_of, intermediate_of, quarantined_of, record_of, result_of, run_of
 from farm.remote.wire import LONG_S, Call, Pause, Steps, ask, asked, get, part
 from farm.settings import Settings
@@ -133,6 +134,19 @@ def edges(
         body["image_size"] = list(size)
     found = yield from asked(Call("POST", "chains/check", json=body, again=True))
     return found["stages"], Size(*found["image_size"]) if found["image_size"] else None
+
+
+def save_chain(name: str, chain: ChainSource, description: str, replace: bool) -> Steps[dict[str, Any]]:
+    """A chain that is kept under a name, as `presets` tells it; images that it names are uploaded."""
+    check_name(name)
+    body = yield from save_ask(chain, description, replace)
+    # Twice it is the same chain.
+    return dict((yield from asked(Call("PUT", f"chains/{part(name)}", json=body, again=True))))
+
+
+def delete_chain(name: str) -> Steps[None]:
+    """Deletes a saved chain. Raises NotFound, Conflict, Forbidden."""
+    yield from ask(Call("DELETE", f"chains/{part(name)}"))
 
 
 def rerun(picture: ImageSource, image: ImageSource | None, settings: Settings) -> Steps[tuple[str, bool]]:

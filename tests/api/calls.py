@@ -16,6 +16,7 @@ BODIES: dict[str, Any] = {
     "jobs.move": {"priority": 1},
     "jobs.fork": {"from_stage": 1},
     "datasets.move": {"priority": 1},
+    "farm.save_chain": {"chain": {"stages": [{"kind": "none"}]}},
 }
 """A body for each call with an id that needs one."""
 

@@ -40,6 +40,7 @@ no-shrink = true
 include-operation-id = [
     "jobs.create", "jobs.dry_run", "jobs.fork", "jobs.ls", "runs.ls", "farm.check", "uploads.upload",
     "farm.read", "farm.picture", "datasets.upload", "datasets.look", "datasets.create", "datasets.ls",
+    "farm.save_chain",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]
 

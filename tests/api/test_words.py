@@ -27,10 +27,10 @@ from tests.test_cli import Hand
 QUEUE = "text2img.tiny"
 HERE_ALONE = {
     "chain", "jobs_of", "swept", "submit", "fitted", "prepare", "input_size", "edges_of", "fork_of", "with_files",
-    "input_again", "store_all",
+    "input_again", "store_all", "resolved",
 }  # fmt: skip
 """Steps of the words, which the API does for a farm elsewhere."""
-PARTS = {"settings", "catalog", "ledger", "store", "inbox", "broker", "play", "follow", "save_to", "view"}
+PARTS = {"settings", "catalog", "chains", "ledger", "store", "inbox", "broker", "play", "follow", "save_to", "view"}
 """What a farm or a job is made of."""
 Opened = Callable[[str], AnyFarm]
 

@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Page, Route, expect
 
+from farm.chains import NamedChain
 from farm.errors import Failure
 from farm.ledger import Ledger
 from farm.records import StageEntry, Submission
@@ -125,11 +126,21 @@ def test_what_the_servers_hold_is_text(dashboard: Dashboard) -> None:
             id=secrets.token_hex(6), sha256="0" * 64, owner=payload, scopes=frozenset({"read"}), created_ms=index
         )
         dashboard.tokens._server.run("HSET", "callers", token.id, token.model_dump_json())
+        # And chains whose every text is
+        chain = {"prompt": payload, payload: payload, "stages": [{"kind": payload, "checkpoint": payload}]}
+        saved = NamedChain(name=payload, description=payload, owner=payload, chain=chain, saved_ms=index + 1)
+        key, data = f"{farm.store.prefix}chains/odd-{index}.json", saved.model_dump_json().encode()
+        farm.store.client.put_object(Bucket=farm.store.bucket, Key=key, Body=data)
     # When every view shows them
     for path in ("/queue", "/queue?state=failed", "/sweeps", "/gallery", "/settings", "/"):
         page.goto(dashboard.url + path)
         page.locator("main h1:visible").first.wait_for()
         page.wait_for_load_state("load")
+    menu = page.get_by_label("Chain", exact=True)
+    for index in range(len(PAYLOADS)):
+        menu.select_option(f"odd-{index}")
+        page.get_by_role("button", name=f"Delete odd-{index}", exact=True).wait_for()
+    assert executed(page) == []
     # And workers whose every word is one, too
     page.goto(f"{dashboard.url}/workers")
     for payload in PAYLOADS:

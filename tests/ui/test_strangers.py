@@ -71,6 +71,7 @@ def stored(dashboard: Dashboard, tmp_path_factory: pytest.TempPathFactory) -> di
             "stages": [{"kind": "text2img", "num_inference_steps": 1, "prompt": payload, "negative_prompt": payload}],
         }  # fmt: skip
         jobs.append(farm.render(chain=chain, seed=index))
+        farm.save_chain(f"strange-{index}", chain, payload)
     run = farm.run(chain="txt", sweep=[{"prompt": PAYLOADS[:30]}], steps=1, seed=1)
     for job in [*jobs, *run]:
         job.wait(300)
@@ -153,6 +154,15 @@ def test_no_text_becomes_a_program(dashboard: Dashboard, stored: dict[str, str])
     for payload in PAYLOADS:
         field.fill(payload)
         field.press("Control+ArrowUp")
+    look()
+    # And so it is by each saved chain, whose description stands in the menu, below it and in the dialog
+    menu, field = page.get_by_label("Chain", exact=True), page.get_by_label("Prompt", exact=True)
+    for index, payload in enumerate(PAYLOADS):
+        menu.select_option(f"strange-{index}")
+        page.get_by_role("button", name=f"Delete strange-{index}", exact=True).wait_for()
+        assert field.input_value() == payload
+    page.get_by_role("button", name="Save the chain").click()
+    page.get_by_role("dialog", name="Save the chain").get_by_label("What it gives").wait_for()
     look()
     # Then
     assert (seen, watched.trouble) == ([], [])

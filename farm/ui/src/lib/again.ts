@@ -1,9 +1,9 @@
 // How is what was drawn used once more, on the form, and how is that taken back?
 
-import { recall, refill, restoring, usePreset, form, type Given, type Recalled } from "./form.svelte";
+import { recall, refill, restoring, usePreset, useWritten, form, type Given, type Recalled } from "./form.svelte";
 import { go } from "./route.svelte";
 import { tell } from "./toast.svelte";
-import type { JobView, RecalledView } from "./types";
+import type { ChainSpec, JobView, RecalledView } from "./types";
 
 /** What of a job the form takes, with the button's name and its key. */
 export const RECALLS: readonly [Recalled, string, string][] = [
@@ -28,6 +28,14 @@ export function useSaid(said: RecalledView): void {
   const undo = restoring();
   refill(said);
   told([`The form is filled from a picture of ${said.source}.`, ...said.notes].join(" · "), undo);
+}
+
+/** Fills the form from a chain file that was checked. */
+export function useFile(chain: ChainSpec, name: string): void {
+  const undo = restoring();
+  form.preset = "";
+  useWritten(chain);
+  told(`The chain on the form is that of ${name}.`, undo);
 }
 
 /** Has a picture be what a named chain begins with, and goes to the form. */

@@ -39,7 +39,7 @@ export class Refused extends Error {
 /** Told by the session: the word that writing calls need, and what to do when the session is over. */
 export const door = { csrf: null as string | null, closed: () => {} };
 
-type Method = "GET" | "POST" | "PATCH" | "DELETE";
+type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
 
 /**
  * What the API answers. Looks, and calls with an idempotency key, are tried three times where the farm is away.

@@ -2,7 +2,7 @@
 
 import { BASE, door, Refused } from "./api";
 import { asked as onForm, card, valuesOf, type Axis, type Card } from "./form.svelte";
-import { offer } from "./offer.svelte";
+import { namedChain } from "./offer.svelte";
 import type { ChainSpec, DatasetAsk, DatasetView, FileView, PreviewView, Problem } from "./types";
 
 /** What a column gives: a parameter's name, or one of these. */
@@ -21,6 +21,8 @@ interface Draft {
   /** A named chain; "form" for the one on the form. */
   preset: string;
   cards: Card[];
+  /** Fields of the chain that the form does not show: `fit`, `exact`, `reuse`. */
+  rest: Record<string, unknown>;
   prompt: string;
   negative: string;
   axes: Axis[];
@@ -40,7 +42,7 @@ interface Draft {
 
 function fresh(): Draft {
   return {
-    file: null, lost: "", gives: {}, preset: "txt", cards: [], prompt: "", negative: "", axes: [], templates: "off", variants: 4,
+    file: null, lost: "", gives: {}, preset: "txt", cards: [], rest: {}, prompt: "", negative: "", axes: [], templates: "off", variants: 4,
     wildcards: {}, name: "", suggested: "", shard: 1000, format: "png", quality: 90, keep: [], seed: 0, partial: false,
   };
 }
@@ -79,9 +81,13 @@ export function startAnew(): void {
 
 /** Takes a named chain's stages, or those on the form. */
 export function useChain(name: string): void {
-  const stages = name === "form" ? (onForm().chain as ChainSpec).stages : offer.chains.find((one) => one.name === name)?.stages;
-  draft.preset = name;
-  draft.cards = (stages ?? []).map(card);
+  const found = name === "form" ? undefined : namedChain(name);
+  const chain: Partial<ChainSpec> = name === "form" ? (onForm().chain as ChainSpec) : { ...found?.fields, stages: found?.stages };
+  // A row's seed, and what is kept of each, is said on this form.
+  const { stages, prompt, negative_prompt, seed: _, keep: __, ...rest } = chain;
+  Object.assign(draft, { preset: name, rest, cards: (stages ?? []).map(card) });
+  draft.prompt = prompt ?? draft.prompt;
+  draft.negative = negative_prompt ?? draft.negative;
 }
 
 /** Takes a file that was uploaded. What its columns give stays where they are called as those of the one before. */
@@ -115,7 +121,7 @@ const guessed = (gives: string | null | undefined): string => (gives === null ? 
 
 /** What is asked for, as the API takes it. */
 export function asked(): Omit<DatasetAsk, "name"> {
-  const chain: ChainSpec = { stages: draft.cards.filter((one) => one.on).map((one) => one.spec) };
+  const chain: ChainSpec = { ...draft.rest, stages: draft.cards.filter((one) => one.on).map((one) => one.spec) };
   const told = Object.entries(draft.gives);
   const columns = Object.fromEntries(told.filter(([, gives]) => gives !== KEPT && gives !== LEFT_OUT).map(([column, gives]) => [gives, column]));
   return {

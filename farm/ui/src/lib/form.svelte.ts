@@ -1,7 +1,7 @@
 // What is asked for on the page's form, and how does it outlive a reload?
 
 import { BASE, get, newKey, part } from "./api";
-import { offer } from "./offer.svelte";
+import { namedChain, offer } from "./offer.svelte";
 import type { ChainSpec, JobAsk, JobView, RecalledView, Spec, StageSpec } from "./types";
 
 export interface Card {
@@ -82,13 +82,34 @@ export function store(): void {
 
 export const card = (spec: StageSpec): Card => ({ id: newKey(), on: true, spec: { ...spec } });
 
-/** Takes a named chain's stages. */
+/** Takes a named chain. */
 export function usePreset(name: string): void {
-  const found = offer.chains.find((one) => one.name === name);
+  const found = namedChain(name);
   if (!found) return;
   form.preset = name;
-  form.rest = {};
-  form.cards = found.stages.map(card);
+  useWritten({ ...found.fields, stages: found.stages });
+}
+
+/** Takes a chain as in a chain file: what it says nothing of, such as a prompt, stays as it is on the form. */
+export function useWritten(chain: ChainSpec): void {
+  const { stages, prompt, negative_prompt, seed, keep, ...rest } = chain;
+  form.rest = rest;
+  form.cards = stages.map(card);
+  form.prompt = prompt ?? form.prompt;
+  form.negative = negative_prompt ?? form.negative;
+  form.seed = seed ?? form.seed;
+  form.keep = keep ?? form.keep;
+}
+
+/** The form's chain as in a chain file: what `useWritten` takes. `prompts`: with those. */
+export function written(prompts: boolean): ChainSpec {
+  const { chain, prompt, negative_prompt, seed, keep } = asked();
+  return {
+    ...(prompts && { prompt: prompt ?? "", ...(negative_prompt && { negative_prompt }) }),
+    ...(seed != null && { seed }),
+    ...(keep && { keep }),
+    ...(chain as ChainSpec),
+  };
 }
 
 /** What the form asks for, as the API takes it. `front`: before all others. */

@@ -1,7 +1,11 @@
 // What can this farm draw: which stage kinds, chains, checkpoints and adapters?
 
-import { get } from "./api";
+import { get, part, query, Refused } from "./api";
+import { tell } from "./toast.svelte";
 import type { AdapterView, CatalogView, ChainView, CheckpointView, KindView } from "./types";
+
+/** So much of a description stands in a menu. */
+const CUT = 70;
 
 export const offer = $state<{
   kinds: Record<string, KindView>;
@@ -15,7 +19,7 @@ export const offer = $state<{
 export async function look(): Promise<void> {
   const [kinds, chains, catalog] = await Promise.all([
     get<KindView[]>("stages"),
-    get<ChainView[]>("chains"),
+    named(),
     get<CatalogView>("catalog"),
   ]);
   Object.assign(offer, {
@@ -24,6 +28,37 @@ export async function look(): Promise<void> {
     ...catalog,
     known: true,
   });
+}
+
+/** The chains that have a name; while the store is away, the catalog's. Throws Refused. */
+async function named(): Promise<ChainView[]> {
+  try {
+    return await get<ChainView[]>("chains");
+  } catch (error) {
+    if (!(error instanceof Refused) || error.status !== 503) throw error;
+    tell("Saved chains are not listed: the farm's store does not answer.", "error");
+    return await get<ChainView[]>(query("chains", { saved: "false" }));
+  }
+}
+
+/** Asks which chains are saved now; those that are known stay where the farm does not say. */
+export async function lookAtChains(): Promise<void> {
+  const found = await get<ChainView[]>("chains").catch(() => offer.chains);
+  // An open menu is left alone where nothing has changed.
+  if (JSON.stringify(found) !== JSON.stringify(offer.chains)) offer.chains = found;
+}
+
+/** A named chain in a menu: its name, and the begin of what it gives. */
+export function inMenu(one: ChainView): string {
+  const [line = ""] = one.description.split("\n");
+  return `${one.name}${line ? `: ${line.length > CUT ? `${line.slice(0, CUT)}…` : line}` : ""}`;
+}
+
+/** A named chain. Of a saved one the farm is told that it is used here: the images that it names may be named then. */
+export function namedChain(name: string): ChainView | undefined {
+  const found = offer.chains.find((one) => one.name === name);
+  if (found?.saved) void get(`chains/${part(name)}`).catch(() => undefined);
+  return found;
 }
 
 /** Checkpoints that a stage kind runs with; those that are not pulled last. */

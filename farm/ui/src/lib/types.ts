@@ -202,6 +202,15 @@ export interface ChainView {
   name: string;
   description: string;
   stages: StageSpec[];
+  fields: Partial<ChainSpec>;
+  owner: string;
+  saved: string | null;
+}
+
+export interface SaveAsk {
+  chain: string | ChainSpec;
+  description?: string;
+  replace?: boolean;
 }
 
 export interface KindView {
