@@ -54,16 +54,21 @@ class Readers:
         before_ms: float | None = None,
         *,
         owner: str | None = None,
+        tag: str | None = None,
         whole: bool = False,
     ) -> list[JobRecord]:
         """Up to `limit` jobs, newest first, with their stages where `whole`.
 
         `before_ms` is the last page's oldest `created_ms`, which no two jobs share: no job is twice on the pages or
-        missing. Only jobs that fit are looked at, whatever else there is.
+        missing. Only jobs that fit are looked at, whatever else there is; of a tag's in one state, all with that tag.
         """
         before = "+inf" if before_ms is None else f"({before_ms:.4f}"
-        asked = state or "", run or "", owner or "", limit, before, int(whole)
-        return [read_job(row) for row in self._server.call("jobs", *asked)]
+        found: list[JobRecord] = []
+        while before:
+            asked = state or "", run or "", owner or "", tag or "", limit - len(found), before, int(whole)
+            rows, before = self._server.call("jobs", *asked)
+            found += [read_job(row) for row in rows]
+        return found
 
     def gone(self, jobs: Sequence[str]) -> list[str]:
         """Those of `jobs` that are deleted, or have passed their retention."""
