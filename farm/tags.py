@@ -39,12 +39,20 @@ def check_tags(tags: Any, loc: str = "tags") -> tuple[str, ...]:
     """
     if isinstance(tags, str) or not isinstance(tags, Sequence):
         raise InvalidJob(errors=(FieldError(loc, "a list of words"),))
-    wrong = [FieldError(f"{loc}.{at}", RULE) for at, tag in enumerate(tags) if not _is_tag(tag)]
-    if wrong:
-        raise InvalidJob(errors=tuple(wrong))
-    found = tuple(dict.fromkeys(unicodedata.normalize("NFC", tag) for tag in tags))
+    read = [(_tag_of(tag), at) for at, tag in enumerate(tags)]
+    if wrong := tuple(FieldError(f"{loc}.{at}", RULE) for tag, at in read if tag is None):
+        raise InvalidJob(errors=wrong)
+    found = tuple(dict.fromkeys(tag for tag, _ in read if tag is not None))
     if len(found) > MOST:
         raise InvalidJob(errors=(FieldError(loc, f"at most {MOST} tags; leave some out"),))
+    return found
+
+
+def check_tag(tag: Any, loc: str = "tag") -> str:
+    """The one tag, in normal form C. Raises InvalidJob, which names it by `loc`."""
+    found = _tag_of(tag)
+    if found is None:
+        raise InvalidJob(errors=(FieldError(loc, RULE),))
     return found
 
 
@@ -62,15 +70,17 @@ def check_change(add: Any, remove: Any) -> tuple[tuple[str, ...], tuple[str, ...
     return added, removed
 
 
-def _is_tag(tag: Any) -> bool:
-    if not isinstance(tag, str):
-        return False
-    text = unicodedata.normalize("NFC", tag)
-    if not 0 < len(text) <= MAX_CHARS:
-        return False
+def _tag_of(text: Any) -> str | None:
+    """The tag as it is stored; None where the text is none."""
+    if not isinstance(text, str):
+        return None
+    tag = unicodedata.normalize("NFC", text)
+    if not 0 < len(tag) <= MAX_CHARS:
+        return None
     # A mark is part of a letter in many scripts, but no beginning.
-    first, *kinds = (unicodedata.category(one)[0] for one in text)
-    return first in "LN" and all(kind in "LMN" or one in "-_." for one, kind in zip(text[1:], kinds, strict=True))
+    first, *kinds = (unicodedata.category(one)[0] for one in tag)
+    fits = all(kind in "LMN" or one in "-_." for one, kind in zip(tag[1:], kinds, strict=True))
+    return tag if first in "LN" and fits else None
 
 
 class Tags:
