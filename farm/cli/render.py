@@ -105,13 +105,9 @@ def render(
     prompt = given.pop("prompt", prompt)
     default = "hires" if image is None else "img"
     source = sys.stdin.buffer.read(load_settings().max_upload_bytes + 1) if image == "-" else image
-    options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count, **given}
-    options |= {
-        "tags": tag or [],
-        "sweep": axes(sweep or []),
-        "chain": default if chain is None else chain,
-        "image": source,
-    }
+    options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count}
+    options |= {"tags": tag or [], "sweep": axes(sweep or []), **given}
+    options |= {"chain": default if chain is None else chain, "image": source}
     with open_farm() as farm:
         if dry_run:
             return _told(farm.dry_run(prompt, **options))

@@ -647,8 +647,8 @@ TIME = [
     of(
         "reap",
         "job_is_kept_for_ever",
-        "for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do forget_job(job) end\n",
-        "",
+        " else forget_job(job) end",
+        " end",
         LEDGER + "after_its_retention_nothing_of_a_job_is_left",
     ),
     of(
