@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import redis
@@ -162,21 +162,22 @@ def test_pages_of_a_tag_hold_each_job_once_and_only_its_jobs_are_looked_at(ledge
     names = [f"j{i}" for i in range(1200)]
     ledger.submit([job(name, "same", tags=("x",)) for name in names])
     submit(ledger, *(job(f"o{i}", "same") for i in range(300)))
-    few = names[0:400:150]
+    few = [*names[0:400:150], names[900]]
     for name in few:
         ledger.pause(name)
     # When they are paged through
     for state, whole in product((None, "paused"), (False, True)):
         wanted = list(reversed(names if state is None else few))
-        found: list[str] = []
+        pages: list[list[str]] = []
         before = None
         while page := ledger.jobs(
             state=state, tag="x", limit=250 if state is None else 3, before_ms=before, whole=whole
         ):
-            found += [one.job for one in page]
+            pages.append([one.job for one in page])
             before = page[-1].created_ms
-        # Then
-        assert found == wanted
+        # Then none is short but the last
+        assert list(chain(*pages)) == wanted
+        assert [len(page) for page in pages[:-1]] == [limit] * (len(pages) - 1)
     # And a page asks for no more than it shows, whatever else there is
     raw.config_resetstat()
     assert len(ledger.jobs(tag="x", limit=10)) == 10
