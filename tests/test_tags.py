@@ -167,12 +167,10 @@ def test_pages_of_a_tag_hold_each_job_once_and_only_its_jobs_are_looked_at(ledge
         ledger.pause(name)
     # When they are paged through
     for state, whole in product((None, "paused"), (False, True)):
-        wanted = list(reversed(names if state is None else few))
+        wanted, limit = list(reversed(names if state is None else few)), 250 if state is None else 3
         pages: list[list[str]] = []
         before = None
-        while page := ledger.jobs(
-            state=state, tag="x", limit=250 if state is None else 3, before_ms=before, whole=whole
-        ):
+        while page := ledger.jobs(state=state, tag="x", limit=limit, before_ms=before, whole=whole):
             pages.append([one.job for one in page])
             before = page[-1].created_ms
         # Then none is short but the last
