@@ -58,6 +58,7 @@ class Farm(Inputs):
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         upload: bool = True,
     ) -> list[Job]:
         """The jobs that `submit` takes: `count` of them, image i with seed + i. Uploads the input image, once all fits.
@@ -76,7 +77,7 @@ class Farm(Inputs):
         chain, uploads = self.fitted(chain, Size(found.width, found.height) if found else None)
         jobs = make_jobs(
             chain, self.catalog, self.settings, image=found, idempotency_key=key, lane=lane, priority=priority,
-            deadline_s=deadline_s, run=run, count=count,
+            deadline_s=deadline_s, run=run, count=count, tags=tags,
         )  # fmt: skip
         if upload:
             self.store_all([*uploads, *filter(None, [data])])
@@ -177,13 +178,14 @@ class Farm(Inputs):
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> JobHandle:
         """Submits one job; `run` takes the same words, a `count` and a `sweep`."""
         refuse_several(given)
         return self.run(
             prompt, chain=chain, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
-            deadline_s=deadline_s, **given,
+            deadline_s=deadline_s, tags=tags, **given,
         )[0]  # fmt: skip
 
     def run(
@@ -198,19 +200,20 @@ class Farm(Inputs):
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> Jobs[JobHandle]:
         """Submits `count` jobs of each variant of one chain, image i with seed + i.
 
         `given` are the chain's own fields (`negative_prompt`, `seed`, `fit`, `exact`, `reuse`, `keep`) and stage
         parameters (`num_inference_steps`, `strength`, …), as in `chain`; `sweep` says what the variants have otherwise
-        (see `farm.sweep`).
+        (see `farm.sweep`). All of the jobs get the `tags`, words that find them again (see `farm.tags`).
 
         Raises:
             InvalidJob: something does not fit; nothing was stored.
             Unavailable: the ledger or the store does not answer.
         """
-        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
+        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "tags": tags}
         asked = self._variant_of(chain, prompt, given)
         return self.submit(self.swept(asked, sweep, image, count, idempotency_key=idempotency_key, **options))
 
@@ -225,10 +228,11 @@ class Farm(Inputs):
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> Forecast:
         """What `run` would submit, every rule checked; nothing is stored. Raises InvalidJob."""
-        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s}
+        options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "tags": tags}
         jobs = self.swept(self._variant_of(chain, prompt, given), sweep, image, count, upload=False, **options)
         seed = None if jobs[0].chain.seed is None else jobs[0].seed
         took = Estimate()
@@ -254,9 +258,22 @@ class Farm(Inputs):
             )
         return JobHandle(self, found[0])
 
-    def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Jobs[JobRecord]:
+    def jobs(
+        self, state: str | None = None, run: str | None = None, limit: int = 50, *, tag: str | None = None
+    ) -> Jobs[JobRecord]:
         """The newest jobs first, without their stages."""
-        return Jobs(self.ledger.jobs(state=state, run=run, limit=limit))
+        return Jobs(self.ledger.jobs(state=state, run=run, limit=limit, tag=tag))
+
+    def tag(self, jobs: Sequence[str], add: Sequence[str] = (), remove: Sequence[str] = ()) -> int:
+        """How many of the jobs (whole ids, in any state) have the tags to `add` now, and none of those to `remove`.
+
+        The others stay as they are: they are no more, or would have more than 16 tags. Raises InvalidJob.
+        """
+        return self.ledger.tag_all(list(dict.fromkeys(jobs)), add, remove)
+
+    def tags(self) -> dict[str, int]:
+        """How many jobs have each tag, the one of the most jobs first; 1000 tags at most."""
+        return self.ledger.tags()
 
     def events(self, run: str | None = None) -> Iterator[Snapshot]:
         """Where the jobs of a run, or all, are, whenever that changes; without end (see `farm.watch`).
@@ -388,6 +405,7 @@ def _submission(job: Job, owner: str) -> Submission:
         run=job.run,
         owner=owner,
         collected=job.collected,
+        tags=job.tags,
     )
 
 

@@ -129,6 +129,11 @@ class JobHandle:
         """The job's seed, drawn at submit where none was given."""
         return int(json.loads(self.record.spec)["chain"]["seed"])
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The job's tags, in the order in which it was given them."""
+        return self.record.tags
+
     def events(self) -> Iterator[Snapshot]:
         """Where the job is, whenever that changes, until it has ended.
 
@@ -235,6 +240,14 @@ class JobHandle:
     def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
         self.farm.ledger.reprioritise(self.id, priority, lane)
+
+    def tag(self, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Puts tags on the job, in any state, and takes others off (see `farm.tags`).
+
+        Raises:
+            InvalidJob: one is no tag, or the job would have more than 16.
+        """
+        self.farm.ledger.tag(self.id, add, remove)
 
     def delete(self) -> None:
         """Forgets the ended job, with its readable results; blobs stay for whoever shares them.

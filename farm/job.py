@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from farm.plan import PlannedStage, plan, wrong
 from farm.records import LANES, Lane
 from farm.settings import Settings
 from farm.stage import MAX_SEED, STORED, Size, Stage, kinds
+from farm.tags import check_tags
 
 MAX_DEADLINE_S = 31536000
 """Longest deadline of a job: a year."""
@@ -64,7 +65,7 @@ class Job:
     `recipes[n]` is the recipe of stage n (see `recipe_key`), `texts[n]` its canonical JSON, `keys[n]` its key, `image`
     the blob it starts from. `written` is the chain with its seed as canonical JSON. `kept` names the executions of the
     first stages, where they are those of another job (see `farm.fork`). `collected`: no readable copy of its result is
-    written, for its dataset takes it from the store.
+    written, for its dataset takes it from the store. `tags`: see `farm.tags`; no recipe has them.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Job:
     run: str = ""
     kept: tuple[str, ...] = ()
     collected: bool = False
+    tags: tuple[str, ...] = ()
 
     @property
     def spec(self) -> str:
@@ -178,6 +180,7 @@ def make_jobs(
     deadline_s: float | None = None,
     run: str = "",
     count: int = 1,
+    tags: Sequence[str] = (),
 ) -> list[Job]:
     """The jobs of `chain`, ready to submit: `count` of them, whose index is added to the seed and the idempotency key.
 
@@ -194,13 +197,14 @@ def make_jobs(
         raise wrong("idempotency_key", "1 to 255 characters without control characters", "invalid_field")
     if deadline_s is not None and (not is_number(deadline_s, int, float) or not 0 < deadline_s <= MAX_DEADLINE_S):
         raise wrong("deadline_s", f"more than 0 and at most {MAX_DEADLINE_S} seconds (a year)", "invalid_field")
+    words = check_tags(tags)
     key = new_id() if idempotency_key is None else idempotency_key
     mould = make_mould(chain, catalog, settings, image)
     # Drawn from the key, so that a submit sent again is the same job.
     first = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) if chain.seed is None else chain.seed
     if first + count - 1 > MAX_SEED:
         raise wrong("seed", f"seed + count goes beyond {MAX_SEED}; start lower", "invalid_field")
-    place: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "run": run}
+    place: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "run": run, "tags": words}
     return [mould.job(seed=first + index, idempotency_key=f"{key}#{index}", **place) for index in range(count)]
 
 

@@ -58,7 +58,8 @@ streams)::
     state            call                     to            event                   keys written (with job:<id>)
     ---------------  -----------------------  ------------  ----------------------  -----------------------------------
     absent           submit                   queued        submitted, reused ..    idem, jobs, owner, run, runs, runs:
-                                                                                    <owner>, deadlines; attaches
+                                                                                    <owner>, deadlines, those of its
+                                                                                    tags; attaches
     queued           claim (of its stage)     running       claimed                 started_ms
     queued, running  commit, not the last     unchanged     committed, reused ..    out<at>, at; attaches
     queued, running  last commit, published   done          committed, done         out<at>, ended
@@ -75,10 +76,16 @@ streams)::
     paused           resume                   queued        resumed                 attaches
     ended, not done  retry                    queued        retried                 deadlines, -ended; attaches
     any unended      reprioritise             unchanged     reprioritised           ready
+    any              tag                      unchanged     tagged                  tags, tags:<owner>, and of each tag
+                                                                                    tag:<tag>, ..:owner:<owner>,
+                                                                                    ..:run:<run>; ended with the last
     ended            delete, forget           absent        deleted (farm's alone)  -all of these, -events:<job>, -idem
     ended            reap, past retention     absent                                -all of these, -events:<job>, -idem
+    ended, tagged    reap, past retention     unchanged                             -ended
 
 Nothing of a job runs out by itself: its record says in which lists it stands, so whoever forgets it clears them.
+The lists of a tag hold its jobs in any state, and `tags` how many there are. Who lists a tag's jobs in one state looks
+through all of them, so that no end has anything to move there, whatever build its worker is of.
 `submit` refuses new jobs beyond what the farm takes or their owner may have, of which a dataset's are none; room for
 jobs of the same run that follow in further scripts is kept in `booked:<owner>`. A run's jobs are steered as each alone
 would be (`farm.runs`).
@@ -114,6 +121,7 @@ from farm.rows import read_claim
 from farm.runs import Runs
 from farm.scripts import FAN, Server
 from farm.settings import Settings
+from farm.tags import Tags
 
 CHUNK = 200
 """Jobs per submit script: some 20 ms of the server's time."""
@@ -143,7 +151,7 @@ def _check_place(priority: int, lane: str) -> None:
         raise InvalidJob(errors=(FieldError("priority", "0 to 100"),))
 
 
-class Ledger(Readers, Runs):
+class Ledger(Readers, Runs, Tags):
     """The farm's truth in Redis. Threads may share one. Every call may raise Unavailable."""
 
     def __init__(self, settings: Settings, fan: int = FAN) -> None:
@@ -192,7 +200,7 @@ class Ledger(Readers, Runs):
                     raise InvalidJob(errors=(FieldError("stages", "at least one stage"),))
                 span_ms = round((one.deadline_s or self._settings.deadline_s) * 1000)
                 args += [one.job, len(one.stages), one.spec, one.idem, one.body_hash, one.lane, one.priority, span_ms]
-                args += [one.run, one.owner, one.schema, int(one.collected)]
+                args += [one.run, one.owner, one.schema, int(one.collected), "\n".join(one.tags)]
                 for stage in one.stages:
                     args += [stage.exec, stage.queue, stage.payload, f"{stage.work:g}"]
             if not done:

@@ -13,6 +13,7 @@ from farm.errors import NotFound
 from farm.records import Attempt, Event, JobRecord, Minute, Quarantined, QueueState, WorkerRecord, place_of
 from farm.rows import read_attempt, read_event, read_job, read_minute, read_quarantined, read_queue, read_worker
 from farm.scripts import Server
+from farm.tags import check_tag
 
 READ = 200
 """Jobs that one script reads: some 20 ms of the server's time."""
@@ -54,16 +55,25 @@ class Readers:
         before_ms: float | None = None,
         *,
         owner: str | None = None,
+        tag: str | None = None,
         whole: bool = False,
     ) -> list[JobRecord]:
         """Up to `limit` jobs, newest first, with their stages where `whole`.
 
         `before_ms` is the last page's oldest `created_ms`, which no two jobs share: no job is twice on the pages or
-        missing. Only jobs that fit are looked at, whatever else there is.
+        missing. Only jobs that fit are looked at, whatever else there is; of a tag's in one state, all with that tag.
+
+        Raises:
+            InvalidJob: there is no such tag.
         """
+        tag = "" if tag is None else check_tag(tag)
         before = "+inf" if before_ms is None else f"({before_ms:.4f}"
-        asked = state or "", run or "", owner or "", limit, before, int(whole)
-        return [read_job(row) for row in self._server.call("jobs", *asked)]
+        found: list[JobRecord] = []
+        while before:
+            asked = state or "", run or "", owner or "", tag, limit - len(found), before, int(whole)
+            rows, before = self._server.call("jobs", *asked)
+            found += [read_job(row) for row in rows]
+        return found
 
     def gone(self, jobs: Sequence[str]) -> list[str]:
         """Those of `jobs` that are deleted, or have passed their retention."""

@@ -48,7 +48,7 @@ class Submission:
     """One job as the ledger takes it. `idem` may be empty; `priority` is 0 to 100, higher first.
 
     `owner` is of a to z, 0 to 9 and -, or empty; all jobs of a run are one owner's. `collected`: whoever submits it
-    takes its output from the store, and no readable copy of it is written.
+    takes its output from the store, and no readable copy of it is written. `tags` are as `farm.tags` allows them.
     """
 
     job: str
@@ -63,6 +63,7 @@ class Submission:
     owner: str = ""
     schema: int = SCHEMA
     collected: bool = False
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class JobRecord:
 
     `position`: so many ready executions of its queue are claimed before its own; None where that is not ready.
     `waits_for`: why it waits, as a sentence's end; "" while its stage runs and when it has ended. Both are known where
-    its stages are.
+    its stages are. `tags`: in the order in which it was given them (see `farm.tags`).
     """
 
     job: str
@@ -195,6 +196,7 @@ class JobRecord:
     position: int | None = None
     waits_for: str = ""
     collected: bool = False
+    tags: tuple[str, ...] = ()
 
     @property
     def progress(self) -> float:

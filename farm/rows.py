@@ -41,14 +41,14 @@ def read_job(row: list[Any]) -> JobRecord:
     """The job in a row of `record` (`shared/reading.lua`)."""
     job, fields, outputs, stages, wait = row if len(row) == 5 else (*row, [], [""])
     state, spec, run, lane, priority, created, deadline, started, ended, at, n, code, message, *rest = fields
-    idem, owner, collected = rest
+    idem, owner, collected, tags = rest
     return JobRecord(
         job=job, state=state, spec=spec, run=run, lane=lane, priority=int(priority), created_ms=float(created),
         deadline_ms=int(deadline), started_ms=int(started or 0), ended_ms=int(ended or 0), at=int(at), n=int(n),
         code=code or "", message=message or CODES.get(code or "", ""), idem=idem, outputs=tuple(outputs),
         stages=tuple(_read_stage(i, int(at), state, outputs[i], stage) for i, stage in enumerate(stages)),
         owner=owner or "", position=wait[2] if wait[0] == "ready" else None, waits_for=_waits_for(*wait),
-        collected=collected == "1",
+        collected=collected == "1", tags=tuple(tags.split("\n")) if tags else (),
     )  # fmt: skip
 
 

@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     deadline_s: float = Field(
         86400, gt=0, le=31536000, description="a job not done so long after its submit expires, seconds"
     )
-    retention_s: int = Field(2592000, gt=0, description="ended jobs are kept for so long, seconds")
+    retention_s: int = Field(2592000, gt=0, description="ended jobs without a tag are kept for so long, seconds")
     crash_attempts: int = Field(3, ge=1, description="worker deaths in one stage before its recipe is quarantined")
     oom_attempts: int = Field(2, ge=1, description="out-of-memory errors in one stage before the job fails")
     lapse_attempts: int = Field(10, ge=1, description="lapsed leases of one stage before its recipe is quarantined")

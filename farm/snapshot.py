@@ -52,6 +52,7 @@ class Snapshot(View):
     created: str = Field(description="to the microsecond: no two jobs share one")
     started: str | None = None
     ended: str | None = None
+    tags: list[str] = Field([], description="words that somebody put on the job; `starred` is the page's star")
 
     @classmethod
     def of(cls, record: JobRecord) -> Snapshot:
@@ -91,4 +92,5 @@ def snapshot_fields(record: JobRecord) -> dict[str, Any]:
         "created": instant(record.created_ms, exact=True) or "",
         "started": instant(record.started_ms),
         "ended": instant(record.ended_ms),
+        "tags": list(record.tags),
     }

@@ -168,7 +168,9 @@ def test_version(run: Run) -> None:
     assert data.envelope["data"] == {"version": "0.1.0"}
 
 
-@pytest.mark.parametrize("words", [[], ["jobs"], ["render"], ["chain", "show"], ["models", "pull"], ["worker"]])
+@pytest.mark.parametrize(
+    "words", [[], ["jobs"], ["jobs", "tag"], ["render"], ["chain", "show"], ["models", "pull"], ["worker"]]
+)
 def test_help_everywhere_has_an_example(run: Run, words: list[str]) -> None:
     # When help is asked for by -h and --help
     short, long = run(*words, "-h"), run(*words, "--help")
@@ -560,6 +562,7 @@ def test_dry_run_checks_and_stores_nothing(run: Run, farm: Farm, tmp_path: Path)
         (["--image", "/nonexistent.png"], "bad_image", "image"),
         (["--count", "0"], "invalid_field", "count"),
         (["--priority", "101"], "invalid_field", "priority"),
+        (["--tag", "fine", "--tag", "not fine"], "invalid_field", "tags.1"),
         (["--width", "65"], "bad_size", "stages.0.width"),
         (["--scheduler", "Eulerish"], "unknown_scheduler", "stages.0.scheduler"),
         (["--set", "9.strength=0.4"], "unknown_field", "9.strength"),
@@ -644,6 +647,37 @@ def test_jobs_are_steered(run: Run, farm: Farm) -> None:
     ended_ = run("runs", "cancel", name, "--json").envelope["data"]
     assert (ended_["id"], ended_["count"], ended_["states"]) == (name, 2, {"cancelled": 2})
     assert run("runs", "cancel", name).out == f"{name}  2 cancelled\n"
+
+
+def test_jobs_are_tagged_and_found_again(run: Run, farm: Farm) -> None:
+    # Given two jobs with two tags, and one without
+    ids = run("render", "a pear", "--count", "2", "--tag", "fruit", "--tag", "Entwurf").out.split()
+    (other,) = run("render", "a table").out.split()
+    assert [record.job for record in farm.jobs(tag="fruit")] == ids[::-1]
+    # When one gets a star, and has a tag taken off
+    told = run("jobs", "tag", ids[0][-6:], other, "--add", "starred", "--remove", "Entwurf")
+    assert told.out.splitlines() == [f"{ids[0]}  fruit starred", f"{other}  starred"]
+    # Then it is listed so, and told so
+    rows = [line.split() for line in run("jobs", "ls", "--tag", "starred").out.splitlines()]
+    assert (rows[0][-1], [row[0] for row in rows[1:]]) == ("TAGS", [other, ids[0]])
+    data = run("jobs", "ls", "--tag", "fruit", "--json").envelope["data"]
+    assert [(one["id"], one["tags"]) for one in data] == [
+        (ids[1], ["fruit", "Entwurf"]),
+        (ids[0], ["fruit", "starred"]),
+    ]
+    assert run("jobs", "show", ids[0], "--json").envelope["data"]["tags"] == ["fruit", "starred"]
+    assert "tags       fruit starred" in run("jobs", "show", ids[0]).out
+    counts = {"starred": 2, "fruit": 2, "Entwurf": 1}
+    assert {one["tag"]: one["count"] for one in run("jobs", "tags", "--json").envelope["data"]} == counts
+    assert run("jobs", "tags").out.split()[:2] == ["TAG", "JOBS"]
+    # And where one is not found the other is tagged all the same
+    mixed = run("jobs", "tag", "zzzz", ids[1], "--add", "new", "--json")
+    assert (mixed.status, mixed.code) == (1, "not_found")
+    assert mixed.envelope["data"]["jobs"][1] == {"id": ids[1], "tags": ["fruit", "Entwurf", "new"]}
+    # And what is no change is refused
+    for words in ([], ["--add", "a b"], ["--add", "x", "--remove", "x"]):
+        assert (run("jobs", "tag", ids[0], *words, "--json").code, words) == ("invalid_field", words)
+    assert run("jobs", "ls", "--tag", "a b", "--json").code == "invalid_field"
 
 
 def test_queue_status_counts(run: Run, farm: Farm) -> None:

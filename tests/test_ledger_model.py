@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ CAPS = {"crash": 2, "oom": 2, "lapses": 2, "rewinds": 1}
 """Low, so that a short run meets them."""
 
 picks = st.integers(0, 11)
+tags = st.sampled_from(("x", "y"))
 workers = st.sampled_from(WORKERS)
 
 
@@ -104,6 +106,7 @@ class Machine(RuleBasedStateMachine):
         self.jobs: list[str] = []
         self.names = 0
         self.bodies: dict[str, Submission] = {}
+        self.tags: dict[str, set[str]] = {}
         self.claims: list[tuple[str, Claim]] = []
         self.live: dict[str, tuple[str, str, str]] = {}  # exec -> token, worker, boot
         self.tokens: set[str] = set()
@@ -126,7 +129,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         chain=st.sampled_from(CHAINS), lane=st.sampled_from(("interactive", "bulk")), priority=st.integers(0, 100),
         whose=st.sampled_from((("r", "ada"), ("r", "ada"), ("", "ada"), ("", ""))),
-        max_open=st.sampled_from((0, 0, 0, 1, 4)), beyond=st.sampled_from((0, 0, 0, 1)),
+        max_open=st.sampled_from((0, 0, 0, 1, 4)), beyond=st.sampled_from((0, 0, 0, 1)), words=st.sets(tags),
     )  # fmt: skip
     def submit(
         self,
@@ -136,10 +139,12 @@ class Machine(RuleBasedStateMachine):
         whose: tuple[str, str] = ("r", "ada"),
         max_open: int = 0,
         beyond: int = 0,
+        words: Collection[str] = (),
     ) -> None:
         name, (run, owner) = f"j{self.names}", whose
         stages = tuple(StageEntry(e, QUEUES[i], f"payload {e}") for i, e in enumerate(chain))
-        body = Submission(name, stages, f"spec {name}", f"idem {name}", "body", lane, priority, run=run, owner=owner)
+        more: dict[str, Any] = {"run": run, "owner": owner, "tags": tuple(sorted(words))}
+        body = Submission(name, stages, f"spec {name}", f"idem {name}", "body", lane, priority, **more)
         theirs = [one for one in self.jobs if one not in self.ended and self.bodies[one].owner == owner]
         booked = self.dump.all.get(f"booked:{owner}", {})
         taken = len(theirs) + sum(int(value.split()[0]) for call, value in booked.items() if call != run)
@@ -152,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         assert (found.job, found.existed) == (name, False)
         self.names += 1
         self.jobs.append(name)
-        self.bodies[name] = body
+        self.bodies[name], self.tags[name] = body, set(words)
 
     @precondition(lambda self: self.jobs)
     @rule(pick=picks, ended=st.booleans())
@@ -227,6 +232,14 @@ class Machine(RuleBasedStateMachine):
         assert named == [], "a deleted job that something still names"
         assert not {f"job:{name}", f"events:{name}", f"idem:idem {name}"} & set(after.all)
         assert after.execs.get(f"p:{name}", {"state": "running"})["state"] == "running"
+
+    @precondition(lambda self: self.jobs)
+    @rule(pick=picks, ended=st.booleans(), add=st.sets(tags), remove=st.sets(tags))
+    def tag(self, pick: int, ended: bool, add: set[str], remove: set[str]) -> None:
+        name = self.pick_job(pick, ended)
+        if add - remove or remove:
+            self.ledger.tag(name, sorted(add - remove), sorted(remove))
+            self.tags[name] = self.tags[name] - remove | (add - remove)
 
     @precondition(lambda self: any(self.bodies[name].run for name in self.jobs))
     @rule(verb=st.sampled_from(("cancel", "pause", "resume", "retry")))
@@ -513,7 +526,11 @@ class Machine(RuleBasedStateMachine):
             run, owner = self.bodies[name].run, self.bodies[name].owner
             listed = {"jobs", f"jobs:{state}"} | ({f"run:{run}", f"in:{state}:{run}"} if run else set())
             listed |= {f"owner:{owner}", f"owner:{owner}:{state}"} if owner else set()
-            lists = ("jobs", "owner:", "run:", "in:")
+            for tag in self.tags[name]:
+                listed |= {f"tag:{tag}"} | ({f"tag:{tag}:run:{run}"} if run else set())
+                listed |= {f"tag:{tag}:owner:{owner}"} if owner else set()
+            assert set(row.get("tags", "").split()) == self.tags[name]
+            lists = ("jobs", "owner:", "run:", "in:", "tag:")
             assert {key for key in dump.all if key.startswith(lists) and name in dump.zset(key)} == listed
             assert (name in dump.zset("deadlines")) == (state not in ENDED)
             assert (name in dump.zset("ended")) == (state in ENDED)
@@ -537,6 +554,11 @@ class Machine(RuleBasedStateMachine):
             if state == "done":
                 assert row[f"out{len(stages) - 1}"] in self.made[stages[-1].exec]
                 assert name in self.published, "done, and nobody wrote its result"
+
+        for owner in ("", "ada"):
+            theirs = [self.tags[name] for name in dump.jobs if owner in ("", self.bodies[name].owner)]
+            counts = {tag: sum(tag in one for one in theirs) for tag in ("x", "y")}
+            assert dump.zset(f"tags:{owner}" if owner else "tags") == {tag: n for tag, n in counts.items() if n}
 
     def executions_hold(self, dump: Dump) -> None:
         held = {key[5:]: set(names) for key, names in dump.all.items() if key.startswith("held:")}
@@ -620,7 +642,7 @@ class Machine(RuleBasedStateMachine):
         self.executions_hold(dump)
         for name in list(self.jobs):
             self.ledger.delete(name)
-        lists = ("job", "owner:", "run:", "runs", "in:", "ended", "deadlines", "idem:", "events:")
+        lists = ("job", "owner:", "run:", "runs", "in:", "tag", "ended", "deadlines", "idem:", "events:")
         assert not [key for key in Dump(self.raw).all if key.startswith(lists)], "not all is forgotten"
         self.ledger.close()
         self.raw.close()

@@ -34,6 +34,7 @@ from farm.api import (
     prompts,
     quarantine,
     runs,
+    tags,
     uploads,
 )
 from farm.api.courier import Patience
@@ -78,7 +79,7 @@ def make_app(
     api = APIRouter(prefix=BASE)
     # Events and artifacts first: their addresses go on where those of jobs and runs end.
     for room in (
-        events, archive, artifacts, fork, papers, many, jobs, runs, uploads, check, chains, machines, quarantine,
+        events, archive, artifacts, fork, papers, many, tags, jobs, runs, uploads, check, chains, machines, quarantine,
         grants, prompts, dataset_files, dataset_asks, dataset_shards, datasets,
     ):  # fmt: skip
         api.include_router(room.router)

@@ -31,6 +31,7 @@ from farm.plan import wrong
 from farm.records import Lane
 from farm.stage import MAX_SEED, STORED
 from farm.sweep import MAX_AXES
+from farm.tags import MOST, RULE
 
 _OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself; every other name of a sweep or of `parameters` is a stage's."""
@@ -62,6 +63,7 @@ class JobAsk(Ask):
     lane: Lane = "interactive"
     priority: int = Field(50, ge=0, le=100)
     deadline_s: float | None = Field(None, gt=0, description="seconds until the jobs expire")
+    tags: list[str] = Field([], max_length=MOST, description=f"words by which the jobs are found again, each of {RULE}")
 
 
 class Place(Ask):
@@ -73,7 +75,10 @@ class Place(Ask):
 
 def body_sha256(ask: JobAsk) -> str:
     """What tells one request from another under the same idempotency key."""
-    return hashlib.sha256(canonical(ask.model_dump(mode="json")).encode()).hexdigest()
+    told = ask.model_dump(mode="json")
+    if not ask.tags:  # a request that was sent before there were tags is the same one
+        del told["tags"]
+    return hashlib.sha256(canonical(told).encode()).hexdigest()
 
 
 def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, upload: bool) -> list[Job]:
@@ -84,7 +89,9 @@ def jobs_of(farm: Farm, kept: Kept, caller: Caller, ask: JobAsk, key: str, *, up
         Unavailable: the store or the ledger does not answer.
     """
     image = _image(farm, kept, caller, ask.image)
-    options: dict[str, Any] = {"lane": ask.lane, "priority": ask.priority, "deadline_s": ask.deadline_s}
+    options: dict[str, Any] = {
+        "lane": ask.lane, "priority": ask.priority, "deadline_s": ask.deadline_s, "tags": ask.tags
+    }  # fmt: skip
 
     # Once: all variants are of the same chain, whoever saves another one meanwhile.
     data = written(farm, kept, caller, ask.chain)

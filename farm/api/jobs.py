@@ -23,6 +23,7 @@ from farm.job import images_of, new_id
 from farm.records import JobRecord
 from farm.scripts import within
 from farm.stage import STORED
+from farm.tags import MAX_CHARS, check_tag
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
 PAGE = 200
@@ -90,14 +91,17 @@ async def ls(
     state: State | None = None,
     run: Annotated[str | None, Query(max_length=64)] = None,
     owner: Whose = None,
+    tag: Annotated[str | None, Query(max_length=MAX_CHARS, description="only those with this tag")] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE)] = 50,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Response:
     """The caller's jobs, the newest first; an admin's are everybody's."""
     desk, before, whose = desk_of(request), position(cursor), caller.looks_at(owner)
+    if tag is not None:
+        check_tag(tag, "query.tag")
 
     def call() -> JobPage:
-        records = desk.farm.ledger.jobs(state, run, limit, before, owner=whose, whole=True)
+        records = desk.farm.ledger.jobs(state, run, limit, before, owner=whose, tag=tag, whole=True)
         return JobPage(jobs=[JobView.of(record) for record in records], next=next_of(records, limit))
 
     return await desk.tell(call)

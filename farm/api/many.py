@@ -44,22 +44,27 @@ class Steered(View):
 
     count: int = Field(description="jobs that were steered")
     more: bool = Field(description="whether time ran out: the same call goes on with the rest")
+    kept: int = Field(0, description="tagged jobs that were left alone: who deletes by state deletes none of those")
 
 
 @router.post("/steer")
 async def steer(request: Request, ask: SteerAsk, caller: Submitter) -> Steered:
-    """Steers many jobs at once: cancels, pauses, resumes, retries or deletes them."""
+    """Steers many jobs at once: cancels, pauses, resumes, retries or deletes them. Tagged ones are deleted by id."""
     desk = desk_of(request)
     return await desk.work(_steer, desk, caller, ask)
 
 
 def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
-    act, until = _acts(desk, caller)[ask.act], time.monotonic() + STEER_S
-    count, queues, more = 0, set[str](), False
+    spares = ask.act == "delete" and isinstance(ask.jobs, str)
+    act, until = _acts(desk, caller, spares)[ask.act], time.monotonic() + STEER_S
+    count, kept, queues, more = 0, 0, set[str](), False
     try:
-        for job in _in_state(desk, caller, WHICH[ask.jobs]) if isinstance(ask.jobs, str) else ask.jobs:
+        for job, is_tagged in _asked(desk, caller, ask):
             if more := time.monotonic() > until:
                 break
+            if spares and is_tagged:
+                kept += 1
+                continue
             with within(PATIENCE_S):
                 try:
                     queues |= act(job)
@@ -68,11 +73,11 @@ def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
             count += 1
     finally:  # whatever hinders the rest, those that may go on do so at once
         desk.farm.broker.ring(queues)
-    return Steered(count=count, more=more)
+    return Steered(count=count, more=more, kept=kept)
 
 
-def _acts(desk: Desk, caller: Caller) -> dict[str, Callable[[str], set[str]]]:
-    """What each act does with a job; the queues that it made ready."""
+def _acts(desk: Desk, caller: Caller, spares: bool) -> dict[str, Callable[[str], set[str]]]:
+    """What each act does with a job; the queues that it made ready. `spares`: not with one that has tags."""
     ledger = desk.farm.ledger
 
     def cancel(job: str) -> set[str]:
@@ -92,8 +97,10 @@ def _acts(desk: Desk, caller: Caller) -> dict[str, Callable[[str], set[str]]]:
 
     def owned(act: Callable[[str], set[str]], states: Sequence[str]) -> Callable[[str], set[str]]:
         def checked(job: str) -> set[str]:
-            if caller.check(record_of(desk, job)).state not in states:
-                raise Conflict("its state does not allow this")
+            record = caller.check(record_of(desk, job))
+            # Read once more: somebody may have tagged it since it was listed.
+            if record.state not in states or (spares and record.tags):
+                raise Conflict("its state does not allow this, or it was tagged")
             return act(job)
 
         return checked
@@ -104,14 +111,20 @@ def _acts(desk: Desk, caller: Caller) -> dict[str, Callable[[str], set[str]]]:
     return {**{verb: owned(act, STEERED[verb]) for verb, act in acts.items()}, "delete": owned(delete, tuple(ENDED))}
 
 
-def _in_state(desk: Desk, caller: Caller, states: Sequence[str]) -> Iterator[str]:
-    """The ids of all jobs in `states` that a list shows the caller, the newest first."""
-    for state in states:
+def _asked(desk: Desk, caller: Caller, ask: SteerAsk) -> Iterator[tuple[str, bool]]:
+    """The jobs that are to be steered, and whether each has tags, where it was not named.
+
+    Of those that a list shows the caller the newest of each state come first.
+    """
+    if not isinstance(ask.jobs, str):
+        yield from ((job, False) for job in ask.jobs)
+        return
+    for state in WHICH[ask.jobs]:
         before = None
         while True:
             with within(PATIENCE_S):
                 page = desk.farm.ledger.jobs(state, None, PAGE, before, owner=caller.sees)
-            yield from (record.job for record in page)
+            yield from ((record.job, bool(record.tags)) for record in page)
             if len(page) < PAGE:
                 break
             before = page[-1].created_ms

@@ -17,6 +17,7 @@ from farm.cli.submit import Out, assignments, check_out, submitted
 from farm.cli.wait import failure_of, wait
 from farm.errors import Conflict, FarmError
 from farm.records import ENDED, Lane, instant
+from farm.tags import check_change
 
 if TYPE_CHECKING:
     from farm.protocol import AnyJob
@@ -34,22 +35,24 @@ LISTEN_MS = 1000
 def ls(
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
     run: Annotated[str | None, typer.Option(help="Only jobs of this run.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only jobs with this tag.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10000, help="At most so many.")] = 50,
 ) -> Outcome:
     """List jobs, the newest first.
 
     \b
     farm jobs ls --state failed --limit 10
+    farm jobs ls --tag starred
     """
     with open_farm() as farm:
-        records = farm.jobs(state=state, run=run, limit=limit)
+        records = farm.jobs(state=state, run=run, limit=limit, tag=tag)
     data = [_summary(record) for record in records]
     rows = [
         (record.job, record.state, f"{min(record.at + 1, record.n)}/{record.n}", record.lane, record.priority,
-         _age(record), record.code)
+         _age(record), record.code, " ".join(record.tags))
         for record in records
     ]  # fmt: skip
-    return Outcome(data, [Table(("JOB", "STATE", "STAGE", "LANE", "PRIORITY", "AGE", "CODE"), rows)])
+    return Outcome(data, [Table(("JOB", "STATE", "STAGE", "LANE", "PRIORITY", "AGE", "CODE", "TAGS"), rows)])
 
 
 @app.command()
@@ -81,6 +84,7 @@ def show(job: Id) -> Outcome:
         "prompt": spec["chain"].get("prompt", ""),
         "seed": spec["chain"]["seed"],
         "run": record.run,
+        "tags": " ".join(record.tags),
         "created": instant(record.created_ms),
         "ended": instant(record.ended_ms),
     }
@@ -211,6 +215,37 @@ def reprioritise(
 
 
 @app.command()
+def tag(
+    jobs: Ids,
+    add: Annotated[list[str] | None, typer.Option(metavar="TAG", help="A tag to put on; may be repeated.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="TAG", help="One to take off; may be repeated.")] = None,
+) -> Outcome:
+    """Put tags on jobs in any state, and take others off; `starred` is the star of the page.
+
+    A tagged job is kept: it outlives the retention, and is not cleared away with what has ended.
+
+    \b
+    farm jobs tag 3f9a 77c1 --add starred --add fruit
+    farm jobs tag 3f9a --remove fruit
+    """
+    added, removed = check_change(add or [], remove or [])
+    return _each(jobs, lambda handle: handle.tag(added, removed), lambda handle: list(handle.tags), "tags")
+
+
+@app.command()
+def tags() -> Outcome:
+    """List the tags that jobs have, the one of the most jobs first.
+
+    \b
+    farm jobs tags
+    """
+    with open_farm() as farm:
+        found = farm.tags()
+    data = [{"tag": tag, "count": count} for tag, count in found.items()]
+    return Outcome(data, [Table(("TAG", "JOBS"), list(found.items()))])
+
+
+@app.command()
 def fork(
     job: Id,
     from_stage: Annotated[
@@ -279,9 +314,10 @@ def download(
 def _each(
     ids: Sequence[str],
     steer: Callable[[AnyJob], object],
-    told: Callable[[AnyJob], str] = lambda handle: handle.state,
+    told: Callable[[AnyJob], str | list[str]] = lambda handle: handle.state,
+    name: str = "state",
 ) -> Outcome:
-    """What `told` says of each job after `steer`; the first refusal is the error, the others are told on stderr."""
+    """What `told` says of each job after `steer`, as `name`; the first refusal is the error, others go to stderr."""
     data: list[dict[str, Any]] = []
     lines, refused = [], []
     with open_farm() as farm:
@@ -289,9 +325,9 @@ def _each(
             try:
                 handle = farm.job(job)
                 steer(handle)
-                state = told(handle)
-                data.append({"id": handle.id, "state": state})
-                lines.append(f"{handle.id}  {state}")
+                said = told(handle)
+                data.append({"id": handle.id, name: said})
+                lines.append(f"{handle.id}  {said if isinstance(said, str) else ' '.join(said)}".rstrip())
             except FarmError as error:
                 if error.code in ("unavailable", "outcome_unknown"):
                     raise
@@ -304,7 +340,7 @@ def _each(
 
 def _summary(record: JobRecord) -> dict[str, Any]:
     """A job's record as data, without what is opaque in it."""
-    names = ("state", "run", "lane", "priority", "at", "n", "code", "message")
+    names = ("state", "run", "lane", "priority", "at", "n", "code", "message", "tags")
     times = {name: instant(getattr(record, f"{name}_ms")) for name in ("created", "started", "ended", "deadline")}
     return {"id": record.job, **{name: getattr(record, name) for name in names}, **times}
 

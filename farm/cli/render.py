@@ -54,6 +54,9 @@ def render(
         "interactive"
     ),
     deadline_s: Annotated[float | None, typer.Option(help="Expire after so many seconds.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="TAG", help="Word to find the jobs by; may be repeated.")
+    ] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key yields the same jobs.")] = None,
     wait_: Annotated[bool, typer.Option("--wait", help="Show progress until the jobs have ended.")] = False,
     out: Out = None,
@@ -69,6 +72,7 @@ def render(
     farm render "a lemon" --chain hires --count 4 --seed 7 --set 1.strength=0.4 --wait
     farm render "a lemon" --sweep seed=1,2,3 --sweep 0.guidance_scale=3,7 -o out/
     farm render --sweep '{"prompt": ["a lemon", "a carrot"], "seed": [1, 2]}'
+    farm render "a plum" --count 8 --tag fruit --tag draft
     farm render --chain my-chain.yaml --dry-run
 
     Without --wait the ids of the jobs are printed. Exit status 3: a job did not end done.
@@ -101,8 +105,9 @@ def render(
     prompt = given.pop("prompt", prompt)
     default = "hires" if image is None else "img"
     source = sys.stdin.buffer.read(load_settings().max_upload_bytes + 1) if image == "-" else image
-    options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count, **given}
-    options |= {"sweep": axes(sweep or []), "chain": default if chain is None else chain, "image": source}
+    options: dict[str, Any] = {"lane": lane, "priority": priority, "deadline_s": deadline_s, "count": count}
+    options |= {"tags": tag or [], "sweep": axes(sweep or []), **given}
+    options |= {"chain": default if chain is None else chain, "image": source}
     with open_farm() as farm:
         if dry_run:
             return _told(farm.dry_run(prompt, **options))

@@ -40,7 +40,10 @@ for _, job in ipairs(due('deadlines', NOW)) do
   -- Refused where it has ended, or is no more: then nothing is due.
   if stop(job, 'expired', 'deadline') then redis.call('ZREM', P .. 'deadlines', job) end
 end
-for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do forget_job(job) end
+for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do
+  -- What somebody has tagged is kept until that is taken off.
+  if #tags_of(job) > 0 then redis.call('ZREM', P .. 'ended', job) else forget_job(job) end
+end
 redis.call('ZREMRANGEBYSCORE', P .. 'quarantine', '-inf', NOW - RETENTION * 1000)
 redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - REGISTERED)
 for _, queue in ipairs(redis.call('SMEMBERS', P .. 'queues')) do

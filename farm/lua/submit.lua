@@ -4,7 +4,7 @@ local max_farm, max_owner, beyond, booking = tonumber(arg()), tonumber(arg()), t
 local jobs, keyed, ids, owned, fresh = {}, {}, {}, {}, 0
 for i = 1, tonumber(arg()) do
   local one = {job = arg(), n = tonumber(arg()), spec = arg(), idem = arg(), body = arg(), lane = arg(), priority = arg(),
-    span = arg(), run = arg(), owner = arg(), schema = arg(), collected = arg(), stages = {}}
+    span = arg(), run = arg(), owner = arg(), schema = arg(), collected = arg(), tags = arg(), stages = {}}
   for s = 1, one.n do one.stages[s] = {arg(), arg(), arg(), arg()} end
   if one.idem ~= '' then
     local earlier, body = get(P .. 'idem:' .. one.idem, 'job', 'body')
@@ -98,6 +98,9 @@ for i, one in ipairs(jobs) do
       redis.call('ZADD', P .. 'runs', 'NX', created, one.run)
       if one.owner ~= '' then redis.call('ZADD', P .. 'runs:' .. one.owner, 'NX', created, one.run) end
     end
+    local tags = {}
+    for tag in string.gmatch(one.tags, '[^\n]+') do tags[#tags + 1] = tag end
+    set_tags(one.job, tags)
     turn(one.job, 'queued')
     set_deadline(one.job)
     stat('submitted')

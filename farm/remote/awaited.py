@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
@@ -95,13 +95,14 @@ class AsyncFarm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> AsyncJob:
         """Submits one job; `run` takes the same words, a `count` and a `sweep`."""
         refuse_several(given)
         asked = words.run(
             prompt, chain=chain, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
-            deadline_s=deadline_s, **given,
+            deadline_s=deadline_s, tags=tags, **given,
         )  # fmt: skip
         (made,) = await self.play(asked)
         return AsyncJob(self, made)
@@ -118,12 +119,13 @@ class AsyncFarm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> Jobs[AsyncJob]:
         """Submits `count` jobs of each variant of one chain (see `farm.remote.words.run`)."""
         asked = words.run(
             prompt, chain=chain, image=image, count=count, sweep=sweep, idempotency_key=idempotency_key, lane=lane,
-            priority=priority, deadline_s=deadline_s, **given,
+            priority=priority, deadline_s=deadline_s, tags=tags, **given,
         )  # fmt: skip
         return Jobs(AsyncJob(self, made) for made in await self.play(asked))
 
@@ -138,12 +140,13 @@ class AsyncFarm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> Forecast:
         """What `run` would submit, every rule checked; only images are stored. Raises InvalidJob."""
         asked = words.dry_run(
             prompt, chain=chain, image=image, count=count, sweep=sweep, lane=lane, priority=priority,
-            deadline_s=deadline_s, **given,
+            deadline_s=deadline_s, tags=tags, **given,
         )  # fmt: skip
         return await self.play(asked)
 
@@ -199,9 +202,19 @@ class AsyncFarm:
         """The job `job_id`, or the one job whose id ends so. Raises NotFound."""
         return AsyncJob(self, await self.play(words.find(job_id)))
 
-    async def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Jobs[JobRecord]:
+    async def jobs(
+        self, state: str | None = None, run: str | None = None, limit: int = 50, *, tag: str | None = None
+    ) -> Jobs[JobRecord]:
         """The newest jobs first, without their stages."""
-        return Jobs(await self.play(words.jobs(state, run, limit)))
+        return Jobs(await self.play(words.jobs(state, run, limit, tag)))
+
+    async def tag(self, jobs: Sequence[str], add: Sequence[str] = (), remove: Sequence[str] = ()) -> int:
+        """How many of the jobs have the tags to `add` now, and none of those to `remove`; as `Farm.tag`."""
+        return await self.play(words.tag_all(jobs, add, remove))
+
+    async def tags(self) -> dict[str, int]:
+        """How many of the jobs that this token may see have each tag, the one of the most jobs first."""
+        return await self.play(words.tags())
 
     async def runs(self, limit: int = 50) -> list[RunRecord]:
         """The newest runs first."""

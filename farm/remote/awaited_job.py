@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,10 @@ class AsyncJob:
     async def seed(self) -> int:
         """The job's seed, drawn at submit where none was given."""
         return (await self.view()).seed
+
+    async def tags(self) -> tuple[str, ...]:
+        """The job's tags, in the order in which it was given them."""
+        return tuple((await self.view()).tags)
 
     async def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
         """The job's events after the id `after`; where there are none yet, those of up to `block_ms` later."""
@@ -142,6 +146,10 @@ class AsyncJob:
     async def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
         await self.farm.play(words.reprioritise(self.id, priority, lane))
+
+    async def tag(self, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Puts tags on the job, in any state, and takes others off. Raises InvalidJob where it would have too many."""
+        await self.farm.play(words.tag(self.id, add, remove))
 
     async def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,11 @@ class RemoteJob:
     def seed(self) -> int:
         """The job's seed, drawn at submit where none was given."""
         return self.view.seed
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The job's tags, in the order in which it was given them."""
+        return tuple(self.view.tags)
 
     def history(self, after: str = "0-0", block_ms: int | None = None) -> list[Event]:
         """The job's events after the id `after`; where there are none yet, those of up to `block_ms` later."""
@@ -145,6 +150,10 @@ class RemoteJob:
     def reprioritise(self, priority: int, lane: Lane | None = None) -> None:
         """Gives the job another priority, 0 to 100, and lane. Raises Conflict where it has ended."""
         self.farm.play(words.reprioritise(self.id, priority, lane))
+
+    def tag(self, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
+        """Puts tags on the job, in any state, and takes others off. Raises InvalidJob where it would have too many."""
+        self.farm.play(words.tag(self.id, add, remove))
 
     def input_images(self) -> dict[str, bytes]:
         """The PNGs that the job began from, as fitted at submit, by the name of the file that `script` opens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,13 +91,14 @@ class RemoteFarm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> RemoteJob:
         """Submits one job; `run` takes the same words, a `count` and a `sweep`."""
         refuse_several(given)
         asked = words.run(
             prompt, chain=chain, image=image, idempotency_key=idempotency_key, lane=lane, priority=priority,
-            deadline_s=deadline_s, **given,
+            deadline_s=deadline_s, tags=tags, **given,
         )  # fmt: skip
         (made,) = self.play(asked)
         return RemoteJob(self, made)
@@ -114,12 +115,13 @@ class RemoteFarm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> Jobs[RemoteJob]:
         """Submits `count` jobs of each variant of one chain (see `farm.remote.words.run`)."""
         asked = words.run(
             prompt, chain=chain, image=image, count=count, sweep=sweep, idempotency_key=idempotency_key, lane=lane,
-            priority=priority, deadline_s=deadline_s, **given,
+            priority=priority, deadline_s=deadline_s, tags=tags, **given,
         )  # fmt: skip
         return Jobs(RemoteJob(self, made) for made in self.play(asked))
 
@@ -134,12 +136,13 @@ class RemoteFarm:
         lane: Lane = "interactive",
         priority: int = 50,
         deadline_s: float | None = None,
+        tags: Sequence[str] = (),
         **given: Any,
     ) -> Forecast:
         """What `run` would submit, every rule checked; only images are stored. Raises InvalidJob."""
         asked = words.dry_run(
             prompt, chain=chain, image=image, count=count, sweep=sweep, lane=lane, priority=priority,
-            deadline_s=deadline_s, **given,
+            deadline_s=deadline_s, tags=tags, **given,
         )  # fmt: skip
         return self.play(asked)
 
@@ -193,9 +196,19 @@ class RemoteFarm:
         """The job `job_id`, or the one job whose id ends so. Raises NotFound."""
         return RemoteJob(self, self.play(words.find(job_id)))
 
-    def jobs(self, state: str | None = None, run: str | None = None, limit: int = 50) -> Jobs[JobRecord]:
+    def jobs(
+        self, state: str | None = None, run: str | None = None, limit: int = 50, *, tag: str | None = None
+    ) -> Jobs[JobRecord]:
         """The newest jobs first, without their stages."""
-        return Jobs(self.play(words.jobs(state, run, limit)))
+        return Jobs(self.play(words.jobs(state, run, limit, tag)))
+
+    def tag(self, jobs: Sequence[str], add: Sequence[str] = (), remove: Sequence[str] = ()) -> int:
+        """How many of the jobs have the tags to `add` now, and none of those to `remove`; as `Farm.tag`."""
+        return self.play(words.tag_all(jobs, add, remove))
+
+    def tags(self) -> dict[str, int]:
+        """How many of the jobs that this token may see have each tag, the one of the most jobs first."""
+        return self.play(words.tags())
 
     def runs(self, limit: int = 50) -> list[RunRecord]:
         """The newest runs first."""

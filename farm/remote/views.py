@@ -32,6 +32,7 @@ def record_of(view: JobView) -> JobRecord:
         deadline_ms=round(_ms(view.deadline)), started_ms=round(_ms(view.started)), ended_ms=round(_ms(view.ended)),
         at=view.stage, n=view.stage_count, code=view.code, message=view.message, idem="", outputs=(), stages=stages,
         owner=view.owner, position=view.position, waits_for=view.waits_for or "",
+        tags=tuple(view.tags),
     )  # fmt: skip
 
 

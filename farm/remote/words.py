@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ from farm.settings import Settings
 from farm.snapshot import BASE
 from farm.stage import STORED, Size, kinds
 from farm.sweep import Sweep
+from farm.tags import check_change, check_tags
 
 PAGE = 200
 """Jobs or runs that one call lists."""
+TAGGED = 1000
+"""Jobs that one call tags."""
 NEWEST = 200
 """Jobs among which one is found by the end of its id."""
 ROUND_S = 0.5
@@ -51,6 +54,7 @@ def run(
     lane: str = "interactive",
     priority: int = 50,
     deadline_s: float | None = None,
+    tags: Sequence[str] = (),
     **given: Any,
 ) -> Steps[list[str]]:
     """The ids of `count` submitted jobs of each variant of one chain, image i with seed + i.
@@ -64,6 +68,7 @@ def run(
             the hint names the idempotency key under which another submit yields each of them once.
     """
     more = {"count": count, "sweep": list(sweep), "lane": lane, "priority": priority, "deadline_s": deadline_s}
+    more["tags"] = list(check_tags(tags)) or None
     body = yield from job_ask(prompt, chain, image, given, **more)
     return (yield from submit("jobs", body, idempotency_key))
 
@@ -115,10 +120,12 @@ def dry_run(
     lane: str = "interactive",
     priority: int = 50,
     deadline_s: float | None = None,
+    tags: Sequence[str] = (),
     **given: Any,
 ) -> Steps[Forecast]:
     """What `run` would submit, every rule checked; only images are stored. Raises InvalidJob."""
     more = {"count": count, "sweep": list(sweep), "lane": lane, "priority": priority, "deadline_s": deadline_s}
+    more["tags"] = list(check_tags(tags)) or None
     body = yield from job_ask(prompt, chain, image, given, **more)
     found = yield from asked(Call("POST", "jobs/dry-run", json=body, again=True, timeout_s=LONG_S))
     return Forecast(found["count"], found["seed"], found["stages"], found["cost_s"], found["eta_s"])
@@ -195,9 +202,9 @@ def view(job: str) -> Steps[JobView]:
     return JobView.model_validate((yield from get(f"jobs/{part(job)}")))
 
 
-def jobs(state: str | None, run: str | None, limit: int) -> Steps[list[JobRecord]]:
+def jobs(state: str | None, run: str | None, limit: int, tag: str | None = None) -> Steps[list[JobRecord]]:
     """The newest jobs first, without their stages."""
-    found = yield from _listed("jobs", limit, state=state, run=run)
+    found = yield from _listed("jobs", limit, state=state, run=run, tag=tag)
     return [record_of(JobView.model_validate(job)) for job in found]
 
 
@@ -282,6 +289,28 @@ def reprioritise(job: str, priority: int, lane: str | None) -> Steps[None]:
     """Another priority, 0 to 100, and lane for a job. Raises Conflict where it has ended."""
     body = {"priority": priority} | ({"lane": lane} if lane else {})
     yield from asked(Call("PATCH", f"jobs/{part(job)}", json=body, again=True))
+
+
+def tag(job: str, add: Sequence[str], remove: Sequence[str]) -> Steps[None]:
+    """Other tags for a job. Raises InvalidJob where it would have too many."""
+    added, removed = check_change(add, remove)
+    body = {"add": list(added), "remove": list(removed)}
+    yield from asked(Call("PATCH", f"jobs/{part(job)}/tags", json=body, again=True))
+
+
+def tag_all(jobs: Sequence[str], add: Sequence[str], remove: Sequence[str]) -> Steps[int]:
+    """How many of the jobs have the tags to `add` now, and none of those to `remove`."""
+    added, removed = check_change(add, remove)
+    asked_for, count = list(dict.fromkeys(jobs)), 0
+    for start in range(0, len(asked_for), TAGGED):
+        body = {"jobs": asked_for[start : start + TAGGED], "add": list(added), "remove": list(removed)}
+        count += (yield from asked(Call("POST", "jobs/tags", json=body, again=True)))["count"]
+    return count
+
+
+def tags() -> Steps[dict[str, int]]:
+    """How many jobs have each tag, the one of the most jobs first."""
+    return {one["tag"]: one["count"] for one in (yield from get("tags"))}
 
 
 def results(job: str, base: str) -> Steps[list[Result]]:

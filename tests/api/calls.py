@@ -15,6 +15,7 @@ DOCUMENT: dict[str, Any] = json.loads(json.dumps(make_app(Settings()).openapi())
 BODIES: dict[str, Any] = {
     "jobs.move": {"priority": 1},
     "jobs.fork": {"from_stage": 1},
+    "jobs.tag": {"add": ["x"]},
     "datasets.move": {"priority": 1},
     "farm.save_chain": {"chain": {"stages": [{"kind": "none"}]}},
 }

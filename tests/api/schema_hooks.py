@@ -16,7 +16,7 @@ BEYOND = {
     "schedule_mismatch", "no_steps", "bad_image", "bad_file",
 }  # fmt: skip
 """What a schema cannot say: whether stages fit each other, and what this farm has. Values of parameters and sweeps are
-for the stages to check, and a cursor is for the farm to read."""
+for the stages to check, and a cursor or a tag is for the farm to read."""
 
 
 @schemathesis.check
@@ -28,7 +28,7 @@ def only_what_a_schema_cannot_say_is_refused(ctx: Any, response: Any, case: Any)
     if response.status_code != 422 or case.meta is None or not case.meta.generation.mode.is_positive:
         return
     body = case.body if isinstance(case.body, dict) else {}
-    free = {"query.cursor", "from_stage"}
+    free = {"query.cursor", "query.tag", "tags", "add", "remove", "from_stage"}
     if body.get("parameters") or body.get("sweep"):
         free |= {
             "stages",

@@ -48,13 +48,13 @@ def test_named_jobs_are_steered(site: Site, hand: Hand, ada: httpx2.Client) -> N
     jobs = run_of(ada, 4)
     for act, after in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
         # When two are steered, Then they and no others are
-        assert steer(ada, act, jobs=jobs[:2]) == {"count": 2, "more": False}
+        assert steer(ada, act, jobs=jobs[:2]) == {"count": 2, "more": False, "kept": 0}
         assert states(ada, jobs) == [after, after, "queued", "queued"], act
     # And one whose state does not allow it stays as it is, and is not counted
-    assert steer(ada, "resume", jobs=jobs) == {"count": 0, "more": False}
-    assert steer(ada, "delete", jobs=jobs) == {"count": 0, "more": False}
-    assert steer(ada, "cancel", jobs=[*jobs, jobs[0], "nobodys"]) == {"count": 4, "more": False}
-    assert steer(ada, "delete", jobs=jobs[:3]) == {"count": 3, "more": False}
+    assert steer(ada, "resume", jobs=jobs) == {"count": 0, "more": False, "kept": 0}
+    assert steer(ada, "delete", jobs=jobs) == {"count": 0, "more": False, "kept": 0}
+    assert steer(ada, "cancel", jobs=[*jobs, jobs[0], "nobodys"]) == {"count": 4, "more": False, "kept": 0}
+    assert steer(ada, "delete", jobs=jobs[:3]) == {"count": 3, "more": False, "kept": 0}
     assert [ada.get(f"{JOBS}/{job}").status_code for job in jobs] == [404, 404, 404, 200]
 
 
@@ -70,7 +70,7 @@ def test_all_in_a_state_are_steered_and_nobody_elses(site: Site, hand: Hand, ada
         assert steer(ada, "pause", jobs="open")["count"] == 4
         assert states(bob, theirs) == ["queued", "queued"]
         assert steer(ada, "cancel", jobs="open")["count"] == 4
-        assert steer(ada, "cancel", jobs=theirs) == {"count": 0, "more": False}
+        assert steer(ada, "cancel", jobs=theirs) == {"count": 0, "more": False, "kept": 0}
         assert steer(ada, "delete", jobs="ended")["count"] == 5
         assert ada.get(JOBS).json()["jobs"] == []
         assert states(bob, theirs) == ["queued", "queued"]

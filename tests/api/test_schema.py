@@ -38,8 +38,8 @@ no-shrink = true
 # image shows: that is answered 422 too. The check of our own in `schema_hooks` holds that nothing else is.
 [[operations]]
 include-operation-id = [
-    "jobs.create", "jobs.dry_run", "jobs.fork", "jobs.ls", "runs.ls", "farm.check", "uploads.upload",
-    "farm.read", "farm.picture", "datasets.upload", "datasets.look", "datasets.create", "datasets.ls",
+    "jobs.create", "jobs.dry_run", "jobs.fork", "jobs.ls", "jobs.tag", "jobs.tag_many", "runs.ls", "farm.check",
+    "uploads.upload", "farm.read", "farm.picture", "datasets.upload", "datasets.look", "datasets.create", "datasets.ls",
     "farm.save_chain",
 ]
 checks.positive_data_acceptance.expected-statuses = ["2xx", "401", "403", "404", "409", "422", "429", "503"]

@@ -10,6 +10,7 @@ RUNS = "tests/test_runs.py::test_"
 TIMES = "tests/test_estimate.py::test_"
 SPOOL = "tests/test_spool.py::test_"
 PREVIEW = "tests/test_preview.py::test_"
+TAGS = "tests/test_tags.py::test_"
 
 
 def of(script: str, name: str, old: str, new: str, *tests: str) -> Mutant:
@@ -646,8 +647,8 @@ TIME = [
     of(
         "reap",
         "job_is_kept_for_ever",
-        "for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do forget_job(job) end\n",
-        "",
+        " else forget_job(job) end",
+        " end",
         LEDGER + "after_its_retention_nothing_of_a_job_is_left",
     ),
     of(
@@ -952,4 +953,77 @@ PLACES = [
     ),
 ]
 
-MUTANTS = [*FENCES, *CHARGES, *EPOCHS, *SUBMITS, *FLOW, *EVENTS, *TIME, *LISTS, *PLACES]
+WORDS = [
+    of(
+        "shared/base",
+        "forgotten_job_is_listed_by_its_tags",
+        "  set_tags(job, {})\n",
+        "",
+        TAGS + "what_is_gone_leaves_no_list_behind",
+    ),
+    of(
+        "shared/base",
+        "tag_without_jobs_is_counted",
+        "    redis.call('ZREMRANGEBYSCORE', key, '-inf', 0)\n",
+        "",
+        TAGS + "what_is_gone_leaves_no_list_behind",
+    ),
+    of(
+        "reap",
+        "tagged_job_runs_out",
+        "if #tags_of(job) > 0 then redis.call('ZREM', P .. 'ended', job) else forget_job(job) end",
+        "forget_job(job)",
+        TAGS + "a_tagged_job_outlives_its_retention",
+    ),
+    of(
+        "reap",
+        "tagged_jobs_stand_before_others",
+        "redis.call('ZREM', P .. 'ended', job) else",
+        "else",
+        TAGS + "very_many_tagged_jobs_past_their_retention_keep_nobody_waiting",
+    ),
+    of(
+        "tag",
+        "untagged_job_stays_for_ever",
+        "if #tags == 0 and ENDED[state] then",
+        "if false then",
+        TAGS + "a_tagged_job_outlives_its_retention",
+    ),
+    of(
+        "tag",
+        "open_job_runs_out_without_its_tag",
+        "if #tags == 0 and ENDED[state] then",
+        "if #tags == 0 then",
+        TAGS + "an_open_job_without_its_last_tag_has_not_ended",
+    ),
+    of(
+        "tag",
+        "one_tag_too_many",
+        "if #tags > most then",
+        "if #tags > most + 1 then",
+        TAGS + "a_job_has_so_many_tags_and_stays_as_it_is_where_it_would_have_more",
+    ),
+    of(
+        "tag",
+        "tags_as_they_were_are_told_again",
+        "  if table.concat(tags, '\\n') == (before or '') then return 'ok' end\n",
+        "",
+        TAGS + "a_job_is_tagged_at_submit_and_later",
+    ),
+    of(
+        "jobs",
+        "list_of_a_tag_ends_with_what_one_call_looks_through",
+        "place = '(' .. rows[i + 1]",
+        "place = ''",
+        TAGS + "pages_of_a_tag_hold_each_job_once_and_only_its_jobs_are_looked_at",
+    ),
+    of(
+        "jobs",
+        "tag_in_any_state",
+        "local fits = tag == '' or state == '' or is == state",
+        "local fits = true",
+        TAGS + "a_tags_jobs_are_listed_by_state_owner_and_run",
+    ),
+]
+
+MUTANTS = [*FENCES, *CHARGES, *EPOCHS, *SUBMITS, *FLOW, *EVENTS, *TIME, *LISTS, *PLACES, *WORDS]

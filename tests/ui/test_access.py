@@ -41,7 +41,7 @@ CUT = """
 def drawn(dashboard: Dashboard) -> dict[str, str]:
     """A done job that kept its stages' pictures, a run, and a job that failed: what views have to show."""
     farm = dashboard.rig.farm
-    run = farm.run("a pear", chain="refine", seed=3, count=2, steps=2, keep="preview")
+    run = farm.run("a pear", chain="refine", seed=3, count=2, steps=2, keep="preview", tags=["starred", "fruit"])
     for job in run:
         job.wait(120)
     cancelled = farm.render("a quince", chain="txt", steps=150)

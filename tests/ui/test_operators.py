@@ -42,6 +42,7 @@ EVENTS = f"""
         const told = JSON.parse(event.data);
         for (const name of ["message", "code", "kind", "phase", "waits_for", "prompt", "owner"])
           told[name] = String(told[name] ?? "") + payloads[at++ % payloads.length];
+        told.tags = [...told.tags, payloads[at++ % payloads.length]];
         hear({{data: JSON.stringify(told), lastEventId: event.lastEventId}});
       }}, ...rest);
     }}
@@ -98,7 +99,9 @@ def watch(dashboard: Dashboard) -> Watched:
 @pytest.fixture(scope="module")
 def drawn(dashboard: Dashboard) -> dict[str, str]:
     """A run of done jobs that kept their stages' pictures."""
-    run = dashboard.rig.farm.run("a pear", chain="refine", seed=3, count=2, steps=2, keep="preview")
+    run = dashboard.rig.farm.run(
+        "a pear", chain="refine", seed=3, count=2, steps=2, keep="preview", tags=["starred", "fruit"]
+    )
     for job in run:
         job.wait(300)
     return {"job": run[0].id, "run": str(run[0].record.run)}
@@ -117,7 +120,7 @@ def test_what_the_servers_hold_is_text(dashboard: Dashboard) -> None:
         (job,) = farm.jobs_of(farm.chain("txt", prompt=payload, seed=index))
         queue, run = f"strange{index} {payload}", f"{payload}{secrets.token_hex(3)}"
         stage = StageEntry(secrets.token_hex(8), queue, job.payload(0))
-        ledger.submit([Submission(job.id, (stage,), job.spec, "", "", run=run, owner=payload)])
+        ledger.submit([Submission(job.id, (stage,), job.spec, "", "", run=run, owner=payload, tags=(payload,))])
         (claim,), _ = ledger.claim([queue], payload, "boot")
         ledger.fail([claim], Failure.DETERMINISTIC, payload, payload, payload)
         jobs.append(job.id)

@@ -86,6 +86,54 @@ local function turn(job, state)
   redis.call('HSET', jk(job), 'state', state)
 end
 
+-- The lists of jobs with a tag: all of them, those of the owner, those of the run. A tag has no colon.
+local function tag_lists(tag, owner, run)
+  local key = P .. 'tag:' .. tag
+  local found = {key}
+  if (owner or '') ~= '' then found[#found + 1] = key .. ':owner:' .. owner end
+  if (run or '') ~= '' then found[#found + 1] = key .. ':run:' .. run end
+  return found
+end
+
+local function tags_of(job)
+  local found = {}
+  for tag in string.gmatch(redis.call('HGET', jk(job), 'tags') or '', '[^\n]+') do found[#found + 1] = tag end
+  return found
+end
+
+-- One job more, or one less, has the tag; of one that no job has nothing is left.
+local function count_tag(tag, owner, by)
+  for _, key in ipairs((owner or '') ~= '' and {P .. 'tags', P .. 'tags:' .. owner} or {P .. 'tags'}) do
+    redis.call('ZINCRBY', key, by, tag)
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', 0)
+  end
+end
+
+-- Gives the job these tags, no two alike, in place of those that it has.
+local function set_tags(job, tags)
+  local created, owner, run = get(jk(job), 'created_ms', 'owner', 'run')
+  local had, has = {}, {}
+  for _, tag in ipairs(tags) do has[tag] = true end
+  for _, tag in ipairs(tags_of(job)) do
+    had[tag] = true
+    if not has[tag] then
+      for _, list in ipairs(tag_lists(tag, owner, run)) do redis.call('ZREM', list, job) end
+      count_tag(tag, owner, -1)
+    end
+  end
+  for _, tag in ipairs(tags) do
+    if not had[tag] then
+      for _, list in ipairs(tag_lists(tag, owner, run)) do redis.call('ZADD', list, created, job) end
+      count_tag(tag, owner, 1)
+    end
+  end
+  if #tags == 0 then
+    redis.call('HDEL', jk(job), 'tags')
+  else
+    redis.call('HSET', jk(job), 'tags', table.concat(tags, '\n'))
+  end
+end
+
 -- How many jobs have not ended: of an owner, but those of datasets, or, for '', all.
 local function count_open(owner)
   local found = 0
@@ -143,6 +191,7 @@ local function forget_job(job)
     return
   end
   for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZREM', list, job) end
+  set_tags(job, {})
   if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
   if run ~= '' then
     redis.call('ZREM', P .. 'run:' .. run, job)

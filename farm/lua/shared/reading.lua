@@ -57,7 +57,7 @@ end
 -- executions of its stages are, and what it waits for.
 local function record(job, whole)
   local row = redis.call('HMGET', jk(job), 'state', 'spec', 'run', 'lane', 'priority', 'created_ms', 'deadline_ms',
-    'started_ms', 'ended_ms', 'at', 'n', 'code', 'message', 'idem', 'owner', 'collected')
+    'started_ms', 'ended_ms', 'at', 'n', 'code', 'message', 'idem', 'owner', 'collected', 'tags')
   local at, n, outputs, stages = tonumber(row[10]), tonumber(row[11]), {}, {}
   for i = 0, n - 1 do outputs[i + 1] = redis.call('HGET', jk(job), 'out' .. i) or '' end
   if not whole then return {job, row, outputs} end

@@ -4,6 +4,7 @@ import { call, part, post } from "./api";
 import { jobs } from "./live.svelte";
 import { tell, tried } from "./toast.svelte";
 import type { JobView, Snapshot, Steered } from "./types";
+import { many } from "./words";
 
 const AT_ONCE = 1000;
 export type Act = "cancel" | "pause" | "resume" | "retry";
@@ -47,18 +48,20 @@ export type Which = string[] | "open" | "ended" | "failed";
 
 /** Steers many jobs, and tells of how many it was true. Gives that number. */
 export async function bulk(act: Act | "delete", which: Which): Promise<number> {
-  const many = typeof which === "string" ? 1 : Math.ceil(which.length / AT_ONCE);
-  const parts = Array.from({ length: many }, (_, at) => (typeof which === "string" ? which : which.slice(at * AT_ONCE, (at + 1) * AT_ONCE)));
-  let count = 0;
+  const calls = typeof which === "string" ? 1 : Math.ceil(which.length / AT_ONCE);
+  const parts = Array.from({ length: calls }, (_, at) => (typeof which === "string" ? which : which.slice(at * AT_ONCE, (at + 1) * AT_ONCE)));
+  let [count, kept] = [0, 0];
   for (const jobs of parts) {
     for (let more = true; more; ) {
       const found = await tried(post<Steered>("jobs/steer", { act, jobs }));
       count += found?.count ?? 0;
+      kept = found?.kept ?? kept;
       // Those that were steered are no longer in the way: the same call goes on with the rest.
       more = !!found?.more && found.count > 0;
     }
   }
-  tell(`${count} ${count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.`);
+  const left = kept ? ` ${many(kept, "job with a star or tag is", "jobs with a star or tag are")} kept.` : "";
+  tell(`${count} ${count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.${left}`);
   return count;
 }
 

@@ -26,12 +26,12 @@ export class Pages {
   #timer = 0;
   /** When the oldest job was made that was told of and is not listed. */
   #missing = "";
-  #filter: () => { state?: string; run?: string };
+  #filter: () => { state?: string; run?: string; tag?: string };
   #fits: (job: Snapshot) => boolean;
   #turn = 0;
 
   /** `filter`: what the API is asked; `fits`: whether a job that an event tells of would be among its answers. */
-  constructor(filter: () => { state?: string; run?: string }, fits: (job: Snapshot) => boolean = () => true) {
+  constructor(filter: () => { state?: string; run?: string; tag?: string }, fits: (job: Snapshot) => boolean = () => true) {
     this.#filter = filter;
     this.#fits = fits;
   }

@@ -23,6 +23,7 @@ export interface Snapshot {
   created: string;
   started: string | null;
   ended: string | null;
+  tags: string[];
 }
 
 export interface StageView {
@@ -523,4 +524,14 @@ export interface Spec {
 export interface Steered {
   count: number;
   more: boolean;
+  kept: number;
+}
+
+export interface Tagged {
+  count: number;
+}
+
+export interface TagView {
+  tag: string;
+  count: number;
 }
