@@ -7,7 +7,7 @@ The farm's own carry every recipe; A1111's and their like carry what `sd-parsers
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
@@ -34,11 +34,15 @@ COMFY = {
 
 @dataclass(frozen=True)
 class Recalled:
-    """`source`: what drew the picture. `chain`: as a chain file would write it. `notes`: what could not be taken."""
+    """`source`: what drew the picture. `chain`: as a chain file would write it. `notes`: what could not be taken.
+
+    `loras`: those that the notes tell of, each with its weight, by the other program's name for it.
+    """
 
     source: str
     chain: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    loras: list[tuple[str, float]] = field(default_factory=list)
 
 
 def recalled(data: bytes) -> Recalled:
@@ -110,7 +114,7 @@ def _foreign(data: bytes) -> Recalled:
     if sampler.model is not None and sampler.model.name:
         notes.append(f"drawn with the checkpoint {sampler.model.name[:80]}")
     notes += [f"{name}: {str(value)[:80]}" for name, value in found.metadata.items() if str(name).startswith("Hires")]
-    return Recalled(found.generator.value, chain, notes)
+    return Recalled(found.generator.value, chain, notes, _weighed(_LORA.findall(found.full_prompt)))
 
 
 def _graph(opened: Any) -> str:
@@ -138,7 +142,13 @@ def _of_graph(found: Drawn) -> Recalled:
         notes.append(f"guidance {guidance:g} of a distilled checkpoint")
     if found.samplers > 1:
         notes.append(f"the first of {found.samplers} samplers")
-    return Recalled("ComfyUI", chain, notes)
+    return Recalled("ComfyUI", chain, notes, _weighed(found.loras))
+
+
+def _weighed(loras: Iterable[tuple[str, Any]]) -> list[tuple[str, float]]:
+    """LoRAs with their weight as a number: of two it is the UNet's, which is the last; 1 where none is told."""
+    numbers = [(name[:80], _number(str(weight or "").split(":")[-1].removeprefix("unet="))) for name, weight in loras]
+    return [(name, 1.0 if weight is None else weight) for name, weight in numbers]
 
 
 def _without(name: str, weight: object) -> str:

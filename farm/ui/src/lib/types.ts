@@ -173,6 +173,7 @@ export interface CheckpointView {
   name: string;
   kinds: string[];
   family: string;
+  adapter_family: string;
   space: string;
   native: number;
   licence: string;
@@ -504,6 +505,12 @@ export interface RecalledView {
   source: string;
   chain: ChainSpec;
   notes: string[];
+  loras: LoraView[];
+}
+
+export interface LoraView {
+  name: string;
+  weight: number;
 }
 
 export interface Spec {
