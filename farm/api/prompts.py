@@ -69,7 +69,7 @@ async def picture(request: Request, caller: Submitter) -> RecalledView:  # noqa:
     desk = desk_of(request)
 
     def call(data: bytes) -> RecalledView:
-        found = recalled(data)
+        found = recalled(data, desk.farm.catalog)
         loras = [LoraView(name=name, weight=weight) for name, weight in found.loras]
         return RecalledView(source=found.source, chain=found.chain, notes=found.notes, loras=loras)
 

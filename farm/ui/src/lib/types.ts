@@ -508,6 +508,11 @@ export interface RecalledView {
   loras: LoraView[];
 }
 
+export interface WorkflowView {
+  workflow: Record<string, unknown>;
+  notes: string[];
+}
+
 export interface LoraView {
   name: string;
   weight: number;
