@@ -80,7 +80,7 @@ def metadata(payload: str) -> bytes:
     told = PngInfo()
     # In the last line a colon or a break would end a field.
     word = payload.replace(":", " ").replace("\n", " ")
-    said = f"{payload}\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
+    said = f"{payload} <lora:{word.replace('<', '').replace('>', '')}:1>\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
     told.add_text("parameters", f"{said}, Model: {word}, Hires upscaler: {word}, Version: {word}")
     out = BytesIO()
     Image.new("RGB", (64, 64)).save(out, "PNG", pnginfo=told)
@@ -166,7 +166,7 @@ def test_whatever_an_answer_says_is_text(dashboard: Dashboard, drawn: dict[str, 
     seen: list[str] = []
     for path in (
         "/queue", f"/queue?run={drawn['run']}", "/gallery", f"/gallery?open={drawn['job']}", "/sweeps",
-        f"/sweeps?run={drawn['run']}", "/workers", "/settings", "/jobs/none", f"/jobs/{drawn['job']}",
+        f"/sweeps?run={drawn['run']}", "/workers", "/settings", "/quarantine", "/jobs/none", f"/jobs/{drawn['job']}",
         f"/jobs/{drawn['job']}?tab=recipe", f"/jobs/{drawn['job']}?tab=events", f"/jobs/{drawn['job']}?compare=1",
     ):  # fmt: skip
         page.goto(dashboard.url + path)

@@ -508,6 +508,36 @@ export interface RecalledView {
   loras: LoraView[];
 }
 
+export interface QuarantinedView {
+  execution: string;
+  time: string;
+  queue: string;
+  code: string;
+  message: string;
+  attempts: number;
+  payload: string;
+  jobs: number;
+}
+
+export interface FailureView {
+  time: string;
+  worker: string;
+  attempt: number;
+  code: string;
+  message: string;
+  log: string;
+}
+
+export interface CaseView extends QuarantinedView {
+  failures: FailureView[];
+  job_ids: string[];
+}
+
+export interface Retried {
+  execution: string;
+  jobs: string[];
+}
+
 export interface WorkflowView {
   workflow: Record<string, unknown>;
   notes: string[];
