@@ -80,7 +80,8 @@ def metadata(payload: str) -> bytes:
     told = PngInfo()
     # In the last line a colon or a break would end a field.
     word = payload.replace(":", " ").replace("\n", " ")
-    said = f"{payload} <lora:{word.replace('<', '').replace('>', '')}:1>\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
+    drawn = f"{payload} <lora:{word.replace('<', '').replace('>', '')[:200]}:1>"
+    said = f"{drawn}\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
     told.add_text("parameters", f"{said}, Model: {word}, Hires upscaler: {word}, Version: {word}")
     out = BytesIO()
     Image.new("RGB", (64, 64)).save(out, "PNG", pnginfo=told)
@@ -206,6 +207,7 @@ def test_what_a_picture_says_is_text(dashboard: Dashboard) -> None:
     for payload in PAYLOADS:
         page.evaluate(DROP, [base64.b64encode(metadata(payload)).decode(), f"{payload}.png"])
         expect(field).to_have_value(re.compile(re.escape(payload.strip("\ufeff")[-12:])))
+        expect(page.get_by_text("The picture was drawn with the LoRA")).to_be_visible()
     expect(page.get_by_text("The form is filled from a picture of").last).to_be_visible()
     assert (executed(page), watched.trouble) == ([], [])
 
