@@ -41,15 +41,19 @@ class Drawn:
     size: tuple[Any, Any] = field(default=(None, None))
 
 
-def drawn(text: str) -> Drawn | None:
-    """What the graph in a chunk `prompt` says; None where it is none, or nothing in it samples."""
+def nodes_of(text: str) -> dict[str, Node]:
+    """The nodes of a graph in ComfyUI's API format, as a chunk `prompt` holds it; none where it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return {}
     if not isinstance(found, dict) or len(found) > MAX_NODES:
-        return None
-    nodes = {str(name): node for name, node in found.items() if _is_node(node)}
+        return {}
+    return {str(name): node for name, node in found.items() if _is_node(node)}
+
+
+def drawn(nodes: Mapping[str, Node]) -> Drawn | None:
+    """What a graph says; None where nothing in it samples."""
     samplers = [name for name in nodes if _samples(nodes, name)]
     if not samplers:
         return None

@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "schedule_mismatch": "A stage stops within its schedule, and the next one does not go on right there.",
     "no_steps": "strength × num_inference_steps is less than one step.",
     "bad_image": "The input image cannot be used.",
+    "no_counterpart": "ComfyUI has no nodes for what a stage does.",
     "bad_file": "The file cannot be read as what it should be.",
     # rows of a dataset
     "bad_rows": "Rows of the file cannot be taken; each is named with what is wrong.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from farm.again import named_images
+from farm.comfy_graph import Workflow, workflow
 from farm.errors import Conflict, InvalidJob, StageFailed, Unavailable
 from farm.program import program
 from farm.records import ENDED, Event, JobRecord, Lane
@@ -272,6 +273,10 @@ class JobHandle:
     def script(self) -> str:
         """A plain diffusers program that makes the same pixels."""
         return program(json.loads(self.record.spec), self.farm.catalog, self.farm.store.blob_uri)
+
+    def comfy(self) -> Workflow:
+        """The job as a graph that ComfyUI runs, with what is not the same there. Raises InvalidJob."""
+        return workflow(json.loads(self.record.spec), self.farm.catalog)
 
 
 def preview_of(ledger: Ledger, record: JobRecord) -> bytes | None:

@@ -16,6 +16,7 @@ from farm.stage import Size
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from farm.comfy_graph import Workflow
     from farm.fork import StagesSource
     from farm.handle import Intermediate, Result
     from farm.job import Forecast
@@ -64,6 +65,7 @@ class AnyJob(Protocol):
     def tag(self, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None: ...
     def input_images(self) -> dict[str, bytes]: ...
     def script(self) -> str: ...
+    def comfy(self) -> Workflow: ...
 
 
 class AnyOverview(Protocol):

@@ -7,12 +7,14 @@ The farm's own carry every recipe; A1111's and their like carry what `sd-parsers
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
-from farm.comfy import Drawn, drawn
+from farm.catalog import Catalog
+from farm.comfy import Drawn, Node, drawn, nodes_of
+from farm.comfy_stages import chain_of
 from farm.errors import InvalidJob
 from farm.image import UNREADABLE, read_recipe
 from farm.job import stage_of, stage_seed
@@ -20,6 +22,8 @@ from farm.sampler import SAMPLERS
 from farm.stage import MAX_SEED, kinds
 
 LARGEST_SIDE = 1 << 16
+MAX_GRAPH = 5_000_000
+"""Bytes of a graph; those of ComfyUI's largest templates have some 200,000."""
 MAX_PROMPT = 2000
 """Characters of a prompt that a stage takes."""
 _LORA = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]{1,200})(?::([^<>]{0,40}))?>")
@@ -34,23 +38,33 @@ COMFY = {
 
 @dataclass(frozen=True)
 class Recalled:
-    """`source`: what drew the picture. `chain`: as a chain file would write it. `notes`: what could not be taken."""
+    """`source`: what drew the picture. `chain`: as a chain file would write it. `notes`: what could not be taken.
+
+    `loras`: those that the notes tell of, each with its weight, by the other program's name for it.
+    """
 
     source: str
     chain: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    loras: list[tuple[str, float]] = field(default_factory=list)
 
 
-def recalled(data: bytes) -> Recalled:
-    """How a picture, an image file's bytes, was made.
+def recalled(data: bytes, catalog: Catalog | None = None) -> Recalled:
+    """How a picture, an image file's bytes, was made; also a graph of ComfyUI's, as JSON in its API format.
+
+    Of a graph, LoRAs and checkpoints that `catalog` knows by their files' names are the stages'.
 
     Raises:
         InvalidJob: (`bad_file`) it does not say.
     """
+    if data[:1] == b"{" and len(data) <= MAX_GRAPH:
+        graph = _of_nodes(nodes_of(data.decode(errors="replace")), catalog)
+        if graph is not None:
+            return graph
     try:
         return Recalled("latent-farm", _own(read_recipe(data)["recipes"]))
     except (InvalidJob, KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return _foreign(data)
+        return _foreign(data, catalog)
 
 
 def _own(recipes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,7 +94,7 @@ def _is_default(known: Any, value: object) -> bool:
     return bool(value is None or value == (default.model_dump() if hasattr(default, "model_dump") else default))
 
 
-def _foreign(data: bytes) -> Recalled:
+def _foreign(data: bytes, catalog: Catalog | None) -> Recalled:
     """What another program's picture says."""
     from PIL import Image
     from sd_parsers import ParserManager
@@ -92,8 +106,8 @@ def _foreign(data: bytes) -> Recalled:
     )
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
-            if graph := drawn(_graph(opened)):
-                return _of_graph(graph)
+            if graph := _of_nodes(nodes_of(_graph(opened)), catalog):
+                return graph
             found = ParserManager().parse(opened)
     except (*UNREADABLE, AttributeError, RecursionError, ParserError):
         found = None
@@ -110,7 +124,7 @@ def _foreign(data: bytes) -> Recalled:
     if sampler.model is not None and sampler.model.name:
         notes.append(f"drawn with the checkpoint {sampler.model.name[:80]}")
     notes += [f"{name}: {str(value)[:80]}" for name, value in found.metadata.items() if str(name).startswith("Hires")]
-    return Recalled(found.generator.value, chain, notes)
+    return Recalled(found.generator.value, chain, notes, _weighed(_LORA.findall(found.full_prompt)))
 
 
 def _graph(opened: Any) -> str:
@@ -123,8 +137,17 @@ def _graph(opened: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
+def _of_nodes(nodes: Mapping[str, Node], catalog: Catalog | None) -> Recalled | None:
+    """What a graph of ComfyUI's says: the whole chain where it is one, else how its first sampler was told."""
+    whole = chain_of(nodes, catalog)
+    if whole and (len(whole.chain["stages"]) > 1 or {"strength", "loras"} & whole.chain["stages"][0].keys()):
+        return Recalled("ComfyUI", whole.chain, whole.notes, whole.loras)
+    found = drawn(nodes)
+    return _of_graph(found) if found else None
+
+
 def _of_graph(found: Drawn) -> Recalled:
-    """What a graph of ComfyUI's says."""
+    """What the first sampler of a graph says."""
     notes = [] if found.prompt else ["what it was told to draw could not be found"]
     size = _sides(*map(_number, found.size))
     chain = _chain((found.prompt, found.negative_prompt), found.parameters, size, notes)
@@ -138,7 +161,13 @@ def _of_graph(found: Drawn) -> Recalled:
         notes.append(f"guidance {guidance:g} of a distilled checkpoint")
     if found.samplers > 1:
         notes.append(f"the first of {found.samplers} samplers")
-    return Recalled("ComfyUI", chain, notes)
+    return Recalled("ComfyUI", chain, notes, _weighed(found.loras))
+
+
+def _weighed(loras: Iterable[tuple[str, Any]]) -> list[tuple[str, float]]:
+    """LoRAs with their weight as a number: of two it is the UNet's, which is the last; 1 where none is told."""
+    numbers = [(name[:80], _number(str(weight or "").split(":")[-1].removeprefix("unet="))) for name, weight in loras]
+    return [(name, 1.0 if weight is None else weight) for name, weight in numbers]
 
 
 def _without(name: str, weight: object) -> str:

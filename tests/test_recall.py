@@ -120,6 +120,7 @@ def test_a_graph_is_followed_to_what_it_is_linked_to() -> None:
         "without the LoRA soft.safetensors (0.8): name one of the catalog's in loras",
         "drawn with the checkpoint sd15.safetensors",
     ]
+    assert found.loras == [("soft.safetensors", 0.8)]
 
 
 def test_a_graph_whose_settings_stand_in_nodes_of_their_own_is_read() -> None:
@@ -169,7 +170,17 @@ def test_what_only_a1111_reads_in_a_prompt_is_told() -> None:
     )
     assert found.chain["prompt"] == "a cat, (a dog:1.2)"
     assert "without the LoRA foo (0.8): name one of the catalog's in loras" in found.notes
+    assert found.loras == [("foo", 0.8)]
     assert "steps 900 is more than 150" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [("<lora:foo>", 1), ("<lora:foo:0.8>", 0.8), ("<lora:foo:0.5:0.25>", 0.25), ("<lora:foo:te=1:unet=0.5>", 0.5),
+     ("<lora:foo:much>", 1), ("<lyco:foo:-2>", -2)],
+)  # fmt: skip
+def test_a_lora_has_a_weight(text: str, weight: float) -> None:
+    assert recalled(png(parameters=A1111.replace("(a dog", f"{text}, (a dog"))).loras == [("foo", weight)]
 
 
 def test_what_is_not_known_here_is_told() -> None:

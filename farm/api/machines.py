@@ -15,6 +15,7 @@ from farm.api.callers import Caller
 from farm.api.desk import Desk, desk_of
 from farm.api.door import Admin, Door, Reader, needs
 from farm.api.views import View, instant
+from farm.catalog import ADAPTED_AS
 from farm.errors import NotFound
 from farm.manual import about
 from farm.records import QueueState, WorkerRecord
@@ -29,6 +30,7 @@ class CheckpointView(View):
     name: str
     kinds: list[str]
     family: str
+    adapter_family: str = Field(description="the family of the adapters that go on it")
     space: str
     native: int
     licence: str
@@ -161,7 +163,11 @@ def _catalog(desk: Desk) -> CatalogView:
     rows = [{**row, "source": entries[row["name"]].repo or ""} for row in told]
     return CatalogView(
         checkpoints=[
-            CheckpointView(**row, default_for=[kind for kind, name in catalog.defaults.items() if name == row["name"]])
+            CheckpointView(
+                **row,
+                adapter_family=ADAPTED_AS.get(row["family"], row["family"]),
+                default_for=[kind for kind, name in catalog.defaults.items() if name == row["name"]],
+            )
             for row in rows
             if row["type"] == "checkpoint"
         ],

@@ -18,7 +18,7 @@ from farm.api.desk import Desk, desk_of
 from farm.errors import NotFound
 
 BUILT = Path(__file__).parent.parent / "ui" / "dist"
-VIEWS = ("queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings")
+VIEWS = ("queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings", "quarantine")
 """First parts of the addresses that are views. `farm/ui/src/lib/route.svelte.ts` has the same."""
 FOR_EVER = "public, max-age=31536000, immutable"
 """Cache header of files whose name holds their hash. Source: RFC 8246."""
@@ -58,7 +58,7 @@ def routes(files: Mapping[str, File]) -> APIRouter:
     def index(request: Request) -> Response:
         return _index(request, files)
 
-    for path in ("/", *(f"/{view}" for view in VIEWS), "/jobs/{job}", "/datasets/{dataset}"):
+    for path in ("/", *(f"/{view}" for view in VIEWS), "/jobs/{job}", "/datasets/{dataset}", "/quarantine/{case}"):
         router.add_api_route(path, index, methods=["GET", "HEAD"], response_class=Response)
 
     @router.api_route("/assets/{name}", methods=["GET", "HEAD"], response_class=Response)

@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import Field
 from starlette.responses import RedirectResponse
 
 from farm.again import named_images
@@ -14,6 +15,7 @@ from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader
 from farm.api.jobs import record_of
 from farm.api.views import View, instant
+from farm.comfy_graph import workflow
 from farm.errors import NotFound
 
 router = APIRouter(route_class=Door, prefix="/jobs", tags=["jobs"])
@@ -26,6 +28,13 @@ class Spec(View):
     chain: dict[str, Any]
     image: dict[str, Any] | None
     recipes: list[dict[str, Any]]
+
+
+class WorkflowView(View):
+    """A job as ComfyUI would draw it."""
+
+    workflow: dict[str, Any] = Field(description="ComfyUI's API format: what its `POST /prompt` takes as `prompt`")
+    notes: list[str] = Field(description="what has to lie in ComfyUI's folders, and what is not the same there")
 
 
 class Transition(View):
@@ -45,6 +54,18 @@ async def spec(request: Request, job: str, caller: Reader) -> Spec:
     """All that decides a job's pixels: with it `farm script` writes a plain program."""
     desk = desk_of(request)
     return Spec(**await desk.ask(_spec, desk, caller, job))
+
+
+@router.get("/{job}/comfy")
+async def comfy(request: Request, job: str, caller: Reader) -> WorkflowView:
+    """The job as a graph that ComfyUI runs; what it cannot run is refused."""
+    desk = desk_of(request)
+
+    def call() -> WorkflowView:
+        found = workflow(_spec(desk, caller, job), desk.farm.catalog)
+        return WorkflowView(workflow=found.nodes, notes=found.notes)
+
+    return await desk.ask(call)
 
 
 @router.get("/{job}/inputs/{sha256}", status_code=307, response_class=RedirectResponse)

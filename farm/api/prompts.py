@@ -40,12 +40,20 @@ class PromptView(View):
     unread: str = Field(description="the end of the prompt that is not")
 
 
+class LoraView(View):
+    """A LoRA that a picture was drawn with, by the name that the other program has for it."""
+
+    name: str
+    weight: float
+
+
 class RecalledView(View):
     """How a picture was made."""
 
     source: str = Field(description="what drew it: latent-farm, AUTOMATIC1111, ComfyUI and others")
     chain: dict[str, Any] = Field(description="as a chain file would write it; it may name what is not pulled here")
     notes: list[str] = Field(description="what it says that could not be taken")
+    loras: list[LoraView] = Field(description="LoRAs among that: a stage's `loras` can name one of the catalog's")
 
 
 @router.post("/prompts/read")
@@ -61,8 +69,9 @@ async def picture(request: Request, caller: Submitter) -> RecalledView:  # noqa:
     desk = desk_of(request)
 
     def call(data: bytes) -> RecalledView:
-        found = recalled(data)
-        return RecalledView(source=found.source, chain=found.chain, notes=found.notes)
+        found = recalled(data, desk.farm.catalog)
+        loras = [LoraView(name=name, weight=weight) for name, weight in found.loras]
+        return RecalledView(source=found.source, chain=found.chain, notes=found.notes, loras=loras)
 
     async with body_of(request) as data:
         return await desk.work(call, data)  # of a picture only what it says is read, no pixel

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farm.cli.outcome import Outcome, Table, group, open_farm, open_overview, say, usage
+from farm.cli.submit import check_out
+
+if TYPE_CHECKING:
+    from farm.comfy_graph import Workflow
 
 app = group("chain", "Chains of stages: named ones, saved ones and files.")
 WIDE = 60
@@ -131,6 +137,64 @@ def validate(
     """
     data = _edges(file, image_size, images=True)
     return Outcome({"stages": data}, [f"{file} is a chain of {len(data)} stages that gives {_size(data[-1]['size'])}"])
+
+
+@app.command()
+def comfy(
+    source: Annotated[str, typer.Argument(metavar="JOB|CHAIN", help="Job, or preset, or a .json or .yaml file.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for workflow.json, and a job's images if there are any.")
+    ] = None,
+    image_size: ImageSize = None,
+) -> Outcome:
+    """Write a job or a chain as a workflow of ComfyUI's: load it there, or send it as `prompt`.
+
+    What has to lie in ComfyUI's folders, and what is not the same there, is told on stderr; a stage that it cannot run
+    is refused.
+
+    \b
+    farm chain comfy 3f9a > pear.json
+    farm chain comfy hires > hires.json
+    farm chain comfy 3f9a -o pear/     # also writes the input images under the names that the workflow has for them
+    """
+    from farm.program import file_of
+
+    check_out(out)
+    images: dict[str, bytes] = {}
+    with open_farm() as farm:
+        named = {one["name"]: one["stages"] for one in farm.presets()}
+        if source in named or Path(source).suffix in (".json", ".yaml", ".yml"):
+            found = _drafted(source, {"stages": named[source]} if source in named else None, image_size)
+        else:
+            job = farm.job(source)
+            found, images = job.comfy(), job.input_images() if out else {}
+    for note in found.notes:
+        say(note)
+    text, data = json.dumps(found.nodes, indent=2, ensure_ascii=False), {"workflow": found.nodes, "notes": found.notes}
+    if out is None:
+        return Outcome(data, [text])
+    out.mkdir(parents=True, exist_ok=True)
+    # As the nodes call them: input.png may be any program's there.
+    written = {file_of(hashlib.sha256(png).hexdigest()): png for png in images.values()}
+    written["workflow.json"] = text.encode()
+    for name, content in written.items():
+        (out / name).write_bytes(content)
+    paths = [str(out / name) for name in written]
+    return Outcome({**data, "paths": paths}, paths)
+
+
+def _drafted(source: str, preset: dict[str, Any] | None, image_size: str | None) -> Workflow:
+    """The workflow of a chain that is no job."""
+    from farm.catalog import Catalog
+    from farm.chain import read_chain_file
+    from farm.comfy_graph import drafted, workflow
+    from farm.settings import Settings
+
+    facts = _edges(source, image_size)
+    chain = read_chain_file(Path(source)) if preset is None else preset
+    if chain.get("seed") is None:
+        say("the chain gives no seed: the workflow has 0 for it")
+    return workflow(drafted(facts, chain), Catalog.load(Settings.load()))
 
 
 def stages(

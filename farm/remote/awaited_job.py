@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farm.api.views import JobView
+from farm.comfy_graph import Workflow
 from farm.handle import Intermediate, Result, write_pictures
 from farm.records import Event, JobRecord, Lane
 from farm.remote import words
@@ -158,3 +159,7 @@ class AsyncJob:
     async def script(self) -> str:
         """A plain diffusers program that makes the same pixels, with the checkpoints of this machine."""
         return await self.farm.play(words.script(self.id, self.farm.settings, self.farm.url))
+
+    async def comfy(self) -> Workflow:
+        """The job as a graph that ComfyUI runs, with what is not the same there. Raises InvalidJob."""
+        return await self.farm.play(words.comfy(self.id))

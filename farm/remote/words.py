@@ -15,6 +15,7 @@ from typing import Any
 from farm.again import named_images, no_input, read_again, refitted
 from farm.api.views import JobView
 from farm.chains import check_name
+from farm.comfy_graph import Workflow
 from farm.errors import BadBlob, InvalidJob, NotFound, StageFailed, Unavailable
 from farm.fork import StagesSource, read_stages
 from farm.handle import AWAY_S, Intermediate, Result
@@ -377,6 +378,12 @@ def script(job: str, settings: Settings, base: str) -> Steps[str]:
     spec = yield from get(f"jobs/{part(job)}/spec")
     inputs = f"{base.rstrip('/')}{BASE}/jobs/{job}/inputs/"
     return program(spec, Catalog.load(settings), lambda sha256: inputs + sha256)
+
+
+def comfy(job: str) -> Steps[Workflow]:
+    """The job as a graph that ComfyUI runs, with what is not the same there."""
+    found = yield from get(f"jobs/{part(job)}/comfy")
+    return Workflow(found["workflow"], found["notes"])
 
 
 def quarantined(limit: int) -> Steps[list[Quarantined]]:

@@ -221,6 +221,9 @@ def test_a_picture_is_rendered_waited_for_steered_and_made_again(
     assert watched.envelope["data"]["events"][0]["type"] == "submitted"
     assert there("jobs", "download", job, "-o", tmp_path / "more").out == f"{tmp_path / 'more' / job}.png\n"
     assert "import torch" in there("script", job).out
+    drawn = there("chain", "comfy", job)
+    assert "KSampler" in {node["class_type"] for node in json.loads(drawn.out).values()}
+    assert "ComfyUI's folder models/checkpoints" in drawn.err
     worker = serve(1)
     again = there("rerun", path, "--json")
     worker.join()
@@ -286,6 +289,11 @@ def test_an_input_image_is_found_again_by_its_picture(site: Site, hand: Hand, th
     assert (given.status, given.envelope["data"]["same_recipe"]) == (0, True), given.err
     inputs = there("script", again.envelope["data"]["jobs"][0]["id"], "-o", tmp_path / "again")
     assert [Path(line).name for line in inputs.out.splitlines()] == ["program.py", "input.png"]
+    drawn = there("chain", "comfy", again.envelope["data"]["jobs"][0]["id"], "-o", tmp_path / "comfy")
+    image, graph = map(Path, drawn.out.splitlines())
+    named = [node["inputs"]["image"] for node in json.loads(graph.read_text()).values() if "image" in node["inputs"]]
+    assert named == [image.name]
+    assert image.read_bytes() == (tmp_path / "again" / "input.png").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tests.dataset.farms import asked, fed
 from tests.e2e.rig import ROOT
 from tests.test_recall import A1111, png
 from tests.ui.conftest import DROP, Dashboard
+from tests.ui.test_quarantine import held
 
 AXE = ROOT / "farm" / "ui" / "node_modules" / "axe-core" / "axe.min.js"
 """Comes with the packages that the page is built with."""
@@ -49,7 +50,8 @@ def drawn(dashboard: Dashboard) -> dict[str, str]:
     fed(dashboard.rig, "drawn", "prompt,label\n" + "".join(f"a pear {row},{row}\n" for row in range(5)))
     asked(dashboard.rig, "refused", "prompt,steps\na pear,-1\na plum,x\n")
     carry_out(farm, "refused", lambda: False)
-    return {"job": run[0].id, "run": run[0].record.run, "cancelled": cancelled.id}
+    case = held(dashboard, "the process ended with signal 9", "MemoryError")
+    return {"job": run[0].id, "run": run[0].record.run, "cancelled": cancelled.id, "held": case.execution}
 
 
 def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -61,7 +63,8 @@ def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
         "gallery": "/gallery", "picture": f"/gallery?open={drawn['job']}", "sweeps": "/sweeps",
         "grid": f"/sweeps?run={drawn['run']}", "datasets": "/datasets", "new-dataset": "/datasets?new=1",
         "dataset": "/datasets/drawn", "refused-dataset": "/datasets/refused",
-        "workers": "/workers", "settings": "/settings", "nothing": "/jobs/none",
+        "workers": "/workers", "settings": "/settings", "quarantine": "/quarantine",
+        "case": f"/quarantine/{drawn['held']}", "nothing": "/jobs/none",
     }.items()  # fmt: skip
 
 

@@ -82,7 +82,8 @@ def metadata(payload: str) -> bytes:
     told = PngInfo()
     # In the last line a colon or a break would end a field.
     word = payload.replace(":", " ").replace("\n", " ")
-    said = f"{payload}\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
+    drawn = f"{payload} <lora:{word.replace('<', '').replace('>', '')[:200]}:1>"
+    said = f"{drawn}\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
     told.add_text("parameters", f"{said}, Model: {word}, Hires upscaler: {word}, Version: {word}")
     out = BytesIO()
     Image.new("RGB", (64, 64)).save(out, "PNG", pnginfo=told)
@@ -180,7 +181,7 @@ def test_whatever_an_answer_says_is_text(dashboard: Dashboard, drawn: dict[str, 
     seen: list[str] = []
     for path in (
         "/queue", f"/queue?run={drawn['run']}", "/gallery", f"/gallery?open={drawn['job']}", "/sweeps",
-        f"/sweeps?run={drawn['run']}", "/workers", "/settings", "/jobs/none", f"/jobs/{drawn['job']}",
+        f"/sweeps?run={drawn['run']}", "/workers", "/settings", "/quarantine", "/jobs/none", f"/jobs/{drawn['job']}",
         f"/jobs/{drawn['job']}?tab=recipe", f"/jobs/{drawn['job']}?tab=events", f"/jobs/{drawn['job']}?compare=1",
     ):  # fmt: skip
         page.goto(dashboard.url + path)
@@ -220,6 +221,7 @@ def test_what_a_picture_says_is_text(dashboard: Dashboard) -> None:
     for payload in PAYLOADS:
         page.evaluate(DROP, [base64.b64encode(metadata(payload)).decode(), f"{payload}.png"])
         expect(field).to_have_value(re.compile(re.escape(payload.strip("\ufeff")[-12:])))
+        expect(page.get_by_text("The picture was drawn with the LoRA")).to_be_visible()
     expect(page.get_by_text("The form is filled from a picture of").last).to_be_visible()
     assert (executed(page), watched.trouble) == ([], [])
 

@@ -2,7 +2,7 @@
 
 import { BASE, get, newKey, part } from "./api";
 import { namedChain, offer } from "./offer.svelte";
-import type { ChainSpec, JobAsk, JobView, RecalledView, Spec, StageSpec } from "./types";
+import type { ChainSpec, JobAsk, JobView, LoraView, RecalledView, Spec, StageSpec } from "./types";
 
 export interface Card {
   /** Of this page alone: tells cards apart while they are sorted. */
@@ -26,7 +26,7 @@ export interface Given {
   shown: string;
 }
 
-interface Form {
+export interface Form {
   prompt: string;
   negative: string;
   preset: string;
@@ -38,6 +38,8 @@ interface Form {
   given: Given | null;
   /** Fields of the chain that the form does not show: `fit`, `exact`, `reuse`. */
   rest: Record<string, unknown>;
+  /** LoRAs that a picture says it was drawn with, until they are put on a stage or left. */
+  offered: LoraView[];
   earlier: string[];
 }
 
@@ -51,7 +53,7 @@ export const MOST_VALUES = 10_000;
 function fresh(): Form {
   return {
     prompt: "", negative: "", preset: "hires", cards: [], seed: null, count: 1, keep: "preview", axes: [], given: null,
-    rest: {}, earlier: [],
+    rest: {}, offered: [], earlier: [],
   };
 }
 
@@ -183,6 +185,7 @@ export function recall(job: Pick<JobView, "chain" | "seed"> & { id?: string }, w
     form.keep = chain.keep ?? "none";
     const { stages: _, prompt: __, negative_prompt: ___, seed: ____, keep: _____, ...rest } = chain;
     form.rest = rest;
+    form.offered = [];
     form.given = null;
     if (job.id) void regive(job.id);
   }
@@ -214,6 +217,7 @@ export function refill(found: RecalledView): void {
     return known(spec) ? spec : (rest as StageSpec);
   });
   recall({ chain: { ...found.chain, stages, keep: form.keep }, seed: found.chain.seed ?? 0 }, "all");
+  form.offered = found.loras;
   if (found.chain.seed === undefined) form.seed = null;
 }
 

@@ -1,15 +1,15 @@
 // Which view does the address name, and with what?
 
 /** Views by the first part of the path; "" is the one that the page begins with. */
-export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings"] as const;
+export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings", "quarantine"] as const;
 /** Those behind whose name something else may stand. */
-const WITH_ID: readonly string[] = ["jobs", "datasets"];
+const WITH_ID: readonly string[] = ["jobs", "datasets", "quarantine"];
 export type View = (typeof VIEWS)[number];
 
 interface Place {
   /** `lost`: there is no such address. */
   view: View | "lost";
-  /** What stands behind the view: a job's id, a dataset's name. */
+  /** What stands behind the view: a job's id, a dataset's name, a recipe in quarantine. */
   id: string;
   query: Record<string, string>;
 }

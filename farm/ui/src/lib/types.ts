@@ -174,6 +174,7 @@ export interface CheckpointView {
   name: string;
   kinds: string[];
   family: string;
+  adapter_family: string;
   space: string;
   native: number;
   licence: string;
@@ -515,6 +516,47 @@ export interface RecalledView {
   source: string;
   chain: ChainSpec;
   notes: string[];
+  loras: LoraView[];
+}
+
+export interface QuarantinedView {
+  execution: string;
+  time: string;
+  queue: string;
+  code: string;
+  message: string;
+  attempts: number;
+  payload: string;
+  jobs: number;
+}
+
+export interface FailureView {
+  time: string;
+  worker: string;
+  attempt: number;
+  code: string;
+  message: string;
+  log: string;
+}
+
+export interface CaseView extends QuarantinedView {
+  failures: FailureView[];
+  job_ids: string[];
+}
+
+export interface Retried {
+  execution: string;
+  jobs: string[];
+}
+
+export interface WorkflowView {
+  workflow: Record<string, unknown>;
+  notes: string[];
+}
+
+export interface LoraView {
+  name: string;
+  weight: number;
 }
 
 export interface Spec {

@@ -37,6 +37,12 @@ async function small(file: Blob): Promise<string> {
   }
 }
 
+/** Whether a file may be a workflow of ComfyUI's. */
+export const isGraph = (file: File): boolean => file.type === "application/json" || file.name.endsWith(".json");
+
+/** The first workflow among what was dropped or pasted. */
+export const graphIn = (data: DataTransfer | null): File | undefined => [...(data?.files ?? [])].find(isGraph);
+
 /** The first picture among what was dropped or pasted. */
 export function pictureIn(data: DataTransfer | null): File | undefined {
   return [...(data?.files ?? [])].find((file) => file.type.startsWith("image/"));

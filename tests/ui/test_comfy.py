@@ -1,0 +1,63 @@
+"""Does a job get from the page into ComfyUI, and back?"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from farm.comfy_nodes import wrongs
+from tests.ui.conftest import WAIT_MS, Dashboard
+
+expect.set_options(timeout=WAIT_MS)
+DROP_JSON = """
+([data, name]) => {
+  const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0)), dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], name, {type: 'application/json'}));
+  const told = {dataTransfer: dropped, bubbles: true, cancelable: true};
+  document.querySelector('main').dispatchEvent(new DragEvent('drop', told));
+}
+"""
+
+
+def test_a_job_is_saved_as_a_workflow_and_dropped_on_the_form(dashboard: Dashboard, tmp_path: Path) -> None:
+    lora = {"name": "tiny-lora", "weight": 0.75}
+    job = dashboard.rig.farm.render(
+        chain={
+            "prompt": "a pear (ripe)", "seed": 11,
+            "stages": [
+                {"kind": "text2img", "num_inference_steps": 2, "scheduler": "EulerDiscreteScheduler", "loras": [lora]},
+                {"kind": "img2img", "num_inference_steps": 4, "strength": 0.5, "scheduler": "EulerDiscreteScheduler"},
+            ],
+        }
+    )  # fmt: skip
+    watched = dashboard.open(f"/jobs/{job.id}")
+    page = watched.page
+    # When it is saved
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="ComfyUI workflow").click()
+    path = tmp_path / "saved.json"
+    saved.value.save_as(path)
+    # Then it is a graph that ComfyUI would take, and what it needs there is told
+    nodes = json.loads(path.read_text())
+    assert [*wrongs(nodes)] == []
+    told = page.get_by_role("dialog", name="The workflow is saved")
+    expect(told).to_contain_text("put tiny-lora (Apache-2.0) into ComfyUI's folder models/loras")
+    told.get_by_role("button", name="Close").click()
+    # When it is dropped on the form, Then the whole chain is there, with its LoRA
+    page.goto(dashboard.url)
+    expect(page.get_by_label(re.compile("^Stage 4: "))).to_be_visible()
+    with page.expect_request(re.compile("/jobs/dry-run")) as asked:
+        page.evaluate(DROP_JSON, [base64.b64encode(path.read_bytes()).decode(), "saved.json"])
+    chain = json.loads(asked.value.post_data or "")
+    assert [stage["kind"] for stage in chain["chain"]["stages"]] == ["text2img", "img2img"]
+    assert chain["chain"]["stages"][0]["loras"] == [lora]
+    assert (chain["prompt"], chain["seed"]) == ("a pear (ripe)", 11)
+    # And a file that is none is said to be none
+    page.evaluate(DROP_JSON, [base64.b64encode(b'{"nodes": []}').decode(), "ui.json"])
+    expect(page.get_by_text("The file is no workflow of ComfyUI's in its API format")).to_be_visible()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a pear (ripe)")
+    assert not watched.trouble
