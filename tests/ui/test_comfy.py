@@ -58,6 +58,6 @@ def test_a_job_is_saved_as_a_workflow_and_dropped_on_the_form(dashboard: Dashboa
     assert (chain["prompt"], chain["seed"]) == ("a pear (ripe)", 11)
     # And a file that is none is said to be none
     page.evaluate(DROP_JSON, [base64.b64encode(b'{"nodes": []}').decode(), "ui.json"])
-    expect(page.get_by_text("The file is no workflow of ComfyUI's in its API format")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="ui.json is not taken")).to_contain_text("Export (API)")
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a pear (ripe)")
     assert not watched.trouble

@@ -13,7 +13,7 @@ export async function upload(file: Blob): Promise<Given> {
   return { image: found.image, width: found.width, height: found.height, shown: await small(file) };
 }
 
-/** How a picture was made, where it says so. */
+/** How a picture was made, or what a workflow of ComfyUI's makes, where that is said. */
 export async function read(file: Blob): Promise<RecalledView | null> {
   try {
     return await call<RecalledView>("POST", "pictures/read", TYPES.includes(file.type) ? file : new Blob([file]));
@@ -36,12 +36,6 @@ async function small(file: Blob): Promise<string> {
     return "";
   }
 }
-
-/** Whether a file may be a workflow of ComfyUI's. */
-export const isGraph = (file: File): boolean => file.type === "application/json" || file.name.endsWith(".json");
-
-/** The first workflow among what was dropped or pasted. */
-export const graphIn = (data: DataTransfer | null): File | undefined => [...(data?.files ?? [])].find(isGraph);
 
 /** The first picture among what was dropped or pasted. */
 export function pictureIn(data: DataTransfer | null): File | undefined {
