@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 import uvicorn
 from PIL import Image
 
@@ -145,6 +147,13 @@ def problem(answer: httpx2.Response, status: int, code: str) -> Json:
     assert "Traceback" not in answer.text
     assert "127.0.0.1" not in answer.text
     return found
+
+
+def keys_in_redis(site: Site) -> set[bytes]:
+    """Every key of the farm's in Redis, but what the API writes by itself from time to time."""
+    client = redis.Redis.from_url(site.settings.redis_url.get_secret_value())
+    found = set(client.keys("*" + site.settings.namespace + "*"))
+    return {key for key in found if not re.search(b":(webhooks|reap):", key)}
 
 
 def locs(found: Mapping[str, Any]) -> set[tuple[str, str]]:

@@ -15,10 +15,9 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
-import redis
 
 from farm.api.guard import MAX_BODY_BYTES
-from tests.api.conftest import Site, locs, post_raw, problem
+from tests.api.conftest import Site, keys_in_redis, locs, post_raw, problem
 from tests.api.test_auth import served
 from tests.test_bad_inputs import FILES, IMAGES, OPTIONS, PARAMETERS
 from tests.test_image import bomb
@@ -31,10 +30,8 @@ MAX_GROWN_BYTES = 24 << 20
 
 
 def trace(site: Site) -> tuple[set[bytes], set[str]]:
-    """Every key of the farm's, in Redis and in S3, but what the API writes by itself from time to time."""
-    client = redis.Redis.from_url(site.settings.redis_url.get_secret_value())
-    found = set(client.keys("*" + site.settings.namespace + "*"))
-    return {key for key in found if not re.search(b":(webhooks|reap):", key)}, set(keys(site.farm.store))
+    """Every key of the farm's, in Redis and in S3."""
+    return keys_in_redis(site), set(keys(site.farm.store))
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,13 @@ from typing import Any
 
 import httpx2
 import pytest
-import redis
 
 from farm.api.guard import MAX_BODY_BYTES
 from farm.stage import kinds
 from tests.api.calls import DOCUMENT
-from tests.api.conftest import Site, locs, post_raw, problem, txt
+from tests.api.conftest import Site, keys_in_redis, locs, post_raw, problem, txt
 
 JOBS = "/api/v1/jobs"
-
-
-def keys(site: Site) -> set[bytes]:
-    """Every key of the farm in Redis."""
-    client = redis.Redis.from_url(site.settings.redis_url.get_secret_value())
-    return set(client.keys("*" + site.settings.namespace + "*"))
 
 
 def test_health_needs_no_token(site: Site) -> None:
@@ -95,9 +88,9 @@ def test_unknown_addresses_and_methods_are_problems(site: Site, ada: httpx2.Clie
 def test_bodies_that_are_no_json_are_refused(
     site: Site, ada: httpx2.Client, body: bytes | str, status: int, code: str
 ) -> None:
-    before = keys(site)
+    before = keys_in_redis(site)
     problem(post_raw(ada, JOBS, body), status, code)
-    assert keys(site) == before
+    assert keys_in_redis(site) == before
 
 
 @pytest.mark.parametrize(
@@ -137,11 +130,11 @@ def test_bodies_that_are_no_json_are_refused(
 def test_wrong_fields_are_named_and_leave_no_trace(
     site: Site, ada: httpx2.Client, given: dict[str, Any], loc: str, code: str
 ) -> None:
-    before = keys(site)
+    before = keys_in_redis(site)
     for path in (JOBS, f"{JOBS}/dry-run"):
         found = problem(ada.post(path, json=txt(**given)), 422, code)
         assert (loc, code) in locs(found), found
-    assert keys(site) == before
+    assert keys_in_redis(site) == before
 
 
 @pytest.mark.parametrize(
