@@ -213,7 +213,7 @@ def test_commands_import_only_what_they_need(words: list[str], heavy: list[str])
         (["render", "a pear", "--count", "2", "-o", "a.png"], "render", "several pictures"),
         (["render", "a pear", "--set", "strength"], "render", "not [I.]NAME=VALUE"),
         (["render", "a pear", "--seed", "1", "--set", "seed=2"], "render", "seed is given twice"),
-        (["chain", "comfy", "no-chain.yaml"], "chain comfy", "no-chain.yaml"),
+        (["chain", "comfy", "img", "--image-size", "big"], "chain comfy", "not WxH"),
         (["chain", "show", "img", "--image-size", "big"], "chain show", "not WxH"),
     ],
 )
