@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import redis
 
 from farm.api.guard import MAX_BODY_BYTES
 from farm.stage import kinds
