@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.dataset.quality import MAX_DISTANCE, duplicates
 from farm.dataset.sharding import MEASURED, NUMBERS, STRUCTS, flat
-from farm.dataset.shelves import Shards, read_schema, read_table
+from farm.dataset.shelves import Shards, read_schema, read_table, sound
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def joined(shards: Shards, number: int, scores: Sequence[str]) -> pa.Table:
     Raises:
         BadBlob: a table cannot be read, or a score is no number.
     """
-    with shards.parquet(number) as path:
+    with sound(shards, number, "parquet") as path:
         return _scored(read_table(path), shards.scores(number), scores, number)
 
 
@@ -274,7 +274,7 @@ def _looked(shards: Shards, conditions: Sequence[Condition], *, dates: bool) -> 
         extra = shards.scores(number)
         here = [] if extra is None else [name for name in extra.column_names if name != "key"]
         seen |= dict.fromkeys(here)
-        with shards.parquet(number) as path:
+        with sound(shards, number, "parquet") as path:
             fields = read_schema(path)
             if schema is None:
                 schema = fields

@@ -121,14 +121,23 @@ class Datasets(Drafts):
 
     def mend(self, name: str, report: Report) -> list[int]:
         """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
-        numbers = sorted({one.shard for one in report.problems} & set(self.folder(name).numbers()))
-        for number in numbers:
-            self.lose(name, number)
-        return numbers
+        found = list[int]()
+        for number in sorted({one.shard for one in report.problems} & set(self.folder(name).numbers())):
+            with suppress(NotFound, BadBlob):  # it could not be made again
+                self.lose(name, number)
+                found.append(number)
+        return found
 
     def lose(self, name: str, number: int) -> None:
-        """Takes a shard for lost: what says that it is whole is deleted. Raises NotFound."""
-        self.folder(name).delete([f"shards/{number:05d}_stats.json"])
+        """Takes a shard for lost: what says that it is whole is deleted.
+
+        Raises:
+            NotFound: there is no such dataset, or no plan of the shard any more, so that it could not be made again.
+            BadBlob: that plan cannot be read.
+        """
+        folder = self.folder(name)
+        folder.samples(number)
+        folder.delete([f"shards/{number:05d}_stats.json"])
 
     def has_feeder(self) -> bool:
         """Whether a process feeds all datasets that are to run, as far as Redis answers."""

@@ -29,7 +29,7 @@ from farm.dataset.card import About, Figures, card, contact_sheet, thumbnail
 from farm.dataset.choosing import SPLITS, Chosen, ExportSpec, choose, joined
 from farm.dataset.forms import FORMS, GROUP, Form, Layout, Row
 from farm.dataset.sharding import file_facts
-from farm.dataset.shelves import Shards, Target
+from farm.dataset.shelves import Shards, Target, sound
 from farm.dataset.tars import Entry, entries
 from farm.errors import BadBlob, Conflict
 
@@ -170,11 +170,11 @@ def _samples(shards: Shards, number: int, marks: bytes, scores: tuple[str, ...])
     """The samples of one shard that are marked: split, row of the table, and what the tar has.
 
     Raises:
-        BadBlob: tar and table do not have the same samples.
+        BadBlob: tar and table do not have the same samples, or are not those that were written.
     """
     table = joined(shards, number, scores)
     rows = (row for batch in table.to_batches(max_chunksize=GROUP) for row in batch.to_pylist())
-    with shards.tar(number) as tar, entries(tar) as found:
+    with sound(shards, number, "tar") as tar, entries(tar) as found:
         for mark in marks:
             row, entry = next(rows, None), next(found, None)
             if row is None or entry is None or row["key"] != entry.key:

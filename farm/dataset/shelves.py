@@ -6,13 +6,14 @@ the same for the store, `farm.remote.shelves` for a farm elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from farm.dataset.scores import tar_of
 from farm.errors import BadBlob, FieldError, InvalidJob, NotFound, Unavailable
@@ -53,6 +54,19 @@ class Shards(Protocol):
 
     def stats(self, number: int) -> dict[str, Any]:
         """The facts that were written with it (`farm.dataset.sharding.Shard`)."""
+
+
+@contextmanager
+def sound(shards: Shards, number: int, end: Literal["tar", "parquet"]) -> Iterator[Path]:
+    """A local copy of a shard's file, which is the one that was written. Raises BadBlob."""
+    name = f"{number:05d}.{end}"
+    with shards.tar(number) if end == "tar" else shards.parquet(number) as path:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != shards.stats(number)["files"][name]["sha256"]:
+            hint = "`farm dataset verify` says what is wrong, with --repair it is made again"
+            raise BadBlob(f"{name} is not the file that was written", hint=hint)
+        yield path
 
 
 class ShardFolder:

@@ -190,7 +190,7 @@ class RemoteDatasets:
         """
         with installed():
             from farm.dataset.collecting import exported
-        shards, store = RemoteShards(self._farm, name, sound=True), Store(self._farm.settings)
+        shards, store = RemoteShards(self._farm, name), Store(self._farm.settings)
         return exported(shards, out, spec, store, work, partial=partial)
 
     def verify(self, name: str) -> Report:
@@ -198,13 +198,13 @@ class RemoteDatasets:
         with installed():
             from farm.dataset.collecting import verified
         whole = self.status(name).state == "done"
-        return verified(RemoteShards(self._farm, name, sound=False), whole=whole)
+        return verified(RemoteShards(self._farm, name), whole=whole)
 
     def mend(self, name: str, report: Report) -> list[int]:
         """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
         found = list[int]()
         for number in sorted({one.shard for one in report.problems}):
-            with suppress(NotFound):  # it is lost already
+            with suppress(NotFound, BadBlob):  # it is lost already, or could not be made again
                 self._farm.play(ask(Call("DELETE", f"datasets/{part(name)}/shards/{number}", again=True)))
                 found.append(number)
         return found
@@ -226,7 +226,7 @@ class RemoteDatasets:
         plan = self._farm.play(get(at))["plan"]
         if plan is None:
             raise Conflict(f"{name} is not planned, so there is nothing of it")
-        shards, damaged = RemoteShards(self._farm, name, sound=True), list[int]()
+        shards, damaged = RemoteShards(self._farm, name), list[int]()
         try:
             _claim(folder, {"name": name, "identity": plan["identity"]})
             notes = folder / NOTES
@@ -253,6 +253,8 @@ class RemoteDatasets:
             with target.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == wanted["sha256"]:
                     return 0
+        # Until all of it is here it is no shard: what says that it is whole goes first.
+        (target.parent / NOTES / f"{number:05d}_stats.json").unlink(missing_ok=True)
         try:
             if shards.bring(number, end, target, wanted["sha256"]):
                 return int(wanted["size_bytes"])

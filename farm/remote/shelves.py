@@ -27,15 +27,11 @@ if TYPE_CHECKING:
 
 
 class RemoteShards:
-    """The shards of one dataset. Every call may raise Unavailable.
+    """The shards of one dataset. Every call may raise Unavailable."""
 
-    With `sound` a file that is not the one that was written is refused; without it is given as it is, for who looks
-    for what is wrong.
-    """
-
-    def __init__(self, farm: RemoteFarm, name: str, *, sound: bool) -> None:
+    def __init__(self, farm: RemoteFarm, name: str) -> None:
         self.name = name
-        self._farm, self._sound = farm, sound
+        self._farm = farm
         self._plan: Plan | None = None
         self._numbers: list[int] | None = None
         self._stats: dict[int, dict[str, Any]] = {}
@@ -131,12 +127,9 @@ class RemoteShards:
         with TemporaryDirectory() as folder:
             path = Path(folder) / name
             try:
-                same = self.bring(number, end, path, wanted)
+                self.bring(number, end, path, wanted)
             except NotFound:
                 raise BadBlob(f"{name} is missing") from None
-            if self._sound and not same:
-                hint = f"`farm dataset verify {self.name}` says what is wrong, with --repair it is made again"
-                raise BadBlob(f"{name} is not the file that was written", hint=hint)
             yield path
 
     def _wanted(self, number: int, end: str) -> str:

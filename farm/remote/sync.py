@@ -331,7 +331,10 @@ class RemoteFarm:
             if response.status_code != 200:
                 response.read()
                 if response.status_code == 404 and not call.known:
-                    raise NotFound("the store has no such file")
+                    # Source: S3 API, error codes. What else answers so stands in the store's place, or has no bucket.
+                    if b"<Code>NoSuchKey</Code>" in response.content:
+                        raise NotFound("the store has no such file")
+                    raise Unavailable("the address of the farm's store leads to no store (HTTP 404)")
                 check(answer_of(response))
             with path.open("wb") as file:
                 for data in response.iter_raw():

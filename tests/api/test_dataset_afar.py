@@ -157,13 +157,15 @@ def test_a_connection_that_breaks_is_made_again(
     assert max(tried.values()) >= 3
 
 
-def test_an_export_from_afar_takes_nothing_that_is_damaged(
-    folder: Folder, there: RemoteDatasets, tmp_path: Path
+def test_an_export_takes_nothing_that_is_damaged(
+    site: Site, folder: Folder, there: RemoteDatasets, tmp_path: Path
 ) -> None:
     damage(folder, "shards/00001.tar")
     with pytest.raises(BadBlob, match=r"00001\.tar is not the file that was written") as caught:
         there.export("afar", str(tmp_path / "out"), ExportSpec())
-    assert "farm dataset verify afar" in caught.value.hint
+    assert "farm dataset verify" in caught.value.hint
+    with pytest.raises(BadBlob, match=r"00001\.tar is not the file that was written"):
+        Datasets(site.farm).export("afar", str(tmp_path / "out"), ExportSpec())
     folder.delete(["shards/00001.tar"])
     with pytest.raises(BadBlob, match=r"00001\.tar is missing"):
         there.export("afar", str(tmp_path / "out"), ExportSpec())
@@ -233,6 +235,45 @@ def test_damage_is_mended_from_afar(site: Site, folder: Folder, there: RemoteDat
     assert "1 shards are taken away; `farm dataset run afar` makes them again" in found.out
     assert folder.numbers() == [0, 2]
     assert there.mend("afar", there.verify("afar")) == []
+
+
+def test_what_could_not_be_made_again_is_not_taken_for_lost(site: Site, folder: Folder, there: RemoteDatasets) -> None:
+    # Given shards that are sound, of which one's plan is gone and one's cannot be read
+    folder.delete([folder.plan().path_of(0)])
+    folder.write(folder.plan().path_of(1), b"no samples")
+    # When
+    for desk in (there, Datasets(site.farm)):
+        found = desk.verify("afar")
+        assert {one.shard for one in found.problems} == {0, 1}
+        # Then
+        assert desk.mend("afar", found) == []
+    assert list(folder.numbers()) == [0, 1, 2]
+
+
+def test_who_answers_in_the_stores_place_has_lost_no_file(site: Site, there: RemoteDatasets, tmp_path: Path) -> None:
+    with RemoteFarm(site.url, site.token("ada")) as farm, pytest.raises(Unavailable, match="leads to no store"):
+        farm.save_to(tmp_path / "file", Call("GET", f"{site.url}/nothing", known=False))
+
+
+def test_a_folder_of_two_generations_is_no_dataset(
+    site: Site, folder: Folder, there: RemoteDatasets, tmp_path: Path
+) -> None:
+    # Given a folder that was fetched, of which a shard was made anew since
+    list(there.fetch("afar", tmp_path / "fetched"))
+    publish(site, "afar", 0, tmp_path, lambda sample: replace(sample, prompt="a nut"))
+    # When fetching it again ends after the first file
+    once_more = there.fetch("afar", tmp_path / "fetched")
+    assert next(once_more)[0] == "00000.tar"
+    once_more.close()
+    # Then that shard is none, until all of it is there
+    assert Fetched(tmp_path / "fetched").numbers() == [1, 2]
+    list(there.fetch("afar", tmp_path / "fetched"))
+    assert Fetched(tmp_path / "fetched").numbers() == [0, 1, 2]
+    # And bytes that changed on the disk are exported by nobody
+    path = tmp_path / "fetched" / "00002.tar"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(BadBlob, match=r"00002\.tar is not the file that was written"):
+        exported(Fetched(tmp_path / "fetched"), str(tmp_path / "out"), ExportSpec(), site.farm.store)
 
 
 def test_a_folder_is_verified_without_its_farm(
