@@ -373,6 +373,13 @@ def test_a_damaged_shard_is_told(maker: Maker, tmp_path: Path, about: About, for
     shards = write(maker, tmp_path / "bad", [maker.picture(i) for i in range(3)])
     other = maker.shard(tmp_path / "other", [maker.picture(i) for i in (0, 2)])
     (tmp_path / "bad" / "00000.tar").write_bytes(other.tar.read_bytes())
+    with pytest.raises(BadBlob, match=r"00000\.tar is not the file that was written"):
+        export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format=form), about)
+    # And where it was written so
+    stats = tmp_path / "bad" / "00000_stats.json"
+    told = json.loads(stats.read_text())
+    told["files"]["00000.tar"] = file_facts(other.tar)
+    stats.write_text(json.dumps(told))
     with pytest.raises(BadBlob, match="do not have the same samples"):
         export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format=form), about)
     (tmp_path / "bad" / "00000.tar").unlink()
