@@ -100,12 +100,13 @@ def drafted(facts: Sequence[Mapping[str, Any]], chain: Mapping[str, Any]) -> dic
     """
     seed, recipes = chain.get("seed") or 0, list[dict[str, Any]]()
     for index, item in enumerate(facts):
-        texts = {name: item["parameters"].get(name) or chain.get(name) or "" for name in ("prompt", "negative_prompt")}
-        own = item["parameters"].get("seed")
+        own = item["parameters"]
+        # A stage's own empty prompt is one, too.
+        texts = {name: own.get(name, chain.get(name) or "") for name in ("prompt", "negative_prompt")}
         recipes.append({
-            "kind": item["kind"], "parameters": {**item["parameters"], **texts},
+            "kind": item["kind"], "parameters": {**own, **texts},
             "checkpoint": {"name": item["checkpoint"]}, "size": item["size"], "emits": item["emits"],
-            "given": item["takes"], "seed": stage_seed(seed, index) if own is None else own,
+            "given": item["takes"], "seed": own.get("seed", stage_seed(seed, index)),
         })  # fmt: skip
     image = {"sha256": "input.png"} if facts[0]["takes"] else None
     return {"chain": chain, "image": image, "recipes": recipes}
