@@ -13,7 +13,7 @@ from typing import Any
 
 from farm.catalog import Catalog
 from farm.comfy import Node
-from farm.comfy_graph import MAX_NOISE_LEVEL
+from farm.comfy_graph import MAX_NOISE_LEVEL, read_layer
 from farm.comfy_samplers import scheduler_of
 from farm.job import stage_seed
 from farm.stage import MAX_SEED, kinds
@@ -217,7 +217,7 @@ class _Reader:
         node = self.node(link)
         if node["class_type"] == "CLIPSetLastLayer":
             entry = self.catalog and self.catalog.checkpoint(_named(stage), "stage")
-            own = 2 if entry and entry.family.startswith("sdxl") else 1
+            own = read_layer(entry) if entry else 1
             if (skip := -int(node["inputs"]["stop_at_clip_layer"]) - own) > 0:
                 stage["clip_skip"] = skip
 

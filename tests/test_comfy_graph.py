@@ -241,8 +241,42 @@ def test_a_chain_that_is_no_job_is_written(catalog: Catalog, here: Settings) -> 
     assert list(wrongs(found.nodes)) == []
     assert [one["seed"] for one in of_class(found, "KSampler")] == [0, 9]
     assert of_class(found, "LoadImage") == [{"image": "input.png"}]
+    assert "scale input.png to 64×64 first: the farm fits it, ComfyUI does not" in found.notes
     # And a stage's own empty prompt is no missing one
     assert [one["text"] for one in of_class(found, "CLIPTextEncode")] == ["a fig", "red", ""]
+
+
+def test_files_have_the_names_of_the_catalog(catalog: Catalog, here: Settings) -> None:
+    # Given adapters that are local files, two of one name
+    for name, file in (("tiny-word", "/a/learned.safetensors"), ("tiny-lora", "/a/x.safetensors"),
+                       ("tiny-lora-2", "/b/x.safetensors")):  # fmt: skip
+        catalog.adapters[name] = catalog.adapters[name].model_copy(update={"build": None, "file": file})
+    # When a chain is written, Then each is a file of its own, which the prompt names, and is known when it is read
+    found = graph_of(CHAINS["loras"], catalog, here)
+    loras = [one["lora_name"] for one in of_class(found, "LoraLoader")]
+    assert loras == ["tiny-lora.safetensors", "tiny-lora-2.safetensors", "tiny-lora-3.safetensors"]
+    assert "embedding:tiny-word " in of_class(found, "CLIPTextEncode")[0]["text"]
+    (told,) = [note for note in found.notes if "models/embeddings" in note]
+    assert told.startswith("put tiny-word (learned.safetensors, ")
+    assert told.endswith(" as tiny-word.safetensors")
+    read = recalled(picture(found), catalog).chain["stages"][0]
+    assert ([one["name"] for one in read["loras"]], read["embeddings"]) == (["tiny-lora", "tiny-lora-2"], ["tiny-word"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "layer"),
+    [
+        ({"kind": "text2img"}, -2), ({"kind": "text2img", "checkpoint": "tiny-xl"}, -3),
+        ({"kind": "text2img", "checkpoint": "tiny-sd2"}, -3), ({"kind": "upscale"}, -3),
+    ],
+)  # fmt: skip
+def test_a_skipped_layer_is_counted_from_the_one_that_is_read(
+    stage: dict[str, Any], layer: int, catalog: Catalog, here: Settings
+) -> None:
+    found = graph_of({"stages": [{**stage, "clip_skip": 1, **EULER}]}, catalog, here)
+    (told,) = of_class(found, "CLIPSetLastLayer")
+    assert told["stop_at_clip_layer"] == layer
+    assert recalled(picture(found), catalog).chain["stages"][0]["clip_skip"] == 1
 
 
 def test_all_presets_are_written(catalog: Catalog, here: Settings) -> None:
