@@ -18,7 +18,7 @@ from farm.comfy_samplers import sampler_of
 from farm.errors import FieldError, InvalidJob
 from farm.job import stage_of, stage_seed
 from farm.program import file_of
-from farm.stage import STORED, Medium, Stage, kinds
+from farm.stage import STORED, Medium, Size, Stage, kinds
 
 Link = list[Any]
 """An output of a node, as the API format names it: [id, index]."""
@@ -77,6 +77,8 @@ def workflow(spec: Mapping[str, Any], catalog: Catalog) -> Workflow:
     graph, way = _Graph(catalog), _Way()
     if spec["image"] is not None:
         way.image = graph.picture(str(spec["image"]["sha256"]), "the input image")
+        if fits := spec["image"].get("fits"):
+            graph.note(f"scale input.png to {Size(*fits)} first: the farm fits it, ComfyUI does not")
     for index, recipe in enumerate(spec["recipes"]):
         step = _step(index, recipe, catalog)
         write, told = WRITERS[step.stage.kind]
@@ -100,15 +102,25 @@ def drafted(facts: Sequence[Mapping[str, Any]], chain: Mapping[str, Any]) -> dic
     """
     seed, recipes = chain.get("seed") or 0, list[dict[str, Any]]()
     for index, item in enumerate(facts):
-        texts = {name: item["parameters"].get(name) or chain.get(name) or "" for name in ("prompt", "negative_prompt")}
-        own = item["parameters"].get("seed")
+        own = item["parameters"]
+        # A stage's own empty prompt is one, too.
+        texts = {name: own.get(name, chain.get(name) or "") for name in ("prompt", "negative_prompt")}
         recipes.append({
-            "kind": item["kind"], "parameters": {**item["parameters"], **texts},
+            "kind": item["kind"], "parameters": {**own, **texts},
             "checkpoint": {"name": item["checkpoint"]}, "size": item["size"], "emits": item["emits"],
-            "given": item["takes"], "seed": stage_seed(seed, index) if own is None else own,
+            "given": item["takes"], "seed": own.get("seed", stage_seed(seed, index)),
         })  # fmt: skip
-    image = {"sha256": "input.png"} if facts[0]["takes"] else None
+    image = {"sha256": "input.png", "fits": facts[0]["given_size"]} if facts[0]["takes"] else None
     return {"chain": chain, "image": image, "recipes": recipes}
+
+
+def read_layer(checkpoint: Checkpoint) -> int:
+    """The layer of its text encoder that is read where none is skipped, as ComfyUI counts them: the last is 1.
+
+    diffusers counts from that one. Source: ComfyUI, comfy/text_encoders/sd2_clip.py and comfy/sdxl_clip.py,
+    "penultimate" and layer_idx; of SD 2.x and its upscaler diffusers has the encoder without the layer that is last.
+    """
+    return 2 if checkpoint.family.startswith(("sdxl", "sd2")) or checkpoint.space == "x4" else 1
 
 
 def _step(index: int, recipe: Mapping[str, Any], catalog: Catalog) -> _Step:
@@ -159,9 +171,9 @@ class _Graph:
         return name
 
     def file(self, entry: Weights, folder: str) -> str:
-        """The name of the file that holds weights, with word of where it has to be."""
-        name = Path(entry.file).name if entry.file else f"{entry.name}.safetensors"
-        whence = f"{entry.repo}, " if entry.repo else ""
+        """The name that the file of weights has there, which is the catalog's, with word of where it has to be."""
+        name, own = f"{entry.name}.safetensors", entry.repo or (entry.file and Path(entry.file).name)
+        whence = f"{own}, " if own else ""
         self.note(f"put {entry.name} ({whence}{entry.licence}) into ComfyUI's folder models/{folder} as {name}")
         space = entry.space if isinstance(entry, Checkpoint) else None
         if space is not None and space not in SPACES:
@@ -194,8 +206,7 @@ def _loaded(graph: _Graph, step: _Step) -> tuple[Link, Link, Link]:
         file = graph.adapter(lora.name, "loras")
         model, clip = graph.once("LoraLoader", lora.name, model=model, clip=clip, lora_name=file, **told)
     if (skip := getattr(stage, "clip_skip", None)) is not None:
-        # diffusers counts from the layer that the family reads; ComfyUI from the last, which is -1.
-        layer = -(skip + (2 if step.checkpoint.family.startswith("sdxl") else 1))
+        layer = -(skip + read_layer(step.checkpoint))
         (clip,) = graph.once("CLIPSetLastLayer", step.title, clip=clip, stop_at_clip_layer=layer)
     if freeu := getattr(stage, "freeu", None):
         (model,) = graph.once("FreeU", step.title, model=model, **freeu.model_dump())

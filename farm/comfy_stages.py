@@ -7,13 +7,13 @@ nodes. Of any other one `farm.comfy` says what its first sampler was told.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from farm.catalog import Catalog
 from farm.comfy import Node
-from farm.comfy_graph import MAX_NOISE_LEVEL
+from farm.comfy_graph import MAX_NOISE_LEVEL, read_layer
 from farm.comfy_samplers import scheduler_of
 from farm.job import stage_seed
 from farm.stage import MAX_SEED, kinds
@@ -37,6 +37,14 @@ class _NotRead(Exception):
     """The graph is not one that a chain could be."""
 
 
+@dataclass(frozen=True)
+class _Model:
+    """What a stage is drawn with: its checkpoint's file, and the weight of each LoRA by the id of its node."""
+
+    file: str
+    loras: dict[str, float]
+
+
 @dataclass
 class _Reader:
     nodes: Mapping[str, Node]
@@ -53,6 +61,11 @@ class _Reader:
         if classes and found["class_type"] not in classes:
             raise _NotRead
         return found
+
+    def tell(self, text: str) -> None:
+        """Tells something of the stage that is being read, once."""
+        told = f"stage {len(self.stages) + 1} {text}"
+        self.notes += [told] if told not in self.notes else []
 
     # ------------------------------------------------------------------------------------------------ the way
 
@@ -84,7 +97,7 @@ class _Reader:
         if node["class_type"] == "LatentUpscaleBy":
             if float(inputs["scale_by"]) != 2:
                 raise _NotRead
-            self.latents(inputs["samples"])
+            self.latents(inputs["samples"], vae)
             self.put({"kind": "upscale_latent"}, {})
             self.notes.append(f"stage {len(self.stages)} doubles the latents with a network; the graph did it without")
             return
@@ -92,8 +105,8 @@ class _Reader:
         begin = _BEGINS.get(source["class_type"])
         if begin is None:
             raise _NotRead
-        stage = begin(self, inputs["latent_image"], source["inputs"])
-        self.sampled(stage, inputs, vae)
+        stage, encoder = begin(self, inputs["latent_image"], source["inputs"])
+        self.sampled(stage, inputs, [link for link in (encoder, vae) if link is not None])
 
     def put(self, stage: dict[str, Any], texts: Mapping[str, str]) -> None:
         """One more stage, of which `texts` are the prompts."""
@@ -101,8 +114,8 @@ class _Reader:
             raise _NotRead
         self.stages.append({**stage, **texts})
 
-    def sampled(self, stage: dict[str, Any], inputs: Mapping[str, Any], vae: Any) -> None:
-        """One more stage: what its sampler was told."""
+    def sampled(self, stage: dict[str, Any], inputs: Mapping[str, Any], vaes: Sequence[Any]) -> None:
+        """One more stage: what its sampler was told, and which `vaes` stand before and after that."""
         steps, denoise = int(inputs["steps"]), float(inputs.get("denoise", 1.0))
         if not (0 < denoise <= 1 and 0 < steps <= 10_000):
             raise _NotRead
@@ -124,24 +137,25 @@ class _Reader:
             stage["seed"] = int(inputs["seed"])
         else:
             self.notes.append(f"stage {len(self.stages) + 1}: the seed {inputs['seed']} is none of 0 to {MAX_SEED}")
-        self.modelled(stage, inputs["model"])
-        texts = {name: self.words(stage, inputs[which]) for name, which in _TEXTS.items()}
-        if vae is not None and (found := self.node(vae))["class_type"] == "VAELoader":
-            self.adapted(stage, "vae", str(found["inputs"]["vae_name"]))
+        model = self.modelled(stage, inputs["model"])
+        texts = {name: self.words(stage, inputs[which], model) for name, which in _TEXTS.items()}
+        self.coded(stage, vaes, model)
         self.put(stage, texts)
 
     # ------------------------------------------------------------------------------------------------ the weights
 
-    def modelled(self, stage: dict[str, Any], link: Any) -> None:
+    def modelled(self, stage: dict[str, Any], link: Any) -> _Model:
         """What was put on the model of a stage, and its checkpoint."""
+        loras: dict[str, float] = {}
         for _ in self.nodes:
             node = self.node(link)
             kind, inputs = node["class_type"], node["inputs"]
             if kind == "CheckpointLoaderSimple":
                 self.loaded(stage, str(inputs["ckpt_name"]))
-                return
+                return _Model(str(inputs["ckpt_name"]), loras)
             if kind == "LoraLoader":
-                self.weighed(stage, str(inputs["lora_name"]), float(inputs["strength_model"]))
+                loras[str(link[0])] = float(inputs["strength_model"])
+                self.weighed(stage, str(inputs["lora_name"]), loras[str(link[0])])
             elif kind == "FreeU":
                 stage["freeu"] = {name: float(inputs[name]) for name in ("s1", "s2", "b1", "b2")}
             elif kind == "RescaleCFG":
@@ -172,16 +186,30 @@ class _Reader:
             "loras"
         )
 
-    def adapted(self, stage: dict[str, Any], name: str, file: str) -> None:
-        found = self.catalog.adapters.get(_stem(file)) if self.catalog else None
-        if found is not None and found.type == name:
-            stage[name] = found.name
+    def coded(self, stage: dict[str, Any], links: Sequence[Any], model: _Model) -> None:
+        """The VAE of a stage, to which each of `links` leads; the last one decodes."""
+        files = []
+        for link in links:
+            node = self.node(link, "VAELoader", "CheckpointLoaderSimple")
+            if node["class_type"] == "VAELoader":
+                files.append(str(node["inputs"]["vae_name"]))
+            else:
+                files.append("")
+                if (file := str(node["inputs"]["ckpt_name"])) != model.file:
+                    self.tell(f"is without the vae of {file[:80]}")
+        if len(set(files)) > 1:
+            self.tell("has one vae, where the graph had one to encode and another to decode")
+        if not files or not files[-1]:
+            return
+        found = self.catalog.adapters.get(_stem(files[-1])) if self.catalog else None
+        if found is not None and found.type == "vae" and "vae" in kinds()[stage["kind"]].model_fields:
+            stage["vae"] = found.name
         else:
-            self.notes.append(f"stage {len(self.stages) + 1} is without the {name} {file[:80]}")
+            self.tell(f"is without the vae {files[-1][:80]}")
 
     # ------------------------------------------------------------------------------------------------ the words
 
-    def words(self, stage: dict[str, Any], link: Any) -> str:
+    def words(self, stage: dict[str, Any], link: Any, model: _Model) -> str:
         """A prompt as it is written here."""
         for _ in self.nodes:
             node = self.node(link, "CLIPTextEncode", "ControlNetApplyAdvanced", *_PASSED)
@@ -190,12 +218,11 @@ class _Reader:
                 break
             if node["class_type"] == "ControlNetApplyAdvanced":
                 net = self.node(inputs["control_net"], "ControlNetLoader")["inputs"]["control_net_name"]
-                told = f"stage {len(self.stages) + 1} is without the ControlNet {str(net)[:80]}"
-                self.notes += [told] if told not in self.notes else []
+                self.tell(f"is without the ControlNet {str(net)[:80]}")
             link = inputs["positive" if link[1] == 0 else "negative"]
         else:
             raise _NotRead
-        self.skipped(stage, inputs["clip"])
+        self.skipped(stage, inputs["clip"], model)
         if not isinstance(text := inputs["text"], str):
             raise _NotRead
         if _BRACKET.search(text):
@@ -212,33 +239,54 @@ class _Reader:
         stage["embeddings"] = [*dict.fromkeys([*stage.get("embeddings", []), adapter.name])]
         return adapter.token
 
-    def skipped(self, stage: dict[str, Any], link: Any) -> None:
-        """How many of the text encoder's last layers are left out."""
-        node = self.node(link)
-        if node["class_type"] == "CLIPSetLastLayer":
-            entry = self.catalog and self.catalog.checkpoint(_named(stage), "stage")
-            own = 2 if entry and entry.family.startswith("sdxl") else 1
-            if (skip := -int(node["inputs"]["stop_at_clip_layer"]) - own) > 0:
-                stage["clip_skip"] = skip
+    def skipped(self, stage: dict[str, Any], link: Any, model: _Model) -> None:
+        """How many of the text encoder's last layers are left out; it ought to be the model's, with its LoRAs."""
+        layer, loras = 0, dict[str, float]()
+        for _ in self.nodes:
+            node = self.node(link, "CheckpointLoaderSimple", "LoraLoader", "CLIPSetLastLayer")
+            inputs = node["inputs"]
+            if node["class_type"] == "CheckpointLoaderSimple":
+                break
+            if node["class_type"] == "LoraLoader":
+                loras[str(link[0])] = float(inputs["strength_clip"])
+            else:  # of two it is the one nearest to the words
+                layer = layer or int(inputs["stop_at_clip_layer"])
+            link = inputs["clip"]
+        else:
+            raise _NotRead
+        if (file := str(inputs["ckpt_name"])) != model.file:
+            self.tell(f"is without the text encoder of {file[:80]}")
+        if loras != model.loras:
+            self.tell("has its LoRAs on the text encoder as on the model: the graph weighed them otherwise there")
+        name = stage.get("checkpoint") or (self.catalog and self.catalog.defaults.get(stage["kind"]))
+        entry = self.catalog.checkpoints.get(name) if self.catalog and name else None
+        if layer and (skip := -layer - (read_layer(entry) if entry else 1)) > 0:
+            stage["clip_skip"] = skip
+        elif layer and skip < 0:
+            self.tell("is without the last layer of its text encoder, which is not read here")
 
 
-def _noise(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+_Begin = tuple[dict[str, Any], Any]
+"""A stage, and the link to the VAE that encodes what it begins with; None where nothing is encoded."""
+
+
+def _noise(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> _Begin:
     if reader.stages or int(inputs.get("batch_size", 1)) != 1:
         raise _NotRead
-    return {"kind": "text2img", "width": int(inputs["width"]), "height": int(inputs["height"])}
+    return {"kind": "text2img", "width": int(inputs["width"]), "height": int(inputs["height"])}, None
 
 
-def _drawn(reader: _Reader, link: Any, _: Mapping[str, Any]) -> dict[str, Any]:
+def _drawn(reader: _Reader, link: Any, _: Mapping[str, Any]) -> _Begin:
     reader.latents(link)
-    return {"kind": "img2img"}
+    return {"kind": "img2img"}, None
 
 
-def _encoded(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _encoded(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> _Begin:
     reader.image(inputs["pixels"])
-    return {"kind": "img2img"}
+    return {"kind": "img2img"}, inputs["vae"]
 
 
-def _masked(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _masked(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> _Begin:
     """Of an encoded picture, or of one beside its mask."""
     encoded = inputs if "pixels" in inputs else reader.node(inputs["samples"], "VAEEncode")["inputs"]
     mask = reader.node(inputs["mask"], "LoadImageMask", "LoadImage", "ImagePadForOutpaint")
@@ -247,21 +295,21 @@ def _masked(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> dict[str, Any
         told = mask["inputs"]
         stage["border"] = {edge: int(told[edge]) for edge in ("left", "top", "right", "bottom") if told[edge]}
         reader.image(told["image"])
-        return stage
+        return stage, encoded["vae"]
     reader.image(encoded["pixels"])
     file = str(mask["inputs"]["image"])[:80]
     reader.notes.append(f"stage {len(reader.stages) + 1} has the mask {file}, which is not in the file")
-    return stage
+    return stage, encoded["vae"]
 
 
-def _quadrupled(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _quadrupled(reader: _Reader, _: Any, inputs: Mapping[str, Any]) -> _Begin:
     if float(inputs["scale_ratio"]) != 4:
         raise _NotRead
     reader.image(inputs["images"])
-    return {"kind": "upscale", "noise_level": round(float(inputs["noise_augmentation"]) * MAX_NOISE_LEVEL)}
+    return {"kind": "upscale", "noise_level": round(float(inputs["noise_augmentation"]) * MAX_NOISE_LEVEL)}, None
 
 
-_BEGINS: dict[str, Callable[[_Reader, Any, Mapping[str, Any]], dict[str, Any]]] = {
+_BEGINS: dict[str, Callable[[_Reader, Any, Mapping[str, Any]], _Begin]] = {
     "EmptyLatentImage": _noise, "KSampler": _drawn, "LatentUpscaleBy": _drawn, "VAEEncode": _encoded,
     "SetLatentNoiseMask": _masked, "InpaintModelConditioning": _masked, "VAEEncodeForInpaint": _masked,
     "SD_4XUpscale_Conditioning": _quadrupled,
@@ -307,8 +355,3 @@ def _shared(stages: list[dict[str, Any]]) -> dict[str, Any]:
 def _stem(file: str) -> str:
     """A file's name as the catalog may have it."""
     return file.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".safetensors")
-
-
-def _named(stage: Mapping[str, Any]) -> Any:
-    """A stage of its kind with its checkpoint alone."""
-    return kinds()[stage["kind"]].model_construct(kind=stage["kind"], checkpoint=stage.get("checkpoint"))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
+from pydantic import ValidationError
+
 from farm.catalog import Catalog
 from farm.comfy import Drawn, Node, drawn, nodes_of
 from farm.comfy_stages import chain_of
@@ -24,6 +26,8 @@ from farm.stage import MAX_SEED, kinds
 LARGEST_SIDE = 1 << 16
 MAX_GRAPH = 5_000_000
 """Bytes of a graph; those of ComfyUI's largest templates have some 200,000."""
+_BEFORE = b"\xef\xbb\xbf \t\r\n"
+"""What an editor may put before JSON: the bytes of a byte order mark, and white space."""
 MAX_PROMPT = 2000
 """Characters of a prompt that a stage takes."""
 _LORA = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]{1,200})(?::([^<>]{0,40}))?>")
@@ -57,8 +61,9 @@ def recalled(data: bytes, catalog: Catalog | None = None) -> Recalled:
     Raises:
         InvalidJob: (`bad_file`) it does not say.
     """
-    if data[:1] == b"{" and len(data) <= MAX_GRAPH:
-        graph = _of_nodes(nodes_of(data.decode(errors="replace")), catalog)
+    written = data.lstrip(_BEFORE)
+    if written[:1] == b"{" and len(written) <= MAX_GRAPH:
+        graph = _of_nodes(nodes_of(written.decode(errors="replace")), catalog)
         if graph is not None:
             return graph
     try:
@@ -140,10 +145,22 @@ def _graph(opened: Any) -> str:
 def _of_nodes(nodes: Mapping[str, Node], catalog: Catalog | None) -> Recalled | None:
     """What a graph of ComfyUI's says: the whole chain where it is one, else how its first sampler was told."""
     whole = chain_of(nodes, catalog)
-    if whole and (len(whole.chain["stages"]) > 1 or {"strength", "loras"} & whole.chain["stages"][0].keys()):
+    # One sampler that was told what no stage takes is read with less, and with word of it.
+    if whole and (len(whole.chain["stages"]) > 1 or _takes(whole.chain)):
         return Recalled("ComfyUI", whole.chain, whole.notes, whole.loras)
     found = drawn(nodes)
     return _of_graph(found) if found else None
+
+
+def _takes(chain: Mapping[str, Any]) -> bool:
+    """Whether every stage of a chain takes what it is told."""
+    texts = {name: text for name, text in chain.items() if name != "stages"}
+    try:
+        for stage in chain["stages"]:
+            kinds()[stage["kind"]].model_validate({**texts, **stage})
+    except ValidationError:
+        return False
+    return True
 
 
 def _of_graph(found: Drawn) -> Recalled:

@@ -234,13 +234,49 @@ def test_a_controlnet_is_written(catalog: Catalog, here: Settings) -> None:
 
 
 def test_a_chain_that_is_no_job_is_written(catalog: Catalog, here: Settings) -> None:
-    chain = {"prompt": "a fig", "stages": [{"kind": "img2img", "strength": 0.5}, {"kind": "img2img", "seed": 9}]}
+    bare = {"kind": "img2img", "seed": 9, "negative_prompt": ""}
+    chain = {"prompt": "a fig", "negative_prompt": "red", "stages": [{"kind": "img2img", "strength": 0.5}, bare]}
     facts = [item.facts for item in plan(parse_chain(chain), catalog, here, Size(64, 64))]
     found = workflow(drafted(facts, chain), catalog)
     assert list(wrongs(found.nodes)) == []
     assert [one["seed"] for one in of_class(found, "KSampler")] == [0, 9]
     assert of_class(found, "LoadImage") == [{"image": "input.png"}]
-    assert {one["text"] for one in of_class(found, "CLIPTextEncode")} == {"a fig", ""}
+    assert "scale input.png to 64×64 first: the farm fits it, ComfyUI does not" in found.notes
+    # And a stage's own empty prompt is no missing one
+    assert [one["text"] for one in of_class(found, "CLIPTextEncode")] == ["a fig", "red", ""]
+
+
+def test_files_have_the_names_of_the_catalog(catalog: Catalog, here: Settings) -> None:
+    # Given adapters that are local files, two of one name
+    for name, file in (("tiny-word", "/a/learned.safetensors"), ("tiny-lora", "/a/x.safetensors"),
+                       ("tiny-lora-2", "/b/x.safetensors")):  # fmt: skip
+        catalog.adapters[name] = catalog.adapters[name].model_copy(update={"build": None, "file": file})
+    # When a chain is written, Then each is a file of its own, which the prompt names, and is known when it is read
+    found = graph_of(CHAINS["loras"], catalog, here)
+    loras = [one["lora_name"] for one in of_class(found, "LoraLoader")]
+    assert loras == ["tiny-lora.safetensors", "tiny-lora-2.safetensors", "tiny-lora-3.safetensors"]
+    assert "embedding:tiny-word " in of_class(found, "CLIPTextEncode")[0]["text"]
+    (told,) = [note for note in found.notes if "models/embeddings" in note]
+    assert told.startswith("put tiny-word (learned.safetensors, ")
+    assert told.endswith(" as tiny-word.safetensors")
+    read = recalled(picture(found), catalog).chain["stages"][0]
+    assert ([one["name"] for one in read["loras"]], read["embeddings"]) == (["tiny-lora", "tiny-lora-2"], ["tiny-word"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "layer"),
+    [
+        ({"kind": "text2img"}, -2), ({"kind": "text2img", "checkpoint": "tiny-xl"}, -3),
+        ({"kind": "text2img", "checkpoint": "tiny-sd2"}, -3), ({"kind": "upscale"}, -3),
+    ],
+)  # fmt: skip
+def test_a_skipped_layer_is_counted_from_the_one_that_is_read(
+    stage: dict[str, Any], layer: int, catalog: Catalog, here: Settings
+) -> None:
+    found = graph_of({"stages": [{**stage, "clip_skip": 1, **EULER}]}, catalog, here)
+    (told,) = of_class(found, "CLIPSetLastLayer")
+    assert told["stop_at_clip_layer"] == layer
+    assert recalled(picture(found), catalog).chain["stages"][0]["clip_skip"] == 1
 
 
 def test_all_presets_are_written(catalog: Catalog, here: Settings) -> None:
@@ -282,6 +318,92 @@ def test_a_graph_that_is_not_understood_is_none_or_what_it_always_was(
     found = recalled(json.dumps(nodes).encode(), catalog)
     assert [stage["kind"] for stage in found.chain["stages"]] == ["text2img"]
     assert any("samplers" in note for note in found.notes)
+
+
+def changed(found: Workflow, kind: str, at: int = 0, /, **inputs: Any) -> bytes:
+    """The graph with other inputs of its node number `at` of a class."""
+    nodes = json.loads(json.dumps(found.nodes))
+    [node for node in nodes.values() if node["class_type"] == kind][at]["inputs"].update(inputs)
+    return json.dumps(nodes).encode()
+
+
+def test_layers_are_skipped_wherever_that_stands(catalog: Catalog, here: Settings) -> None:
+    # Given a graph whose layers are cut before the LoRA is put on, as many are
+    lora = {"name": "tiny-lora", "weight": 0.8}
+    stage = {"kind": "text2img", "loras": [lora], "clip_skip": 1, **EULER}
+    nodes = json.loads(json.dumps(graph_of({"stages": [stage]}, catalog, here).nodes))
+    place = {node["class_type"]: name for name, node in nodes.items()}
+    load, put, cut = (place[kind] for kind in ("CheckpointLoaderSimple", "LoraLoader", "CLIPSetLastLayer"))
+    nodes[cut]["inputs"]["clip"], nodes[put]["inputs"]["clip"] = [load, 1], [cut, 0]
+    for node in nodes.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["clip"] = [put, 1]
+    assert list(wrongs(nodes)) == []
+    # Then it is read, and there is nothing to tell
+    read = recalled(json.dumps(nodes).encode(), catalog)
+    assert (read.chain["stages"][0]["clip_skip"], read.chain["stages"][0]["loras"], read.notes) == (1, [lora], [])
+    # And the last layer, where another one is read here, is told of
+    nodes[cut]["inputs"]["stop_at_clip_layer"], nodes[load]["inputs"]["ckpt_name"] = -1, "tiny-sd2.safetensors"
+    read = recalled(json.dumps(nodes).encode(), catalog)
+    assert read.notes == ["stage 1 is without the last layer of its text encoder, which is not read here"]
+
+
+def test_another_text_encoder_is_told_of(catalog: Catalog, here: Settings) -> None:
+    chain = {"stages": [CHAINS["loras"]["stages"][0]]}
+    found = graph_of(chain, catalog, here)
+    # Given LoRAs that weigh otherwise on the text encoder, or are not on it
+    for data in (changed(found, "LoraLoader", strength_clip=0.1), changed(found, "LoraLoader", 1, clip=["1", 1])):
+        notes = recalled(data, catalog).notes
+        assert notes == [
+            "stage 1 has its LoRAs on the text encoder as on the model: the graph weighed them otherwise there"
+        ]
+    # Given that of another checkpoint
+    found = graph_of(CHAINS["pixels"], catalog, here)
+    data = changed(found, "CLIPTextEncode", clip=["1", 1]).replace(b"tiny-other.saf", b"tiny-style.saf")
+    assert recalled(data, catalog).notes == []
+    nodes = json.loads(data)
+    other = next(name for name, node in nodes.items() if node["inputs"].get("ckpt_name") == "tiny-style.safetensors")
+    data = changed(Workflow(nodes, []), "CLIPTextEncode", clip=[other, 1])
+    assert recalled(data, catalog).notes == ["stage 1 is without the text encoder of tiny-style.safetensors"]
+    # Given one behind a node that is not known, Then the graph is no chain
+    strange = {**nodes, "99": {"class_type": "CLIPMerge", "inputs": {"clip": ["1", 1]}}}
+    data = changed(Workflow(strange, []), "CLIPTextEncode", clip=["99", 0])
+    assert any("the first of 2 samplers" in note for note in recalled(data, catalog).notes)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [{"kind": "text2img", "vae": "tiny-vae", **EULER}, {"kind": "upscale_latent"}],
+        [{"kind": "img2img", "strength": 0.5, "vae": "tiny-vae", **EULER}, {"kind": "img2img", **EULER}],
+        [{"kind": "inpaint", "mask": MASK, "vae": "tiny-vae", **EULER}],
+    ],
+    ids=range(3),
+)  # fmt: skip
+def test_a_vae_comes_back(stages: list[dict[str, Any]], catalog: Catalog, here: Settings) -> None:
+    found = graph_of({"stages": stages}, catalog, here)
+    assert [one.get("vae") for one in recalled(picture(found), catalog).chain["stages"]] == [
+        one.get("vae") for one in stages
+    ]
+
+
+def test_another_vae_is_told_of(catalog: Catalog, here: Settings) -> None:
+    # Given a graph that decodes with the VAE of another checkpoint, Then that is told
+    found = graph_of({"stages": [{"kind": "img2img", "strength": 0.5, **EULER}]}, catalog, here)
+    added = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "other.safetensors"}}
+    data = changed(Workflow({**found.nodes, "99": added}, []), "VAEDecode", vae=["99", 2])
+    assert "stage 1 is without the vae of other.safetensors" in recalled(data, catalog).notes
+    # Given one that encodes with one, and decodes with another
+    added = {"class_type": "VAELoader", "inputs": {"vae_name": "tiny-vae.safetensors"}}
+    data = changed(Workflow({**found.nodes, "99": added}, []), "VAEDecode", vae=["99", 0])
+    read = recalled(data, catalog)
+    assert read.chain["stages"][0]["vae"] == "tiny-vae"
+    assert "stage 1 has one vae, where the graph had one to encode and another to decode" in read.notes
+    # Given one for a stage that takes none
+    found = graph_of({"stages": [{"kind": "upscale", **EULER}]}, catalog, here)
+    read = recalled(changed(Workflow({**found.nodes, "99": added}, []), "VAEDecode", vae=["99", 0]), catalog)
+    assert "vae" not in read.chain["stages"][0]
+    assert "stage 1 is without the vae tiny-vae.safetensors" in read.notes
 
 
 def test_names_that_the_catalog_lacks_are_told(catalog: Catalog, here: Settings) -> None:

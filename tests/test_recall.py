@@ -79,9 +79,9 @@ def test_comfyui_is_read() -> None:
     (stage,) = found.chain["stages"]
     assert stage == {
         "kind": "text2img", "num_inference_steps": 20, "guidance_scale": 8.0, "width": 512, "height": 640,
-        "scheduler": "DPM++ 2M Karras",
+        "scheduler": "DPMSolverMultistepScheduler", "scheduler_options": {"use_karras_sigmas": True},
     }  # fmt: skip
-    assert found.notes == ["drawn with the checkpoint sd15.safetensors"]
+    assert found.notes == ["stage 1 was drawn with the checkpoint sd15.safetensors"]
 
 
 def graph(**nodes: Any) -> bytes:
@@ -95,6 +95,43 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 def test_a_graph_is_read_without_its_workflow() -> None:
     assert recalled(graph()) == recalled(png(prompt=json.dumps(COMFY), workflow=json.dumps({"links": LINKS})))
+
+
+@pytest.mark.parametrize("before", ["\ufeff", "\n  ", "\ufeff\r\n\t"])
+def test_a_graph_as_an_editor_saves_it_is_read(before: str) -> None:
+    assert recalled(f"{before}{json.dumps(COMFY)}\n".encode()) == recalled(graph())
+
+
+def test_a_graph_of_one_sampler_is_read_with_all_of_it() -> None:
+    # Given a graph of one stage with FreeU, a text encoder that is cut short and a ControlNet
+    followed = {name: [on, 0] for name, on in (("positive", "6"), ("negative", "7"), ("control_net", "23"))}
+    data = graph(
+        n3=node(
+            "KSampler", **{**COMFY["3"]["inputs"], "model": ["20", 0], "positive": ["22", 0], "negative": ["22", 1]}
+        ),
+        n6=node("CLIPTextEncode", text="a pear", clip=["21", 0]),
+        n7=node("CLIPTextEncode", text="bad", clip=["21", 0]),
+        n8=node("VAEDecode", samples=["3", 0], vae=["24", 0]),
+        n20=node("FreeU", model=["4", 0], b1=1.1, b2=1.2, s1=0.9, s2=0.2),
+        n21=node("CLIPSetLastLayer", clip=["4", 1], stop_at_clip_layer=-2),
+        n22=node("ControlNetApplyAdvanced", **followed, image=["25", 0], strength=1, start_percent=0, end_percent=1),
+        n23=node("ControlNetLoader", control_net_name="pose.safetensors"),
+        n24=node("VAELoader", vae_name="soft.safetensors"), n25=node("LoadImage", image="pose.png"),
+    )  # fmt: skip
+    found = recalled(data)
+    # Then what a stage takes of it is the stage's, and the rest is told
+    (stage,) = found.chain["stages"]
+    assert (stage["freeu"], stage["clip_skip"]) == ({"s1": 0.9, "s2": 0.2, "b1": 1.1, "b2": 1.2}, 1)
+    assert found.notes == [
+        "stage 1 was drawn with the checkpoint sd15.safetensors", "stage 1 is without the ControlNet pose.safetensors",
+        "stage 1 is without the vae soft.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_graph_of_one_sampler_that_no_stage_could_be_is_read_with_less() -> None:
+    found = recalled(graph(n3=node("KSampler", **{**COMFY["3"]["inputs"], "steps": 900})))
+    assert "num_inference_steps" not in found.chain["stages"][0]
+    assert "steps 900 is more than 150" in found.notes
 
 
 def test_a_graph_is_followed_to_what_it_is_linked_to() -> None:

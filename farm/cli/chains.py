@@ -141,7 +141,7 @@ def validate(
 
 @app.command()
 def comfy(
-    source: Annotated[str, typer.Argument(metavar="JOB|CHAIN", help="Job, or preset, or a .json or .yaml file.")],
+    source: Annotated[str, typer.Argument(metavar="JOB|CHAIN", help="Job, chain's name, or a .json or .yaml file.")],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for workflow.json, and a job's images if there are any.")
     ] = None,
@@ -162,9 +162,9 @@ def comfy(
     check_out(out)
     images: dict[str, bytes] = {}
     with open_farm() as farm:
-        named = {one["name"]: one["stages"] for one in farm.presets()}
+        named = {one["name"]: {**one["fields"], "stages": one["stages"]} for one in farm.presets()}
         if source in named or Path(source).suffix in (".json", ".yaml", ".yml"):
-            found = _drafted(source, {"stages": named[source]} if source in named else None, image_size)
+            found = _drafted(source, named.get(source), image_size)
         else:
             job = farm.job(source)
             found, images = job.comfy(), job.input_images() if out else {}
@@ -183,15 +183,15 @@ def comfy(
     return Outcome({**data, "paths": paths}, paths)
 
 
-def _drafted(source: str, preset: dict[str, Any] | None, image_size: str | None) -> Workflow:
-    """The workflow of a chain that is no job."""
+def _drafted(source: str, named: dict[str, Any] | None, image_size: str | None) -> Workflow:
+    """The workflow of a chain that is no job: of a file, or of one that is `named`."""
     from farm.catalog import Catalog
     from farm.chain import read_chain_file
     from farm.comfy_graph import drafted, workflow
     from farm.settings import Settings
 
     facts = _edges(source, image_size)
-    chain = read_chain_file(Path(source)) if preset is None else preset
+    chain = read_chain_file(Path(source)) if named is None else named
     if chain.get("seed") is None:
         say("the chain gives no seed: the workflow has 0 for it")
     return workflow(drafted(facts, chain), Catalog.load(Settings.load()))

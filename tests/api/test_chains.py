@@ -294,7 +294,7 @@ def test_the_command_line_saves_shows_and_removes(
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     file = tmp_path / "soft.yaml"
-    file.write_text(json.dumps(REFINE))
+    file.write_text(json.dumps({**REFINE, "seed": 5}))
     # When a file is saved, Then it is listed, shown and rendered
     found = run("chain", "save", "soft", "--chain", file, "--description", "soft\nand slow " * 20, "--json")
     assert found.status == 0, found.err
@@ -313,6 +313,13 @@ def test_the_command_line_saves_shows_and_removes(
     copy = tmp_path / "copy.json"
     copy.write_text(json.dumps(shown["chain"]))
     assert run("chain", "validate", copy).status == 0
+    # And it is a workflow with its own prompts and seed, as its file is
+    drawn, same = run("chain", "comfy", "soft"), run("chain", "comfy", file)
+    assert (drawn.status, drawn.out, drawn.err) == (0, same.out, same.err)
+    assert all(f'"{word}"' in drawn.out for word in ("a pear", "a plum"))
+    assert '"seed": 5' in drawn.out
+    assert "the chain gives no seed" not in drawn.err
+    assert "of the stages before the last nothing is kept" in drawn.err
     # And a name is taken only once, unless that is said
     again = run("chain", "save", "soft", "--chain", "txt", "--json")
     assert (again.status, again.code) == (1, "conflict")
