@@ -224,7 +224,8 @@ def fetch(
                 say(f"{file}  {size / 1e6:,.1f} MB")
         status = desk.status(name)
     shards = files // 2
-    lines = [f"{out}: {shards:,} of {status.shards:,} shards, {fresh / 1e6:,.1f} MB of them new"]
+    new = f"{fresh / 1e6:,.1f} MB of them new" if fresh >= 1e5 else f"{fresh:,} bytes of them new"
+    lines = [f"{out}: {shards:,} of {status.shards:,} shards, {new}"]
     if shards:
         lines.append(f'datasets.load_dataset("webdataset", data_files={{"train": "{out}/*.tar"}}, split="train")')
     if shards < status.shards:

@@ -146,7 +146,7 @@ def test_a_body_that_is_no_json_is_told_where_and_why(vera: httpx2.Client, body:
 def test_a_preset_that_is_none_is_told_the_closest(vera: httpx2.Client) -> None:
     for name, near in (("hirez", "; did you mean hires?"), ("nope", "")):
         found = problem(vera.post(JOBS, json={"chain": name}), 422, "unknown_preset")["detail"]
-        assert found.startswith(f"chain: no preset of this name{near}; choose one of ")
+        assert found.startswith(f"chain: no chain of this name{near}; choose one of ")
         assert "txt" in found
 
 

@@ -200,6 +200,21 @@ def test_pictures_stand_in_their_order_and_are_picked_by_key_and_by_box(dashboar
         expect(page.get_by_text("4 picked")).to_be_visible()
         page.keyboard.press("Control+a")
         expect(page.get_by_text("40 picked")).to_be_visible()
+        # And the viewer is closed by the browser's way back, and closed it is no step of that way
+        viewer = page.get_by_role("dialog", name="Picture")
+        page.get_by_role("link", name="Workers").click()
+        page.get_by_role("link", name="Gallery").click()
+        newest = page.get_by_role("button", name="in order, seed 139", exact=True)
+        newest.click()
+        expect(viewer).to_be_visible()
+        page.go_back()
+        expect(viewer).to_have_count(0)
+        expect(page.get_by_role("heading", name="Gallery")).to_be_visible()
+        newest.click()
+        viewer.get_by_role("button", name="Close").click()
+        expect(viewer).to_have_count(0)
+        page.go_back()
+        expect(page.get_by_role("heading", name="Workers")).to_be_visible()
         assert not watched.trouble
 
 

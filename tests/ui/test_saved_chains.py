@@ -104,6 +104,34 @@ def test_a_chain_is_saved_used_by_another_replaced_and_deleted(dashboard: Dashbo
     assert not bob.trouble
 
 
+def test_a_chain_of_its_own_words_is_chosen_and_taken_back(watched: Watched, dashboard: Dashboard) -> None:
+    page, farm = watched.page, dashboard.rig.farm
+    prompt, seed = page.get_by_label("Prompt", exact=True), page.get_by_label("Seed")
+    # Given a chain that is saved with its prompt, and without the seed that is on the form
+    menu(page).select_option("txt")
+    prompt.fill("a soft pear")
+    seed.fill("42")
+    page.get_by_role("button", name="Save the chain").click()
+    dialog = page.get_by_role("dialog", name="Save the chain")
+    dialog.get_by_label("Name").fill("pear")
+    dialog.get_by_label("with the prompts").check()
+    expect(dialog.get_by_label("with the seed")).not_to_be_checked()
+    dialog.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("The chain pear is saved")).to_be_visible()
+    assert farm.preset("pear")["fields"] == {"prompt": "a soft pear"}
+    # When it is chosen over other words
+    menu(page).select_option("hires")
+    prompt.fill("a long text that took its time")
+    menu(page).select_option("pear")
+    expect(prompt).to_have_value("a soft pear")
+    # Then these come back by Undo, and another file than it takes is said to be none
+    page.get_by_role("button", name="Undo").click()
+    expect(prompt).to_have_value("a long text that took its time")
+    page.evaluate(DROP_FILE, ["%PDF", "paper.pdf"])
+    expect(page.get_by_text("paper.pdf is not taken")).to_be_visible()
+    assert not watched.trouble
+
+
 def test_a_name_that_is_none_is_said(watched: Watched) -> None:
     page = watched.page
     page.get_by_role("button", name="Save the chain").click()

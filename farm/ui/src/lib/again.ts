@@ -23,11 +23,19 @@ export function useAgain(job: JobView, what: Recalled): void {
   go("/");
 }
 
-/** Fills the form from what a picture says of itself. */
-export function useSaid(said: RecalledView): void {
+/** Fills the form from what a picture, or `what` it is, says of itself. */
+export function useSaid(said: RecalledView, what = "a picture"): void {
   const undo = restoring();
   refill(said);
-  told([`The form is filled from a picture of ${said.source}.`, ...said.notes].join(" · "), undo);
+  told([`The form is filled from ${what} of ${said.source}.`, ...said.notes].join(" · "), undo);
+}
+
+/** Takes a named chain; where it has words or a seed of its own in place of what was there, that can be taken back. */
+export function useNamed(name: string): void {
+  const [undo, own] = [restoring(), () => JSON.stringify([form.prompt, form.negative, form.seed])];
+  const before = own();
+  usePreset(name);
+  if (own() !== before) told(`The chain ${name} is on the form, with its own prompt or seed.`, undo);
 }
 
 /** Fills the form from a chain file that was checked. */

@@ -195,3 +195,6 @@ export function waits(one: DatasetView): string {
   if (one.fed || one.trouble?.code === "busy" || (one.state !== "planning" && one.state !== "running")) return "";
   return one.state === "planning" ? "It waits for its turn to be planned." : "It waits for a feeder.";
 }
+
+/** A file that was dropped on the list: the form takes it when it opens. */
+export const brought: { file: File | null } = { file: null };

@@ -103,12 +103,12 @@ export function useWritten(chain: ChainSpec): void {
   form.keep = keep ?? form.keep;
 }
 
-/** The form's chain as in a chain file: what `useWritten` takes. `prompts`: with those. */
-export function written(prompts: boolean): ChainSpec {
+/** The form's chain as in a chain file: what `useWritten` takes; with the prompts and the seed, where these are wanted. */
+export function written(prompts: boolean, seeded: boolean): ChainSpec {
   const { chain, prompt, negative_prompt, seed, keep } = asked();
   return {
     ...(prompts && { prompt: prompt ?? "", ...(negative_prompt && { negative_prompt }) }),
-    ...(seed != null && { seed }),
+    ...(seeded && seed != null && { seed }),
     ...(keep && { keep }),
     ...(chain as ChainSpec),
   };

@@ -43,14 +43,14 @@ export function go(path: string): void {
   scrollTo(0, 0);
 }
 
-/** Notes the view's state in the address; what is empty is left out. No step of its own for the back button. */
-export function note(changes: Record<string, string | null | undefined>): void {
+/** Notes the view's state in the address; what is empty is left out. `step`: the back button takes it back. */
+export function note(changes: Record<string, string | null | undefined>, step = false): void {
   const told = new URLSearchParams(location.search);
   for (const [name, value] of Object.entries(changes)) {
     if (value) told.set(name, value);
     else told.delete(name);
   }
-  history.replaceState(null, "", told.size ? `${location.pathname}?${told}` : location.pathname);
+  history[step ? "pushState" : "replaceState"](null, "", told.size ? `${location.pathname}?${told}` : location.pathname);
   look();
 }
 

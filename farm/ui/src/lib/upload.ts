@@ -37,6 +37,9 @@ async function small(file: Blob): Promise<string> {
   }
 }
 
+/** The first file among what was dropped that may be a chain, or a workflow of ComfyUI's. */
+export const chainFileIn = (data: DataTransfer | null): File | undefined => [...(data?.files ?? [])].find((one) => /\.(json|ya?ml)$/i.test(one.name));
+
 /** The first picture among what was dropped or pasted. */
 export function pictureIn(data: DataTransfer | null): File | undefined {
   return [...(data?.files ?? [])].find((file) => file.type.startsWith("image/"));
