@@ -77,11 +77,17 @@ local function lists(state, owner, run, collected)
   return found
 end
 
+-- An earlier build turns a dataset's job without these lists: it may stand in any of them, and is taken out of all.
+local function uncollect(job, owner)
+  for state in pairs(OPEN) do redis.call('ZREM', P .. 'collected:' .. owner .. ':' .. state, job) end
+end
+
 local function turn(job, state)
   local old, created, owner, run, collected = get(jk(job), 'state', 'created_ms', 'owner', 'run', 'collected')
   if old then
-    for _, list in ipairs(lists(old, owner, run, collected)) do redis.call('ZREM', list, job) end
+    for _, list in ipairs(lists(old, owner, run)) do redis.call('ZREM', list, job) end
   end
+  if collected == '1' then uncollect(job, owner or '') end
   for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZADD', list, created, job) end
   redis.call('HSET', jk(job), 'state', state)
 end
@@ -142,7 +148,7 @@ local function count_open(owner)
     found = found + redis.call('ZCARD', all[#all])
     if owner ~= '' then found = found - redis.call('ZCARD', P .. 'collected:' .. owner .. ':' .. state) end
   end
-  return found
+  return math.max(0, found)
 end
 
 -- Whoever submitted the job takes its output from the store: no readable copy of it is written.
@@ -190,7 +196,8 @@ local function forget_job(job)
     end
     return
   end
-  for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZREM', list, job) end
+  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZREM', list, job) end
+  if collected == '1' then uncollect(job, owner or '') end
   set_tags(job, {})
   if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
   if run ~= '' then
