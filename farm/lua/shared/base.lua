@@ -167,13 +167,21 @@ local function defer(job, move, code, message)
   redis.call('SADD', P .. 'moving', job)
 end
 
+-- Lists an ended job by its end: those that nobody has tagged, which run out, and those that are kept.
+local function list_end(job, ended_ms)
+  local is, was = 'ended', 'kept'
+  if #tags_of(job) > 0 then is, was = was, is end
+  redis.call('ZREM', P .. was, job)
+  redis.call('ZADD', P .. is, ended_ms or NOW, job)
+end
+
 local function finish(job, state, code, message, subject)
   local key = jk(job)
   turn(job, state)
   redis.call('SREM', P .. 'moving', job)
   redis.call('HSET', key, 'ended_ms', NOW, 'code', code, 'message', message)
   redis.call('ZREM', P .. 'deadlines', job)
-  redis.call('ZADD', P .. 'ended', NOW, job)
+  list_end(job, NOW)
   local run = redis.call('HGET', key, 'run')
   if run ~= '' then redis.call('ZADD', P .. 'run_ends', NOW, run) end
   event(job, state, subject, code)
@@ -187,8 +195,7 @@ end
 local function forget_job(job)
   local key, own = jk(job), 'p:' .. job
   local state, owner, run, idem, n, collected = get(key, 'state', 'owner', 'run', 'idem', 'n', 'collected')
-  redis.call('ZREM', P .. 'ended', job)
-  redis.call('ZREM', P .. 'jobs', job)
+  for _, list in ipairs({'ended', 'kept', 'jobs'}) do redis.call('ZREM', P .. list, job) end
   if not state then
     -- Its record is gone, and with it what it would say of its lists.
     for _, known in ipairs({OPEN, ENDED}) do
