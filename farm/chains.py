@@ -1,8 +1,9 @@
 """Which chains have a name, and what does a name mean?
 
 The catalog's are its operator's. Others people save: one object each, `<prefix>chains/<name>.json` in the store, so
-that they outlive Redis. Each write is conditional: of two at a time the first wins, and the other is told. Everybody
-sees and uses them; who saved one, or an admin, replaces and deletes it. A name of the catalog's is never a saved one's.
+that they outlive Redis. Each write but a deletion is conditional: of two at a time the first wins, and the other is
+told. Everybody sees and uses them; who saved one, or an admin, replaces and deletes it. A name of the catalog's is
+never a saved one's.
 """
 
 from __future__ import annotations

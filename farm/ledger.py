@@ -78,14 +78,17 @@ streams)::
     any unended      reprioritise             unchanged     reprioritised           ready
     any              tag                      unchanged     tagged                  tags, tags:<owner>, and of each tag
                                                                                     tag:<tag>, ..:owner:<owner>,
-                                                                                    ..:run:<run>; ended with the last
+                                                                                    ..:run:<run>
+    ended            tag: the first, the last unchanged     tagged                  as above; kept, -ended and back
     ended            delete, forget           absent        deleted (farm's alone)  -all of these, -events:<job>, -idem
     ended            reap, past retention     absent                                -all of these, -events:<job>, -idem
-    ended, tagged    reap, past retention     unchanged                             -ended
+    ended, tagged    reap, past retention     unchanged                             kept, -ended: of earlier builds'
+                                                                                    workers, which know no tags
 
 Nothing of a job runs out by itself: its record says in which lists it stands, so whoever forgets it clears them.
 The lists of a tag hold its jobs in any state, and `tags` how many there are. Who lists a tag's jobs in one state looks
-through all of them, so that no end has anything to move there, whatever build its worker is of.
+through all of them, so that no end has anything to move there, whatever build its worker is of. A tagged job's end is
+in `kept` and not in `ended`, of which each build's reaper forgets what is past its retention.
 `submit` refuses new jobs beyond what the farm takes or their owner may have, of which a dataset's are none; room for
 jobs of the same run that follow in further scripts is kept in `booked:<owner>`. A run's jobs are steered as each alone
 would be (`farm.runs`).

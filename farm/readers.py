@@ -111,8 +111,13 @@ class Readers:
 
     def ended(self, since_ms: int, most: int = -1) -> list[str]:
         """The jobs that have ended since, the earliest first; of more than `most` the newest. -1: all of them."""
-        found = self._server.run("ZREVRANGEBYSCORE", "ended", "+inf", str(since_ms), "LIMIT", "0", str(most))
-        return list(reversed(found))
+        found: list[tuple[float, str]] = []
+        for name in ("ended", "kept"):  # those without a tag, and those with one
+            rows = self._server.run(
+                "ZREVRANGEBYSCORE", name, "+inf", str(since_ms), "WITHSCORES", "LIMIT", "0", str(most)
+            )
+            found += [(float(score), job) for job, score in zip(rows[::2], rows[1::2], strict=True)]
+        return [job for _, job in sorted(found)[-most if most > 0 else 0 :]]
 
     def queues(self) -> list[QueueState]:
         """Every queue that ever had work or a worker, by name."""

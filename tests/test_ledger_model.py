@@ -533,7 +533,8 @@ class Machine(RuleBasedStateMachine):
             lists = ("jobs", "owner:", "run:", "in:", "tag:")
             assert {key for key in dump.all if key.startswith(lists) and name in dump.zset(key)} == listed
             assert (name in dump.zset("deadlines")) == (state not in ENDED)
-            assert (name in dump.zset("ended")) == (state in ENDED)
+            assert (name in dump.zset("ended")) == (state in ENDED and not self.tags[name])
+            assert (name in dump.zset("kept")) == (state in ENDED and bool(self.tags[name]))
             assert dump.ttl[f"job:{name}"] == dump.ttl[f"idem:idem {name}"] == -1
             waits_on = {key[2:-8] for key in dump.all if key.endswith(":waiters") and name in dump.all[key]}
             if state in {"queued", "running"}:
@@ -642,7 +643,7 @@ class Machine(RuleBasedStateMachine):
         self.executions_hold(dump)
         for name in list(self.jobs):
             self.ledger.delete(name)
-        lists = ("job", "owner:", "run:", "runs", "in:", "tag", "ended", "deadlines", "idem:", "events:")
+        lists = ("job", "owner:", "run:", "runs", "in:", "tag", "ended", "kept", "deadlines", "idem:", "events:")
         assert not [key for key in Dump(self.raw).all if key.startswith(lists)], "not all is forgotten"
         self.ledger.close()
         self.raw.close()

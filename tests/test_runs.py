@@ -162,6 +162,38 @@ def test_a_datasets_jobs_take_no_room_of_their_owner(ledger: Ledger, raw: redis.
         ledger.submit([job("k5", owner="ada")], max_open=4)
 
 
+@pytest.mark.parametrize("how", ["forgotten", "turned"])
+def test_what_an_earlier_build_did_with_a_datasets_job_is_not_counted(
+    ledger: Ledger, raw: redis.Redis, how: str
+) -> None:
+    # Given a dataset's job of this build that an earlier one has turned: it knows the owner's lists alone
+    ledger.submit([job("d", "x", owner="ada", collected=True), *many(2, "k", owner="ada")])
+    old, new = "queued", "done" if how == "forgotten" else "running"
+    for name in ("jobs:{}", "owner:ada:{}"):
+        assert raw.zrem(P + name.format(old), "d") == 1
+        raw.zadd(P + name.format(new), {"d": 1})
+    raw.hset(P + "job:d", "state", new)
+    assert raw.zcard(P + "collected:ada:queued") == 1
+    # When this build forgets it, or turns it again
+    if how == "forgotten":
+        assert ledger.forget(["d"]) == []
+    else:
+        ledger.pause("d")
+    # Then its owner has as many open as there are
+    assert raw.zcard(P + "collected:ada:queued") == 0
+    assert len(raw.keys(P + "collected:ada:*")) == (how == "turned")
+    with pytest.raises(QuotaExceeded, match="2 of at most 2"):
+        ledger.submit([job("more", owner="ada")], max_open=2)
+
+
+def test_no_owner_has_fewer_than_no_jobs_open(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given jobs of a dataset that an earlier build has forgotten
+    raw.zadd(P + "collected:ada:queued", {"gone": 1, "gone too": 2})
+    # When, Then
+    with pytest.raises(QuotaExceeded, match="0 of at most 1"):
+        ledger.submit(many(2, owner="ada"), max_open=1)
+
+
 def test_a_repeated_call_is_answered_whatever_the_quota(ledger: Ledger) -> None:
     # Given a run of which two scripts were written, when the connection broke
     run = many(600, owner="ada", run="r")

@@ -13,7 +13,7 @@ from farm.errors import InvalidJob, NotFound
 from farm.ledger import Ledger
 from farm.settings import Settings
 from farm.tags import MOST, check_change, check_tags
-from tests.test_ledger import P, done, job, mature, submit, take, types
+from tests.test_ledger import PAST, P, done, job, mature, submit, take, types
 
 
 @pytest.fixture
@@ -198,6 +198,7 @@ def test_what_is_gone_leaves_no_list_behind(ledger: Ledger, raw: redis.Redis, ho
         assert ledger.forget(["a"]) == []
     else:
         ledger.tag("a", remove=["x", "y"])
+    assert raw.zscore(P + "kept", "a") is None
     if how == "retention":
         mature(raw, "ended", "a")
         ledger.reap("me")
@@ -213,12 +214,13 @@ def test_what_is_gone_leaves_no_list_behind(ledger: Ledger, raw: redis.Redis, ho
 
 
 def test_a_tagged_job_outlives_its_retention(ledger: Ledger, raw: redis.Redis) -> None:
-    # Given a done job with a tag, and one without, both past their retention
+    # Given a done job with a tag, and one without, both past their retention; an earlier build's worker has ended them
     submit(ledger, job("a", tags=("starred",)), job("b", "a"))
     done(ledger, take(ledger))
     assert [ledger.job(name).state for name in "ab"] == ["done", "done"]
-    for name in "ab":
-        mature(raw, "ended", name)
+    raw.hset(P + "job:a", "ended_ms", PAST)
+    raw.zrem(P + "kept", "a")
+    raw.zadd(P + "ended", dict.fromkeys("ab", PAST))
     # When
     ledger.reap("me")
     ledger.reap("me")
@@ -226,6 +228,7 @@ def test_a_tagged_job_outlives_its_retention(ledger: Ledger, raw: redis.Redis) -
     assert [one.job for one in ledger.jobs()] == tagged(ledger, "starred", state="done") == ["a"]
     assert ledger.job("a").stages[-1].output == "out"
     assert raw.zcard(P + "ended") == 0
+    assert raw.zscore(P + "kept", "a") == PAST
     # And once its last tag is taken off it has its whole retention before it
     ledger.tag("a", remove=["starred"])
     ledger.reap("me")
@@ -238,14 +241,31 @@ def test_a_tagged_job_outlives_its_retention(ledger: Ledger, raw: redis.Redis) -
 def test_an_open_job_without_its_last_tag_has_not_ended(ledger: Ledger, raw: redis.Redis) -> None:
     submit(ledger, job("a", tags=("x", "y")))
     ledger.tag("a", remove=["x", "y"])
-    assert raw.zcard(P + "ended") == 0
+    assert raw.zcard(P + "ended") == raw.zcard(P + "kept") == 0
     # And one that ended and keeps another tag is not counted anew
     submit(ledger, job("b", tags=("x", "y")))
     ledger.cancel("b")
-    mature(raw, "ended", "b")
-    before = raw.zscore(P + "ended", "b")
+    before = ledger.job("b").ended_ms
     ledger.tag("b", remove=["x"])
-    assert raw.zscore(P + "ended", "b") == before
+    assert (raw.zscore(P + "kept", "b"), raw.zcard(P + "ended")) == (before, 0)
+
+
+def test_no_reaper_of_any_build_finds_a_tagged_job(ledger: Ledger, raw: redis.Redis) -> None:
+    # Given jobs that were tagged before and after their end, and one that was not: reapers look into `ended` alone
+    submit(ledger, job("a", tags=("x",)), job("b"), job("c"))
+    for name in "abc":
+        ledger.cancel(name)
+    ledger.tag("b", ["x"])
+    # Then
+    assert raw.zrange(P + "ended", 0, -1) == ["c"]
+    assert raw.zscore(P + "kept", "b") == ledger.job("b").ended_ms
+    # And who was away learns of all that have ended, the earliest first, or of the newest
+    raw.zadd(P + "kept", {"a": 10, "b": 30})
+    raw.zadd(P + "ended", {"c": 20})
+    assert [ledger.ended(0), ledger.ended(11), ledger.ended(0, 2)] == [["a", "c", "b"], ["c", "b"], ["c", "b"]]
+    # And one that is open again has not ended
+    ledger.retry("a")
+    assert ledger.ended(0) == ["c", "b"]
 
 
 def test_very_many_tagged_jobs_past_their_retention_keep_nobody_waiting(ledger: Ledger, raw: redis.Redis) -> None:
@@ -253,7 +273,7 @@ def test_very_many_tagged_jobs_past_their_retention_keep_nobody_waiting(ledger: 
     submit(ledger, *(job(f"k{i}", tags=("x",)) for i in range(250)), job("last"))
     for i in range(250):
         ledger.cancel(f"k{i}")
-        mature(raw, "ended", f"k{i}")
+        raw.zadd(P + "ended", {f"k{i}": PAST})
     ledger.cancel("last")
     raw.zadd(P + "ended", {"last": 7})
     # When

@@ -109,7 +109,8 @@ async def create(request: Request, ask: DatasetAsk, caller: Submitter) -> Datase
     The same once more is the same dataset.
     """
     desk = desk_of(request)
-    return await desk.work(_ask, desk, caller, ask)
+    # As above: the chain and its axes may name images.
+    return await desk.decode(UNKNOWN, _ask, desk, caller, ask)
 
 
 def _ask(desk: Desk, caller: Caller, given: DatasetAsk) -> DatasetView:

@@ -39,7 +39,11 @@ State = Literal["queued", "running", "paused", "done", "failed", "quarantined", 
     "", status_code=201, response_model=Made, responses={200: {"model": Made, "description": "the same jobs as before"}}
 )
 async def create(request: Request, ask: JobAsk, caller: Submitter, idempotency_key: Key = None) -> Response:
-    """Submits one job or a run. What is answered is durable; sent again with the same key, it is the same jobs."""
+    """Submits one job or a run. What is answered is durable; sent again with the same key, it is the same jobs.
+
+    Where it names a saved chain that was replaced since then, it is refused as another request of that key (409), and
+    where that was deleted, as one without a chain (422): nothing is made twice.
+    """
     desk = desk_of(request)
     key = idempotency_key or new_id()
     # Told with an outcome that is unknown, so that the call can be made again.
@@ -80,7 +84,9 @@ async def dry_run(request: Request, ask: JobAsk, caller: Submitter) -> DryRun:
 
 def _in_threads(desk: Desk, ask: JobAsk) -> Callable[..., Any]:
     """Where a request is worked out: one with images among few, for they take memory."""
-    has_images = ask.image or STORED in repr((ask.chain, ask.parameters, ask.sweep))
+    # What a saved chain names is known once it is read: it counts as one with images.
+    is_saved = isinstance(ask.chain, str) and ask.chain not in desk.farm.catalog.presets
+    has_images = ask.image or is_saved or STORED in repr((ask.chain, ask.parameters, ask.sweep))
     return partial(desk.decode, UNKNOWN) if has_images else desk.work
 
 

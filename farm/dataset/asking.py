@@ -80,6 +80,7 @@ def ask(farm: Farm, asked: Asked) -> bool:
     there = folder.read("asked.json")
     if there is None:
         if folder.planned() is None and folder.write_first("asked.json", data, "application/json"):
+            folder.delete(["refused.json", "tries.json"])  # of a wish that was taken back while it was being planned
             return True
         there = folder.read("asked.json")  # somebody else's, who was quicker
     before = None if there is None else Asked.model_validate_json(there)
@@ -105,7 +106,7 @@ def withdraw(farm: Farm, asked: Asked) -> None:
     """Takes a wish back, unless another one was asked for since then."""
     folder = Folder(farm.store, asked.spec.name)
     if folder.read("asked.json") == asked.model_dump_json().encode():
-        folder.delete(["asked.json"])
+        folder.delete(["asked.json", "refused.json", "tries.json", "progress.json"])
 
 
 def is_asked(folder: Folder) -> bool:
@@ -163,7 +164,11 @@ def carry_out(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
 
 
 def _refuse(folder: Folder, error: FarmError) -> None:
-    """Says why what was asked for is not possible."""
+    """Says why what was asked for is not possible, unless it was planned: what went wrong then came after that."""
+    if folder.read("plan.json") is not None:
+        folder.delete(["progress.json"])
+        _log.warning("dataset_planned_with_error", dataset=folder.name, error=error.code, message=error.message)
+        return
     until = instant((time.time() + REFUSED_S) * 1000)
     told: dict[str, Any] = {"code": error.code, "message": error.message, "hint": error.hint, "until": until}
     if isinstance(error, Refused):

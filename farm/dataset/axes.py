@@ -7,6 +7,7 @@ take a minute to say less.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from farm.stage import ALIASES
 
 MAX_SHAPES = 200
 """So many places of axes are tried: some milliseconds each."""
+TRIED_S = 5.0
+"""So long they are tried, seconds: their images are read for it. What is left then, rows tell."""
 MAX_TOLD = 50
 """So many wrong values are told."""
 OF_ROW = ("prompt", "negative_prompt", "seed")
@@ -58,7 +61,10 @@ def check_shapes(spec: DatasetSpec, moulds: Moulds) -> None:
     own = _errors(moulds, plain)
     found = {FieldError(_axis_of(spec, one.loc) or one.loc, one.msg, one.code): None for one in own}
     places = [(axis, place) for axis in spec.sweep for place in range(len(next(iter(axis.values()))))]
+    until = time.monotonic() + TRIED_S
     for axis, place in places[:MAX_SHAPES]:
+        if time.monotonic() > until:
+            break
         swept = {name: values[place] for name, values in axis.items()}
         for one in _errors(moulds, {**plain, **swept}):
             if one not in own:

@@ -32,7 +32,12 @@ FILE_S = 86_400.0
 def clear(store: Store, now: float) -> None:
     """Deletes what is left and has had its time, at `now`, seconds since 1970. Raises Unavailable."""
     for name in datasets(store):
-        if forget(Folder(store, name), now):
+        try:
+            forgotten = forget(Folder(store, name), now)
+        except (ValueError, KeyError, TypeError) as error:  # no refusal as this build writes them
+            _log.warning("refusal_unreadable", dataset=name, error=f"{type(error).__name__}: {error}"[:500])
+            continue
+        if forgotten:
             _log.info("refusal_forgotten", dataset=name)
     if keys := drop_files(store, now):
         _log.info("uploads_deleted", files=len(keys))
@@ -41,6 +46,9 @@ def clear(store: Store, now: float) -> None:
 def forget(folder: Folder, now: float) -> bool:
     """Whether the wish for a dataset was refused so long ago that all of it was deleted. Raises Unavailable."""
     if (found := folder.tagged("refused.json")) is None:
+        return False
+    if folder.read("plan.json") is not None:  # it was planned all the same: the refusal alone is left of the asking
+        folder.delete(["refused.json", "tries.json"])
         return False
     told, etag = json.loads(found[0]), found[1]
     if "until" not in told:  # by an earlier build

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import structlog
 
@@ -65,6 +65,7 @@ class Feeding:
         self._pool = ThreadPoolExecutor(1, "publishing")
         self._rests: dict[str, float] = {}
         self._looked, self._cleared, self._trouble = -LOOK_S, -EVERY_S, ""
+        self._clearing: threading.Thread | None = None
 
     def close(self) -> None:
         """Waits for what is being published, which looks at `stop`, and closes the connections."""
@@ -115,14 +116,13 @@ class Feeding:
                 self._rest(name, error)
 
     def _clear(self) -> None:
-        """Deletes now and then what is left of asking."""
-        if time.monotonic() - self._cleared < EVERY_S:
+        """Has what is left of asking deleted now and then, by a thread: feeding goes on meanwhile."""
+        if time.monotonic() - self._cleared < EVERY_S or (self._clearing is not None and self._clearing.is_alive()):
             return
         self._cleared = time.monotonic()
-        try:
-            clear(self._farm.store, time.time())
-        except Exception as error:  # noqa: BLE001 — whatever is wrong with what is left, datasets are fed
-            _log.error("not_cleared", error=type(error).__name__, exc_info=True)
+        # A daemon: where this process ends first, the next one deletes what is left.
+        self._clearing = threading.Thread(target=_clear_left, args=(self._settings,), name="clearing", daemon=True)
+        self._clearing.start()
 
     def _consider(self, name: str) -> None:
         """Begins to feed or plan a dataset, if it is to be. Raises NotFound, BadBlob, Unavailable."""
@@ -134,8 +134,9 @@ class Feeding:
             return
         control = folder.control()
         if plan and control.state == "running" and self._are_many(plan.owner):
-            most = self._settings.max_fed_datasets
-            folder.tell_trouble(Busy(f"{most} of its owner's are fed at a time; it waits until another is done"))
+            if not self._seats.holder(name):  # another process may feed it, and has fewer
+                most = self._settings.max_fed_datasets
+                folder.tell_trouble(Busy(f"{most} of its owner's are fed at a time; it waits until another is done"))
             self._rests[name] = time.monotonic() + REST_S
             return
         wanted = control.state == "running" or (control.state == "paused" and not control.held)
@@ -186,6 +187,15 @@ class Feeding:
         self._feeders.pop(name, None)
         with suppress(Unavailable):
             self._seats.leave(name)
+
+
+def _clear_left(settings: Settings) -> None:
+    """Deletes what is left of asking, on connections of its own: those of a feeder that stops are closed."""
+    try:
+        with closing(Farm(settings)) as farm:
+            clear(farm.store, time.time())
+    except Exception as error:  # noqa: BLE001 — whatever is wrong with what is left, datasets are fed
+        _log.error("not_cleared", error=type(error).__name__, exc_info=True)
 
 
 class Planning:

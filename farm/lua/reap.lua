@@ -41,8 +41,8 @@ for _, job in ipairs(due('deadlines', NOW)) do
   if stop(job, 'expired', 'deadline') then redis.call('ZREM', P .. 'deadlines', job) end
 end
 for _, job in ipairs(due('ended', NOW - RETENTION * 1000)) do
-  -- What somebody has tagged is kept until that is taken off.
-  if #tags_of(job) > 0 then redis.call('ZREM', P .. 'ended', job) else forget_job(job) end
+  -- A tagged one is here only where a worker of an earlier build has ended it.
+  if #tags_of(job) > 0 then list_end(job, redis.call('HGET', jk(job), 'ended_ms')) else forget_job(job) end
 end
 redis.call('ZREMRANGEBYSCORE', P .. 'quarantine', '-inf', NOW - RETENTION * 1000)
 redis.call('ZREMRANGEBYSCORE', P .. 'workers', '-inf', NOW - REGISTERED)

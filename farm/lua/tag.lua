@@ -4,7 +4,7 @@ for i = 1, tonumber(arg()) do added[i] = arg() end
 for _ = 1, tonumber(arg()) do removed[arg()] = true end
 
 local function change(job)
-  local state, before = get(jk(job), 'state', 'tags')
+  local state, before, ended_ms = get(jk(job), 'state', 'tags', 'ended_ms')
   if not state then return 'gone' end
   local tags, has = {}, {}
   for _, tag in ipairs(tags_of(job)) do
@@ -17,8 +17,9 @@ local function change(job)
   if #tags > most then return 'full' end
   if table.concat(tags, '\n') == (before or '') then return 'ok' end
   set_tags(job, tags)
-  -- A tagged job is kept. One that is so no longer has its whole retention before it: who erred can put the tag back.
-  if #tags == 0 and ENDED[state] then redis.call('ZADD', P .. 'ended', NOW, job) end
+  -- A tagged job is kept, by any build's reaper: it is not where they look. One that is so no longer has its whole
+  -- retention before it: who erred can put the tag back.
+  if ENDED[state] then list_end(job, #tags == 0 and NOW or ended_ms) end
   event(job, 'tagged')
   return 'ok'
 end

@@ -103,6 +103,23 @@ def test_what_was_asked_for_stays_as_it_was(site: Site, farm: AnyFarm, tmp_path:
         farm.preset("portrait")
 
 
+def test_a_repeat_makes_nothing_once_its_chain_is_another_one(site: Site) -> None:
+    # Given a job of a saved chain, under a key
+    ask, key = {"chain": "mine", "seed": 5}, {"Idempotency-Key": "once"}
+    with site.client() as ada:
+        assert ada.put(f"{CHAINS}/mine", json={"chain": REFINE}).status_code == 201
+        made = ada.post("/api/v1/jobs", json=ask, headers=key).json()["jobs"]
+        assert ada.post("/api/v1/jobs", json=ask, headers=key).json()["jobs"] == made
+        # When the chain is another one, and then gone
+        assert ada.put(f"{CHAINS}/mine", json={"chain": {**REFINE, "prompt": "a fig"}, "replace": True}).is_success
+        problem(ada.post("/api/v1/jobs", json=ask, headers=key), 409, "idempotency_conflict")
+        assert ada.delete(f"{CHAINS}/mine").status_code == 204
+        assert ada.post("/api/v1/jobs", json=ask, headers=key).status_code == 422
+        # Then there is the one
+        assert [one["id"] for one in ada.get("/api/v1/jobs").json()["jobs"]] == [one["id"] for one in made]
+    site.empty()
+
+
 def test_all_variants_are_of_one_chain(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever saves another one meanwhile; and the store is asked once, however many there are."""
     site.farm.save_chain("portrait", REFINE)

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from farm.api import uploads
-from farm.api.desk import DECODERS, PIXELS
+from farm.api.desk import DECODERS, PIXELS, Desk
 from farm.api.hub import MAX_FEEDS_EACH
 from farm.api.turns import Turns
 from farm.remote import AsyncFarm
@@ -124,6 +124,33 @@ def test_large_pictures_are_decoded_one_at_a_time(site: Site, monkeypatch: pytes
     assert set(answers) == {201}
     assert all(pixels <= PIXELS or count == 1 for pixels, count in most)
     assert max(count for _, count in most) <= DECODERS
+
+
+@pytest.mark.parametrize(
+    ("path", "ask", "few"),
+    [
+        ("datasets", {"name": "some", "file": f"{'0' * 64}/rows.csv"}, True),
+        ("jobs", {"chain": "nobody-saved-this", "prompt": "a fig"}, True),
+        ("jobs/dry-run", {"chain": "nobody-saved-this", "prompt": "a fig"}, True),
+        ("jobs/dry-run", {"chain": "txt", "prompt": "a fig"}, False),
+    ],
+)
+def test_what_may_name_images_is_worked_out_few_at_a_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str, ask: dict[str, Any], few: bool
+) -> None:
+    # Given a look at what takes a turn of the decoders
+    decode, turns = Desk.decode, list[int]()
+
+    def counted(self: Desk, pixels: int, *given: Any) -> Any:
+        turns.append(pixels)
+        return decode(self, pixels, *given)
+
+    monkeypatch.setattr(Desk, "decode", counted)
+    # When, Then
+    with site.client() as ada:
+        answer = ada.post(f"/api/v1/{path}", json=ask)
+    assert answer.status_code == (422 if few else 200), answer.text
+    assert len(turns) == few
 
 
 def test_the_next_turn_is_of_who_has_least() -> None:

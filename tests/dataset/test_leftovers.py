@@ -6,19 +6,21 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from farm.client import Farm
 from farm.dataset import leftovers
-from farm.dataset.asking import Asked, ask, carry_out
+from farm.dataset.asking import Asked, ask, carry_out, withdraw
 from farm.dataset.desk import Datasets
 from farm.dataset.files import HEAD, Files, uploads
 from farm.dataset.folder import Folder
 from farm.dataset.leftovers import FILE_S, clear, drop_files, forget
 from farm.dataset.peeking import look
 from farm.dataset.spec import DatasetSpec
-from farm.errors import Conflict
+from farm.errors import Conflict, FarmError
 from tests.dataset.farms import CHAIN
 from tests.dataset.test_planning import farm, stocked  # noqa: F401
 
@@ -91,6 +93,78 @@ def test_a_refusal_of_an_earlier_build_has_its_week_from_now_on(stocked: Farm, t
     assert not forget(folder, 1000.0)
     assert not forget(folder, 1000.0 + WEEK_S - 1)
     assert forget(folder, 1000.0 + WEEK_S + 1)
+
+
+def test_a_refusal_beside_a_plan_takes_nothing_with_it(stocked: Farm, tmp_path: Path) -> None:  # noqa: F811
+    # Given a dataset that was planned, and then refused all the same by an earlier build, long ago
+    ask(stocked, wish(stocked, uploaded(stocked, tmp_path, "prompt\na fig\n")))
+    carry_out(stocked, "some", lambda: False)
+    folder = Folder(stocked.store, "some")
+    before = folder.names("")
+    folder.write("refused.json", json.dumps({"code": "internal", "until": "2020-01-01T00:00:00+00:00"}).encode())
+    folder.write("tries.json", b"2")
+    # When
+    assert not forget(folder, time.time())
+    # Then the refusal alone is gone
+    assert folder.names("") == before
+    assert folder.plan().samples == 1
+
+
+def test_what_fails_after_the_plan_was_written_is_no_refusal(
+    stocked: Farm,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a wish, of which the store does not take what comes after the plan
+    ask(stocked, wish(stocked, uploaded(stocked, tmp_path, "prompt\na fig\n")))
+    write = Folder.write
+
+    def full(self: Folder, path: str, *words: Any) -> None:
+        if path == "rejects.json":
+            raise FarmError("no room")
+        write(self, path, *words)
+
+    monkeypatch.setattr(Folder, "write", full)
+    # When
+    carry_out(stocked, "some", lambda: False)
+    # Then there is a dataset
+    folder = Folder(stocked.store, "some")
+    assert folder.read("refused.json") is None
+    assert folder.plan().samples == 1
+
+
+@pytest.mark.parametrize("data", [b"no JSON", b"7", b'{"until": 7}'])
+def test_one_refusal_that_cannot_be_read_keeps_no_other(
+    stocked: Farm,  # noqa: F811
+    tmp_path: Path,
+    data: bytes,
+) -> None:
+    # Given one, before another whose week is over, and a file that nobody needs any more
+    refused(stocked, tmp_path)
+    Folder(stocked.store, "before").write("refused.json", data)
+    # When
+    with capture_logs() as logs:
+        clear(stocked.store, time.time() + WEEK_S + 60)
+    # Then it stays, and is told by name
+    assert [Folder(stocked.store, name).names("") for name in ("before", "some")] == [["refused.json"], []]
+    assert keys(stocked) == []
+    assert [one["dataset"] for one in logs if one["event"] == "refusal_unreadable"] == ["before"]
+
+
+def test_a_wish_that_was_taken_back_leaves_nothing_for_the_next(stocked: Farm, tmp_path: Path) -> None:  # noqa: F811
+    # Given a wish that was refused just before it was taken back
+    asked = refused(stocked, tmp_path)
+    folder = Folder(stocked.store, "some")
+    folder.write("tries.json", b"1")
+    folder.write("progress.json", b"{}")
+    # When, Then
+    withdraw(stocked, asked)
+    assert folder.names("") == []
+    # And just after it: the next wish is planned
+    folder.write("refused.json", b'{"code": "invalid_job", "message": "", "until": "2099-01-01T00:00:00+00:00"}')
+    folder.write("tries.json", b"2")
+    assert ask(stocked, asked)
+    assert folder.names("") == ["asked.json"]
 
 
 def test_who_asks_again_while_it_is_forgotten_is_heard(

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from farm.catalog import Catalog
 from farm.client import Farm
+from farm.dataset import axes
 from farm.dataset.asking import Asked, Stopped, ask, carry_out, carry_out_apart, is_asked
 from farm.dataset.desk import Datasets
 from farm.dataset.drafts import Planned
@@ -482,6 +483,17 @@ def test_what_a_row_may_mend_is_told_by_row(farm: Farm, tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"prompt": "a plum"}\n' * 150 + '{"prompt": "a fig", "steps": 20}\n')
     assert planned(farm, lines, partial=True, **asked).plan.rejected == 150
+
+
+def test_what_takes_too_long_to_try_is_told_by_row(farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an axis with a place that no row can mend, and no time to try it
+    asked: dict[str, Any] = {"sweep": [{"1.strength": [0.5, 0.1]}], "store": False}
+    path = table(tmp_path / "a.csv", "prompt", "a fig", "a plum")
+    monkeypatch.setattr(axes, "TRIED_S", -1.0)
+    # When, Then
+    with pytest.raises(Refused) as caught:
+        planned(farm, path, **asked)
+    assert [one.row for one in caught.value.rows] == [1, 2]
 
 
 def test_an_image_is_the_rows_and_none_is_missing_before(farm: Farm, tmp_path: Path) -> None:

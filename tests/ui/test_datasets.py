@@ -31,9 +31,9 @@ def feeder(dashboard: Dashboard) -> Iterator[FeederProcess]:
     process.stop()
 
 
-def drop(page: Page, *files: tuple[str, str]) -> None:
-    """Drops files on the page, each a name and its text, as a hand does."""
-    page.get_by_role("heading", name="New dataset").wait_for()
+def drop(page: Page, *files: tuple[str, str], on: str = "New dataset") -> None:
+    """Drops files on the page `on`, each a name and its text, as a hand does."""
+    page.get_by_role("heading", name=on, exact=True).wait_for()
     page.evaluate(
         """(files) => {
             const data = new DataTransfer();
@@ -58,7 +58,7 @@ def test_a_table_becomes_a_dataset(
     # Given a farm without datasets, and a table that is dropped on the page
     page.get_by_role("link", name="Datasets").click()
     expect(page.get_by_text("There is no dataset yet.")).to_be_visible()
-    drop(page, ("Fruit rows.csv", TABLE))
+    drop(page, ("Fruit rows.csv", TABLE), on="Datasets")
     expect(page).to_have_url(re.compile("/datasets[?]new=1"))
     # When it is said what its columns give, and what is made of each row
     rows = page.get_by_role("region", name="First rows", exact=True)

@@ -106,7 +106,7 @@ def test_a_chain_is_saved_used_by_another_replaced_and_deleted(dashboard: Dashbo
 
 def test_a_chain_of_its_own_words_is_chosen_and_taken_back(watched: Watched, dashboard: Dashboard) -> None:
     page, farm = watched.page, dashboard.rig.farm
-    prompt, seed = page.get_by_label("Prompt", exact=True), page.get_by_label("Seed")
+    prompt, seed = page.get_by_label("Prompt", exact=True), page.get_by_role("textbox", name=re.compile("^Seed"))
     # Given a chain that is saved with its prompt, and without the seed that is on the form
     menu(page).select_option("txt")
     prompt.fill("a soft pear")
@@ -118,7 +118,7 @@ def test_a_chain_of_its_own_words_is_chosen_and_taken_back(watched: Watched, das
     expect(dialog.get_by_label("with the seed")).not_to_be_checked()
     dialog.get_by_role("button", name="Save", exact=True).click()
     expect(page.get_by_text("The chain pear is saved")).to_be_visible()
-    assert farm.preset("pear")["fields"] == {"prompt": "a soft pear"}
+    assert farm.preset("pear")["fields"] == {"prompt": "a soft pear", "keep": "preview"}
     # When it is chosen over other words
     menu(page).select_option("hires")
     prompt.fill("a long text that took its time")

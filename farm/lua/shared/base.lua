@@ -77,11 +77,17 @@ local function lists(state, owner, run, collected)
   return found
 end
 
+-- An earlier build turns a dataset's job without these lists: it may stand in any of them, and is taken out of all.
+local function uncollect(job, owner)
+  for state in pairs(OPEN) do redis.call('ZREM', P .. 'collected:' .. owner .. ':' .. state, job) end
+end
+
 local function turn(job, state)
   local old, created, owner, run, collected = get(jk(job), 'state', 'created_ms', 'owner', 'run', 'collected')
   if old then
-    for _, list in ipairs(lists(old, owner, run, collected)) do redis.call('ZREM', list, job) end
+    for _, list in ipairs(lists(old, owner, run)) do redis.call('ZREM', list, job) end
   end
+  if collected == '1' then uncollect(job, owner or '') end
   for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZADD', list, created, job) end
   redis.call('HSET', jk(job), 'state', state)
 end
@@ -142,7 +148,7 @@ local function count_open(owner)
     found = found + redis.call('ZCARD', all[#all])
     if owner ~= '' then found = found - redis.call('ZCARD', P .. 'collected:' .. owner .. ':' .. state) end
   end
-  return found
+  return math.max(0, found)
 end
 
 -- Whoever submitted the job takes its output from the store: no readable copy of it is written.
@@ -161,13 +167,21 @@ local function defer(job, move, code, message)
   redis.call('SADD', P .. 'moving', job)
 end
 
+-- Lists an ended job by its end: those that nobody has tagged, which run out, and those that are kept.
+local function list_end(job, ended_ms)
+  local is, was = 'ended', 'kept'
+  if #tags_of(job) > 0 then is, was = was, is end
+  redis.call('ZREM', P .. was, job)
+  redis.call('ZADD', P .. is, ended_ms or NOW, job)
+end
+
 local function finish(job, state, code, message, subject)
   local key = jk(job)
   turn(job, state)
   redis.call('SREM', P .. 'moving', job)
   redis.call('HSET', key, 'ended_ms', NOW, 'code', code, 'message', message)
   redis.call('ZREM', P .. 'deadlines', job)
-  redis.call('ZADD', P .. 'ended', NOW, job)
+  list_end(job, NOW)
   local run = redis.call('HGET', key, 'run')
   if run ~= '' then redis.call('ZADD', P .. 'run_ends', NOW, run) end
   event(job, state, subject, code)
@@ -181,8 +195,7 @@ end
 local function forget_job(job)
   local key, own = jk(job), 'p:' .. job
   local state, owner, run, idem, n, collected = get(key, 'state', 'owner', 'run', 'idem', 'n', 'collected')
-  redis.call('ZREM', P .. 'ended', job)
-  redis.call('ZREM', P .. 'jobs', job)
+  for _, list in ipairs({'ended', 'kept', 'jobs'}) do redis.call('ZREM', P .. list, job) end
   if not state then
     -- Its record is gone, and with it what it would say of its lists.
     for _, known in ipairs({OPEN, ENDED}) do
@@ -190,7 +203,8 @@ local function forget_job(job)
     end
     return
   end
-  for _, list in ipairs(lists(state, owner, run, collected)) do redis.call('ZREM', list, job) end
+  for _, list in ipairs(lists(state, owner, run)) do redis.call('ZREM', list, job) end
+  if collected == '1' then uncollect(job, owner or '') end
   set_tags(job, {})
   if (owner or '') ~= '' then redis.call('ZREM', P .. 'owner:' .. owner, job) end
   if run ~= '' then

@@ -186,6 +186,7 @@ local function retry(job, call, max_farm, max_owner, lift)
       return refuse('forbidden', 'what the job is to run is in quarantine, which an admin may lift')
     end
   end
+  redis.call('ZREM', P .. 'kept', job)
   redis.call('ZREM', P .. 'ended', job)
   redis.call('HSET', key, 'code', '', 'message', '', 'publishing', 0, 'retried_by', call)
   redis.call('HDEL', key, 'ended_ms')
