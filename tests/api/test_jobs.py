@@ -244,7 +244,7 @@ def test_a_parameter_that_no_call_knows_is_named(site: Site) -> None:
                 assert locs(found) == {("query.befor", "unknown_field")}, call.id
         told = problem(ada.get(JOBS, params={"before": 1, "<b>": 2}), 422, "unknown_field")
         assert {one["loc"] for one in told["errors"]} == {"query.before", "query.?b?"}
-        assert told["errors"][0]["msg"] == "the call knows state, run, owner, limit, cursor"
+        assert told["errors"][0]["msg"] == "the call knows state, run, owner, tag, limit, cursor"
 
 
 def test_a_list_may_be_of_one_owner(site: Site) -> None:
