@@ -125,6 +125,7 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
     if words[0] == "rerun":
         served.farm.job(served.done).download(tmp_path / "out" / "PICTURE.png")
     (tmp_path / "prompts.csv").write_text("prompt\na fig\na plum\n")
+    (tmp_path / "my-chain.yaml").write_text("stages: [{kind: text2img}, {kind: img2img, strength: 0.5}]\n")
     plans = words[:2] == ["dataset", "plan"]
     # When it is called with FARM_URL set
     with feeding(served.farm, "fruit") if plans else nullcontext():
@@ -138,7 +139,9 @@ def test_a_command_of_the_readme(served: Served, there: Run, tmp_path: Path, lin
     else:
         assert found.status == 0, found.err
         assert found.out
-    if "-o" in words and not found.status:
+    if words[:2] == ["chain", "comfy"]:
+        assert (tmp_path / "comfy" / "workflow.json").exists()
+    elif "-o" in words and not found.status:
         assert list((tmp_path / "out").glob("*.png"))
     if plans:
         assert "2 rows, 4 samples in 1 shards" in found.out
