@@ -25,8 +25,9 @@ from farm.errors import BadBlob, Conflict, FieldError, Forbidden, InvalidJob, No
 from farm.named import NAME, RULE
 from farm.plan import wrong
 from farm.records import instant
+from farm.s3 import reaching
 from farm.stage import Prompt
-from farm.store import Store, reaching
+from farm.store import Store
 
 _log = structlog.get_logger(__name__)
 FILES = (".json", ".yaml", ".yml")

@@ -23,6 +23,7 @@ from farm.dataset.spec import DatasetSpec
 from farm.errors import Conflict, FarmError
 from tests.dataset.farms import CHAIN
 from tests.dataset.test_planning import farm, stocked  # noqa: F401
+from tests.e2e.rig import until
 
 WEEK_S, DAY_S = 7 * 86_400, 86_400
 
@@ -220,8 +221,12 @@ def test_a_file_that_was_uploaded_again_is_new(stocked: Farm, tmp_path: Path) ->
     file = uploaded(stocked, tmp_path, "prompt\na fig\n")
     files = Files(stocked.store, "ada")
     until_s = uploads(stocked.store)[0].at + FILE_S
-    time.sleep(1.1)  # the store tells whole seconds
-    files.renew(file, files.head(file))
+
+    def is_later() -> bool:  # the store tells whole seconds
+        files.renew(file, files.head(file))
+        return uploads(stocked.store)[0].at + FILE_S > until_s
+
+    until(is_later, 20, "a later second")
     # Then it stays
     assert drop_files(stocked.store, until_s + 0.5) == []
     assert files.is_there(file)
