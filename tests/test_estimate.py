@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,20 +18,6 @@ from tests.test_ledger import P, done, job, serve, submit, take
 
 EXACT = 0.002
 """What rounding to milliseconds may take, seconds."""
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def raw(settings: Settings) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True, protocol=2)
-    yield client
-    client.close()
 
 
 def age(raw: redis.Redis, exec: str, seconds: float) -> None:

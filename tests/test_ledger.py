@@ -25,21 +25,6 @@ PAST = 1
 P = "{farm}:"
 
 
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def raw(valkey: Valkey) -> Iterator[redis.Redis]:
-    """The server as the ledger does not show it: to age what is in it, and to look behind it."""
-    client = redis.Redis.from_url(valkey.url, decode_responses=True, protocol=2)
-    yield client
-    client.close()
-
-
 def job(name: str, *execs: str, **more: object) -> Submission:
     """A job of stages on the queues q0, q1 …, its executions shared with jobs that name the same."""
     stages = tuple(StageEntry(e, f"q{i}", f"payload of {e}") for i, e in enumerate(execs or (name,)))

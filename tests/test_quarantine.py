@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
@@ -13,20 +11,6 @@ from farm.ledger import Ledger
 from farm.records import Beat, Commit
 from farm.settings import Settings
 from tests.test_ledger import P, done, job, mature, serve, state, submit, take
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def raw(settings: Settings) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True, protocol=2)
-    yield client
-    client.close()
 
 
 def crash(ledger: Ledger, worker: str, message: str = "", log: str = "", queue: str = "q0") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -13,20 +12,6 @@ from farm.ledger import Ledger
 from farm.records import OPEN, Submission
 from farm.settings import Settings
 from tests.test_ledger import P, done, job, state, submit, take, types
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def raw(settings: Settings) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True, protocol=2)
-    yield client
-    client.close()
 
 
 def many(count: int, prefix: str = "j", **more: object) -> list[Submission]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
 from itertools import chain, product
 
 import pytest
@@ -11,23 +10,8 @@ import redis
 
 from farm.errors import InvalidJob, NotFound
 from farm.ledger import Ledger
-from farm.settings import Settings
 from farm.tags import MOST, check_change, check_tags
 from tests.test_ledger import PAST, P, done, job, mature, submit, take, types
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def raw(settings: Settings) -> Iterator[redis.Redis]:
-    client = redis.Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True, protocol=2)
-    yield client
-    client.close()
 
 
 def tagged(ledger: Ledger, tag: str, **more: object) -> list[str]:
