@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from farm.catalog import Catalog
 from farm.chain import parse_chain
 from farm.comfy_graph import Workflow, drafted, workflow
-from farm.comfy_nodes import NODES, wrongs
+from farm.comfy_nodes import NODES
 from farm.comfy_samplers import LEVELS, SOLVERS, STAND_INS
 from farm.errors import InvalidJob
 from farm.job import InputImage, Job, make_job, stage_seed
@@ -23,6 +23,7 @@ from farm.recall import recalled
 from farm.sampler import SCHEDULERS
 from farm.settings import Settings
 from farm.stage import Size
+from tests.comfy import wrongs
 from tests.test_job import catalog, here
 
 __all__ = ["catalog", "here"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from farm.comfy_nodes import wrongs
+from tests.comfy import wrongs
 from tests.ui.conftest import WAIT_MS, Dashboard
 
 expect.set_options(timeout=WAIT_MS)
