@@ -8,6 +8,7 @@ by what they take, not by their class, so those of extensions are read, too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,12 @@ TEXTS = ("text", "text_g", "text_l", "t5xxl", "clip_l", "prompt")
 """Inputs of a text encoder."""
 VALUES = ("value", "text", "string", "int", "float", "number", "seed", "noise_seed", "Number", "Text")
 """Inputs of a node that holds one value for others."""
+WEIGHTS = ("ckpt_name", "unet_name", "lora_name")
+"""Inputs of a node that loads weights, which name their file."""
+SETTINGS = ("seed", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "denoise", "guidance")
+"""Inputs that set a sampler, its own or those of a node before it."""
+LED = re.compile(r"(model|guider|positive|negative|conditioning|sampler|sigmas|noise)\w*")
+"""Inputs by which nodes work on how a sampler draws."""
 MAX_NODES = 5000
 """Nodes of one graph; real ones have hundreds."""
 Node = Mapping[str, Any]
@@ -29,7 +36,8 @@ Node = Mapping[str, Any]
 class Drawn:
     """How the first sampler of a graph was set; what it does not say is None or empty.
 
-    `loras`: the name and weight of each. `samplers`: how many there are.
+    `loras`: the name and weight of each. `samplers`: how many there are. `passed`: the classes of the nodes that worked
+    on how it draws, and of which nothing is read.
     """
 
     prompt: str
@@ -38,6 +46,7 @@ class Drawn:
     checkpoint: str
     loras: list[tuple[str, Any]]
     samplers: int
+    passed: list[str]
     size: tuple[Any, Any] = field(default=(None, None))
 
 
@@ -59,8 +68,7 @@ def drawn(nodes: Mapping[str, Node]) -> Drawn | None:
         return None
     # The first: no other one's latents come to it.
     first = next((name for name in samplers if not _upstream_samplers(nodes, name)), samplers[0])
-    settings = ("seed", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "denoise", "guidance")
-    parameters = {name: value for name in settings if (value := _nearest(nodes, first, name)) is not None}
+    parameters = {name: value for name in SETTINGS if (value := _nearest(nodes, first, name)) is not None}
     model = list(_walk(nodes, first, lambda name: name in ("model", "guider", "model_high_noise")))
     named = [_value(nodes, node["inputs"].get(name)) for node in model for name in ("ckpt_name", "unet_name")]
     return Drawn(
@@ -74,12 +82,19 @@ def drawn(nodes: Mapping[str, Node]) -> Drawn | None:
             if (name := _value(nodes, node["inputs"].get("lora_name")))
         ],
         samplers=len(samplers),
+        passed=list(dict.fromkeys(node["class_type"] for node in _walk(nodes, first, LED.fullmatch) if _passed(node))),
         size=_size(nodes, first),
     )
 
 
 def _is_node(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("inputs"), dict) and isinstance(node.get("class_type"), str)
+
+
+def _passed(node: Node) -> bool:
+    """Whether a node does something by what it is told, of which nothing is read."""
+    told = {name for name in node["inputs"] if name not in STARTS and not LED.fullmatch(name)}
+    return bool(told) and told.isdisjoint((*SETTINGS, *TEXTS, *VALUES, *WEIGHTS))
 
 
 def _linked(nodes: Mapping[str, Node], value: Any) -> str | None:

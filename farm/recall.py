@@ -26,6 +26,8 @@ from farm.stage import MAX_SEED, kinds
 LARGEST_SIDE = 1 << 16
 MAX_GRAPH = 5_000_000
 """Bytes of a graph; those of ComfyUI's largest templates have some 200,000."""
+MAX_PASSED = 8
+"""Nodes that are named of those that a graph is read without."""
 _BEFORE = b"\xef\xbb\xbf \t\r\n"
 """What an editor may put before JSON: the bytes of a byte order mark, and white space."""
 MAX_PROMPT = 2000
@@ -176,6 +178,8 @@ def _of_graph(found: Drawn) -> Recalled:
         notes.append(f"denoise {denoise:g}: it began with a picture, which is not in the file")
     if (guidance := _number(found.parameters.get("guidance"))) is not None:
         notes.append(f"guidance {guidance:g} of a distilled checkpoint")
+    if found.passed:
+        notes.append(f"without what these nodes did: {', '.join(name[:60] for name in found.passed[:MAX_PASSED])}")
     if found.samplers > 1:
         notes.append(f"the first of {found.samplers} samplers")
     return Recalled("ComfyUI", chain, notes, _weighed(found.loras))

@@ -195,6 +195,22 @@ def test_a_graph_whose_settings_stand_in_nodes_of_their_own_is_read() -> None:
     ]  # fmt: skip
 
 
+def test_what_nodes_did_that_are_not_read_is_told() -> None:
+    # Given nodes of extensions between the checkpoint, the encoders and the sampler, one of them twice, one without
+    # anything to tell, and one that has nothing to do with how it is drawn
+    data = graph(
+        n3=node("KSampler", **{**COMFY["3"]["inputs"], "model": ["20", 0], "positive": ["22", 0]}),
+        n8=node("Sharpen (extra)", image=["3", 0], amount=1),
+        n20=node("IPAdapterAdvanced", model=["21", 0], weight=0.7, image=["9", 0]),
+        n21=node("IPAdapterAdvanced", model=["23", 0], weight=0.2, image=["9", 0]), n9=node("LoadImage", image="a.png"),
+        n22=node("ConditioningSetArea", conditioning=["6", 0], width=64, height=64, x=0, y=0, strength=1),
+        n23=node("Reroute", model=["4", 0]),
+    )  # fmt: skip
+    # Then those whose work is missing are named
+    notes = recalled(data).notes
+    assert "without what these nodes did: IPAdapterAdvanced, ConditioningSetArea" in notes
+
+
 def test_a_graph_that_goes_in_circles_ends() -> None:
     found = recalled(graph(n6=node("CLIPTextEncode", text=["6", 0], clip=["4", 1])))
     assert found.chain["prompt"] == ""
