@@ -16,7 +16,7 @@ from tests.chaos.generator import Producer, Watcher, real_chains
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.plan import Plan
 from tests.chaos.system import LEASE_S, NAMES, SLOTS, System, system
-from tests.e2e.rig import ALL, until
+from tests.e2e.rig import ALONE, until
 
 REST_S = 180.0
 """Longest time from the last fault until everything is at rest, seconds: three tries of the store's slowest timeout."""
@@ -39,7 +39,7 @@ def run(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
             if plan.real:
                 for name in ("tiny", "tiny-x2", "tiny-x4"):
                     models.pull(farm.judge.catalog, name)
-                farm.supervise(REAL_NAME, (",".join(ALL),))
+                farm.supervise(REAL_NAME, ALONE)
             await_workers(farm)
             nemesis = Nemesis(farm, plan)
             producer = Producer(farm, plan, real_chains(farm, plan.real), nemesis.progress)

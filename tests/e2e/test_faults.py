@@ -21,7 +21,7 @@ from farm.handle import JobHandle
 from farm.image import pixels_sha256
 from farm.settings import Settings
 from tests.e2e.proxy import Proxy
-from tests.e2e.rig import ALL, ROOT, Rig, until
+from tests.e2e.rig import ALL, ALONE, ROOT, Rig, until
 
 SEEDS = range(100, 120)
 CHAIN = {
@@ -64,29 +64,31 @@ def committed_once(jobs: Sequence[JobHandle]) -> None:
 
 
 @pytest.fixture(scope="module")
-def golden(rig: Rig) -> dict[int, str]:
-    """The pixels of undisturbed runs, by seed."""
-    supervisor = rig.supervise(name="golden")
-    rig.ready()
+def undisturbed(rig: Rig) -> tuple[dict[int, str], str]:
+    """The pixels of runs that nobody disturbs: of the chain by seed, and of the slow stage."""
+    supervisor = rig.supervise(ALONE, "undisturbed")
     found = dict(zip(SEEDS, pixels(render(rig.farm, SEEDS)), strict=True))
+    (slowly,) = pixels([slow(rig.farm, 1)])
     supervisor.terminate()
     assert supervisor.wait(60) == 0
     until(lambda: not rig.workers())
-    return found
-
-
-@pytest.fixture(scope="module")
-def golden_slow(rig: Rig, golden: dict[int, str]) -> str:
-    supervisor = rig.supervise(["text2img.tiny"], name="golden-slow")
-    (found,) = pixels([slow(rig.farm, 1)])
-    supervisor.terminate()
-    assert supervisor.wait(60) == 0
-    until(lambda: not rig.workers())
-    return found
+    return found, slowly
 
 
 @pytest.fixture
-def supervised(rig: Rig, golden_slow: str, request: pytest.FixtureRequest) -> Iterator[Rig]:
+def golden(undisturbed: tuple[dict[int, str], str]) -> dict[int, str]:
+    """The pixels of the chain's undisturbed runs, by seed."""
+    return undisturbed[0]
+
+
+@pytest.fixture
+def golden_slow(undisturbed: tuple[dict[int, str], str]) -> str:
+    """The pixels of the slow stage's undisturbed run."""
+    return undisturbed[1]
+
+
+@pytest.fixture
+def supervised(rig: Rig, undisturbed: object) -> Iterator[Rig]:
     """The rig without any worker; what the test starts is stopped after it."""
     yield rig
     rig.stop()

@@ -23,7 +23,7 @@ from farm.scripts import Server
 from farm.tokens import Tokens
 from tests.api.conftest import picture, serving
 from tests.conftest import free_port
-from tests.e2e.rig import ALL, Rig, until
+from tests.e2e.rig import ALONE, Rig, until
 from tests.test_cli import NO_AWS, Hand, Ran, run  # noqa: F401 — a fixture
 from tests.test_readme import blocks
 
@@ -58,7 +58,7 @@ def served(rig: Rig) -> Iterator[Served]:
         hand.claim("text2img.tiny")
         hand.ledger.worker_died("hand", "boot", "signal 9", "killed")
     assert poison.state == "quarantined"
-    rig.supervise([",".join(ALL)])
+    rig.supervise(ALONE)
     rig.ready(1)
     done = rig.farm.render("a pear", chain="hires", seed=2)
     done.wait(240)

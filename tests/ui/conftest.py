@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from farm.scripts import Server
 from farm.tokens import Tokens
 from tests.api.conftest import serving
 from tests.e2e.conftest import models_dir, rig
-from tests.e2e.rig import Rig
+from tests.e2e.rig import ALONE, Rig
 from tests.ui.browser import find, flags
 
 __all__ = ["models_dir", "rig"]
@@ -90,10 +90,16 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def dashboard(rig: Rig, browser: Browser) -> Iterator[Dashboard]:
-    """The module's dashboard, on a farm with one worker for each stage of the tiny family."""
-    rig.supervise()
-    rig.ready()
+def slots() -> Sequence[str]:
+    """The workers of the module's farm: one for all stages, unless the module has another fixture of this name."""
+    return ALONE
+
+
+@pytest.fixture(scope="module")
+def dashboard(rig: Rig, browser: Browser, slots: Sequence[str]) -> Iterator[Dashboard]:
+    """The module's dashboard, on a farm that has workers for each stage of the tiny family."""
+    rig.supervise(slots)
+    rig.ready(len(slots))
     server = Server(rig.farm.settings, FAN)
     with serving(rig.farm.settings, heartbeat_s=0.5) as url:
         found = Dashboard(url, rig, Tokens(server), browser)

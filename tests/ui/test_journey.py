@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
+from tests.e2e.rig import ALL
 from tests.ui.conftest import WAIT_MS, Dashboard, Watched
 
 expect.set_options(timeout=WAIT_MS)
+
+
+@pytest.fixture(scope="module")
+def slots() -> Sequence[str]:
+    """One worker for each stage, which hand on what they make."""
+    return ALL
 
 
 def prompt(page: Page, text: str) -> None:

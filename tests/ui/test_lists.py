@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from farm.client import Farm
 from tests.api.conftest import serving
 from tests.conftest import free_port
+from tests.e2e.rig import ALL
 from tests.ui.conftest import WAIT_MS, Dashboard
 
 expect.set_options(timeout=WAIT_MS)
@@ -41,6 +42,12 @@ MANY = """
   return new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
 }
 """
+
+
+@pytest.fixture(scope="module")
+def slots() -> Sequence[str]:
+    """One worker for each stage: some of them are drained."""
+    return ALL
 
 
 @contextmanager
