@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
@@ -11,7 +13,7 @@ from farm.api.desk import desk_of
 from farm.api.door import Door, Known, caller_of, cookie_of, identify, is_secure, prove, refuse_pages
 from farm.api.sessions import second_word
 from farm.api.views import View
-from farm.errors import NotFound
+from farm.errors import NotFound, Unavailable
 from farm.tokens import SCOPES
 
 
@@ -39,14 +41,18 @@ class SessionView(View):
     owner: str
     scopes: list[str]
     csrf_token: str | None = Field(description="for X-CSRF-Token; none where the call came without a session's cookie")
+    last_event: str = Field(
+        "",
+        description="the last event there is, where one asks who one is: who begins `GET /events` with it as `last` "
+        "misses nothing of what is listed meanwhile",
+    )
 
     @classmethod
-    def of(cls, caller: Caller) -> SessionView:
+    def of(cls, caller: Caller, last_event: str = "") -> SessionView:
         """The view of a caller."""
         scopes = [scope for scope in SCOPES if scope in caller.scopes]
-        return cls(
-            owner=caller.owner, scopes=scopes, csrf_token=second_word(caller.session) if caller.session else None
-        )
+        word = second_word(caller.session) if caller.session else None
+        return cls(owner=caller.owner, scopes=scopes, csrf_token=word, last_event=last_event)
 
 
 @open_router.post("", status_code=201)
@@ -64,9 +70,12 @@ async def begin(request: Request, response: Response, login: Login) -> SessionVi
 
 
 @router.get("")
-async def show(caller: Known) -> SessionView:
+async def show(request: Request, caller: Known) -> SessionView:
     """Who one is."""
-    return SessionView.of(caller)
+    desk, last = desk_of(request), ""
+    with suppress(Unavailable):  # the next call tells of it
+        last = await desk.ask(desk.farm.ledger.last_event)
+    return SessionView.of(caller, last)
 
 
 @router.delete("", status_code=204)

@@ -17,7 +17,7 @@ from farm.api.jobs import record_of
 from farm.api.runs import STEER_S
 from farm.api.views import View
 from farm.client import PATIENCE_S
-from farm.errors import Conflict, Forbidden, NotFound
+from farm.errors import Conflict, Forbidden, NotFound, QuotaExceeded
 from farm.handle import JobHandle
 from farm.records import ENDED, OPEN
 from farm.runs import STEERED, Verb
@@ -44,6 +44,7 @@ class Steered(View):
 
     count: int = Field(description="jobs that were steered")
     more: bool = Field(description="whether time ran out: the same call goes on with the rest")
+    hindered: str = Field("", description="what kept the call from steering the rest, as a limit that is reached")
     kept: int = Field(0, description="tagged jobs that were left alone: who deletes by state deletes none of those")
 
 
@@ -57,7 +58,7 @@ async def steer(request: Request, ask: SteerAsk, caller: Submitter) -> Steered:
 def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
     spares = ask.act == "delete" and isinstance(ask.jobs, str)
     act, until = _acts(desk, caller, spares)[ask.act], time.monotonic() + STEER_S
-    count, kept, queues, more = 0, 0, set[str](), False
+    count, kept, queues, more, hindered = 0, 0, set[str](), False, ""
     try:
         for job, is_tagged in _asked(desk, caller, ask):
             if more := time.monotonic() > until:
@@ -70,10 +71,15 @@ def _steer(desk: Desk, caller: Caller, ask: SteerAsk) -> Steered:
                     queues |= act(job)
                 except (Conflict, Forbidden, NotFound):
                     continue
+                except QuotaExceeded as full:
+                    if not count:
+                        raise
+                    hindered = full.message
+                    break
             count += 1
     finally:  # whatever hinders the rest, those that may go on do so at once
         desk.farm.broker.ring(queues)
-    return Steered(count=count, more=more, kept=kept)
+    return Steered(count=count, more=more, kept=kept, hindered=hindered)
 
 
 def _acts(desk: Desk, caller: Caller, spares: bool) -> dict[str, Callable[[str], set[str]]]:

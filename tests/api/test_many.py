@@ -30,10 +30,11 @@ def states(client: httpx2.Client, jobs: list[str]) -> list[str]:
     return [client.get(f"{JOBS}/{job}").json()["state"] for job in jobs]
 
 
-def steer(client: httpx2.Client, act: str, **which: object) -> Json:
+def steer(client: httpx2.Client, act: str, hindered: str = "", **which: object) -> Json:
     answer = client.post(f"{JOBS}/steer", json={"act": act, **which})
     assert answer.status_code == 200, answer.text
     found: Json = answer.json()
+    assert found.pop("hindered") == hindered
     return found
 
 
@@ -42,6 +43,22 @@ def drawn(client: httpx2.Client, hand: Hand, **given: object) -> str:
     job = str(made(client.post(JOBS, json=txt(**given)))["jobs"][0]["id"])
     hand.serve(hand.claim(QUEUE))
     return job
+
+
+def test_a_limit_ends_a_call_with_what_was_done(site: Site) -> None:
+    # Given three cancelled jobs of somebody who may have two open ones
+    text = site.tokens.create("cleo", ("read", "submit"), max_open_jobs=2)[1]
+    with site.anonymous(Authorization=f"Bearer {text}") as cleo:
+        jobs = run_of(cleo, 2)
+        steer(cleo, "cancel", jobs=jobs)
+        jobs += run_of(cleo, 1)
+        steer(cleo, "cancel", jobs=jobs)
+        # When all are to be tried again, Then two are, and why the third is not is said
+        why = "all of at most 2 jobs are open; wait until some have ended, or cancel some"
+        assert steer(cleo, "retry", why, jobs=jobs) == {"count": 2, "more": False, "kept": 0}
+        assert states(cleo, jobs) == ["queued", "queued", "cancelled"]
+        # And where none can be, the call is refused
+        problem(cleo.post(f"{JOBS}/steer", json={"act": "retry", "jobs": jobs[2:]}), 429, "quota_exceeded")
 
 
 def test_named_jobs_are_steered(site: Site, hand: Hand, ada: httpx2.Client) -> None:

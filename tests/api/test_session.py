@@ -39,6 +39,7 @@ def test_a_session_does_what_its_token_may(site: Site, page: httpx2.Client) -> N
     told = page.get(SESSION).json()
     assert (told["owner"], told["scopes"]) == ("pia", ["read", "submit"])
     assert told["csrf_token"] == page.headers["X-CSRF-Token"]
+    assert told["last_event"] == site.farm.ledger.last_event()
     # Writes, reads, and follows, without another header
     url = made(page.post(JOBS, json=txt()))["jobs"][0]["url"]
     del page.headers["X-CSRF-Token"]

@@ -161,12 +161,12 @@ def test_what_has_a_tag_is_not_cleared_away_with_the_others(site: Site, hand: Ha
     tag(ada, jobs[1], add=["starred"])
     # When all that has ended is deleted, Then the starred one is left, with its picture
     body = {"act": "delete", "jobs": "ended"}
-    assert ada.post(f"{JOBS}/steer", json=body).json() == {"count": 2, "more": False, "kept": 1}
+    assert ada.post(f"{JOBS}/steer", json=body).json() == {"count": 2, "more": False, "kept": 1, "hindered": ""}
     assert listed(ada) == [jobs[1]]
     assert ada.get(f"{JOBS}/{jobs[1]}/artifacts/0").status_code == 307
     # And by its own id it is deleted
     body = {"act": "delete", "jobs": [jobs[1]]}
-    assert ada.post(f"{JOBS}/steer", json=body).json() == {"count": 1, "more": False, "kept": 0}
+    assert ada.post(f"{JOBS}/steer", json=body).json() == {"count": 1, "more": False, "kept": 0, "hindered": ""}
     assert (listed(ada), counted(ada)) == ([], {})
 
 

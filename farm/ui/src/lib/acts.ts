@@ -51,15 +51,20 @@ export async function bulk(act: Act | "delete", which: Which): Promise<number> {
   const calls = typeof which === "string" ? 1 : Math.ceil(which.length / AT_ONCE);
   const parts = Array.from({ length: calls }, (_, at) => (typeof which === "string" ? which : which.slice(at * AT_ONCE, (at + 1) * AT_ONCE)));
   let [count, kept] = [0, 0];
+  let found: Steered | undefined;
   for (const jobs of parts) {
     for (let more = true; more; ) {
-      const found = await tried(post<Steered>("jobs/steer", { act, jobs }));
+      found = await tried(post<Steered>("jobs/steer", { act, jobs }));
       count += found?.count ?? 0;
       kept = found?.kept ?? kept;
       // Those that were steered are no longer in the way: the same call goes on with the rest.
       more = !!found?.more && found.count > 0;
     }
+    if (!found || found.hindered) break;
   }
+  if (found?.hindered) tell(found.hindered, "error");
+  // What failed was told; of what it left undone there is nothing to say.
+  if (!found && !count) return 0;
   const left = kept ? ` ${many(kept, "job with a star or tag is", "jobs with a star or tag are")} kept.` : "";
   tell(`${count} ${count === 1 ? "job is" : "jobs are"} ${act === "delete" ? "deleted" : SAID[act]}.${left}`);
   return count;

@@ -6,6 +6,8 @@ import type { Snapshot } from "./types";
 import { ended } from "./words";
 
 const BACK_MS = 2000;
+/** A page that is hidden for so long stops listening: a browser has six connections to a server for all its windows. */
+const HIDDEN_MS = 5000;
 /** So many are held before those that have ended, and that no view shows, are forgotten. */
 const FORGET = 50_000;
 
@@ -32,10 +34,17 @@ export function hold(shows: (id: string) => boolean): () => void {
   return () => shown.delete(shows);
 }
 
-/** Begins to listen to the farm; a connection that breaks is made again by the browser, and after a refusal by us. */
-export function connect(): () => void {
+/**
+ * Begins to listen to the farm, from the event `last` on; a connection that breaks is made again by the browser, and
+ * after a refusal by us. While the page is hidden it does not listen; once it is seen, it is told what it has missed.
+ */
+export function connect(last: string): () => void {
   let timer = 0;
-  let last = "";
+  const close = () => {
+    clearTimeout(timer);
+    source?.close();
+    source = null;
+  };
   const open = () => {
     source = new EventSource(query(`${BASE}/events`, { last }));
     source.onopen = () => Object.assign(line, { open: true, tried: 0 });
@@ -52,11 +61,16 @@ export function connect(): () => void {
       timer = window.setTimeout(open, BACK_MS);
     };
   };
-  open();
-  return () => {
+  const seen = () => {
     clearTimeout(timer);
-    source?.close();
-    source = null;
+    if (document.hidden) timer = window.setTimeout(close, HIDDEN_MS);
+    else if (!source || source.readyState === EventSource.CLOSED) open();
+  };
+  document.addEventListener("visibilitychange", seen);
+  if (!document.hidden) open();
+  return () => {
+    document.removeEventListener("visibilitychange", seen);
+    close();
     line.open = false;
     jobs.clear();
     waiting = new Map();

@@ -1,5 +1,7 @@
 // Which view does the address name, and with what?
 
+import { single } from "./keys.svelte";
+
 /** Views by the first part of the path; "" is the one that the page begins with. */
 export const VIEWS = ["", "queue", "jobs", "gallery", "sweeps", "datasets", "workers", "settings", "quarantine"] as const;
 /** Those behind whose name something else may stand. */
@@ -65,8 +67,12 @@ export function followLinks(event: MouseEvent): void {
   go(link.pathname + link.search);
 }
 
-/** Whether a key is a field's, or a question's that is open: none of the view's. `own`: a dialog that is the view's. */
+/**
+ * Whether a key is a field's, or a question's that is open, or one that the user has switched off: none of the view's.
+ * `own`: a dialog that is the view's.
+ */
 export function busy(event: KeyboardEvent, own = "none"): boolean {
+  if (!single.on && event.key.length === 1 && !event.ctrlKey && !event.metaKey && !event.altKey) return true;
   const typing = (event.target as Element).matches?.("input:not([type='checkbox']), textarea, select, [contenteditable]");
   return typing || !!document.querySelector(`dialog[open]:not(${own})`);
 }

@@ -1,6 +1,7 @@
 // Who uses the page, and may they?
 
 import { call, door, get, post, Refused } from "./api";
+import { complain, tried } from "./toast.svelte";
 import type { SessionView } from "./types";
 
 const AWAY_MS = 2000;
@@ -27,7 +28,7 @@ export async function begin(): Promise<void> {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   if (token) {
     history.replaceState(null, "", location.pathname + location.search);
-    await logIn(token).catch(() => undefined);
+    await tried(logIn(token));
   }
   while (session.state === "asked") {
     try {
@@ -46,11 +47,17 @@ addEventListener("hashchange", () => void begin());
 /** Begins a session by a token. Throws Refused. */
 export async function logIn(token: string): Promise<void> {
   await post("session", { token });
+  // Who was here before leaves with all that the page knew.
+  if (session.state === "in") door.closed();
   admitted(await get<SessionView>("session"));
 }
 
-/** Ends the session, for every window of this browser. */
+/** Ends the session, for every window of this browser; where the farm did not hear of it, the user is told. */
 export async function logOut(): Promise<void> {
-  await call("DELETE", "session").catch(() => undefined);
+  try {
+    await call("DELETE", "session");
+  } catch (error) {
+    if (!(error instanceof Refused && error.status === 401)) return complain(error);
+  }
   door.closed();
 }

@@ -303,6 +303,7 @@ export interface SessionView {
   owner: string;
   scopes: string[];
   csrf_token: string | null;
+  last_event: string;
 }
 
 export interface RowErrorView {
@@ -567,6 +568,7 @@ export interface Steered {
   count: number;
   more: boolean;
   kept: number;
+  hindered: string;
 }
 
 export interface Tagged {
