@@ -218,7 +218,8 @@ def _load(desk: Desk, status: Status) -> Iterator[Snippet]:
     )
     yield Snippet(
         loader="export",
-        text="# Where the farm runs, or from afar with FARM_URL and FARM_TOKEN; or --format webdataset, imagefolder\n"
+        text="# From afar, with FARM_URL and FARM_TOKEN; where the farm runs, `export` alone.\n"
+        "# Also --format webdataset, imagefolder.\n"
         f"farm dataset export {name} -o {name}-export --format parquet   # its README.md has the lines that load it\n"
         f"farm dataset fetch {name} -o {name}                            # the shards as they are",
     )

@@ -64,9 +64,9 @@ def line_of(status: Status) -> str:
         return f"{status.name}  planning, {status.rows:,} rows read"
     told = [
         f"{status.name}  {status.state}",
-        f"{status.done:,} of {status.samples:,} samples",
+        f"{status.done + status.open.get('done', 0):,} of {status.samples:,} samples",
         f"{status.failed:,} failed" if status.failed else "",
-        f"{status.shards_done} of {status.shards} shards",
+        f"{status.shards_done} of {status.shards} shard{'s' * (status.shards != 1)}",
         f"{status.size_bytes / 1e6:,.1f} MB",
         f"{status.rate:.1f} a second" if status.rate else "",
         f"{span(status.eta_s)} left" if status.eta_s else "",
@@ -122,7 +122,9 @@ def followed(desk: AnyDatasets, name: str, is_fed: Callable[[], bool] | None = N
     try:
         found = _followed(desk, name, is_fed)
     except KeyboardInterrupt:
-        say(f"left; `farm dataset run {name}` goes on with it")
+        alone = is_fed is not None and not cast("Datasets", desk).has_feeder()
+        others = f"the farm goes on with it; `farm dataset pause {name}` holds it"
+        say(f"left; {f'`farm dataset run {name}` goes on with it' if alone else others}")
         raise
     failed = f"{found.failed:,} samples could not be made" if found.state == "done" and found.failed else ""
     hint = f"`farm dataset status {name}` says why, `farm dataset retry {name}` tries them again"

@@ -124,7 +124,7 @@ class Folder:
     def tagged(self, path: str) -> tuple[bytes, str] | None:
         """The same with the ETag of what it is now, for `write_over`."""
         try:
-            with reaching("read of a dataset"):
+            with reaching("read a file of a dataset"):
                 found = self.store.client.get_object(Bucket=self.store.bucket, Key=self.key(path))
                 with closing(found["Body"]) as body:
                     return body.read(), found["ETag"]
@@ -136,17 +136,17 @@ class Folder:
         if isinstance(data, Path):
             self.store.put_file(self.store.bucket, self.key(path), data, content_type)
             return
-        with reaching("write of a dataset"):
+        with reaching("write a file of a dataset"):
             self.store.client.put_object(**self._arguments(path, data, content_type))
 
     def write_first(self, path: str, data: bytes, content_type: str) -> bool:
         """Whether this writer was the first to write the object; otherwise nothing was written."""
-        with reaching("write of a dataset"):
+        with reaching("write a file of a dataset"):
             return self.store.put_first(self._arguments(path, data, content_type))
 
     def write_over(self, path: str, data: bytes, content_type: str, etag: str) -> bool:
         """Whether the object of this ETag was there still, and was replaced; otherwise nothing was written."""
-        with reaching("write of a dataset"):
+        with reaching("write a file of a dataset"):
             return self.store.put_over(self._arguments(path, data, content_type), etag)
 
     def _arguments(self, path: str, data: bytes, content_type: str) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from farm.cli.following import line_of
 from farm.dataset.desk import Datasets
+from farm.dataset.status import Status
 from farm.dataset.tars import entries
 from farm.servers import environment
 from tests.api.conftest import Site
@@ -64,6 +66,14 @@ def files(tmp_path: Path) -> Path:
 
 
 FEEDER = f"farm.dataset.serve --parent {os.getpid()}"
+
+
+def test_a_line_counts_what_no_shard_has_yet() -> None:
+    told = Status(
+        "fruit", "running", samples=24, done=0, failed=0, shards=1, shards_done=0, size_bytes=0, rows=24, rejected=0,
+        priority=50, fed=True, open={"done": 7, "running": 1, "queued": 16}, rate=1.4, eta_s=13,
+    )  # fmt: skip
+    assert line_of(told) == "fruit  running, 7 of 24 samples, 0 of 1 shard, 0.0 MB, 1.4 a second, 13 s left"
 
 
 def test_a_dataset_is_made_and_fetched(site: Site, there: Run, files: Path) -> None:

@@ -87,6 +87,9 @@ def test_a_chain_is_saved_used_by_another_replaced_and_deleted(dashboard: Dashbo
     save(page, "soft", "another")
     dialog = page.get_by_role("dialog", name="Save the chain")
     expect(dialog.get_by_text("Replace it?")).to_be_visible()
+    # A double click, whose first half asked, is no answer
+    dialog.get_by_role("button", name="Replace").dispatch_event("click", {"detail": 2})
+    expect(dialog.get_by_text("Replace it?")).to_be_visible()
     assert farm.preset("soft") == told
     dialog.get_by_label("with the prompts").check()
     dialog.get_by_role("button", name="Replace").click()

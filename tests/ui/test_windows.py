@@ -50,6 +50,11 @@ def test_a_hidden_page_holds_no_connection_and_misses_nothing(dashboard: Dashboa
     page.evaluate(HIDE, True)
     page.evaluate(HIDE, False)
     assert page.evaluate("window.__lines.length") == 2
+    # When it is left, and kept for the back button, Then it lets go at once, and listens again when one comes back
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    assert live(page) == 0
+    page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    assert live(page) == 1
     assert not watched.trouble
 
 

@@ -67,9 +67,14 @@ export function connect(last: string): () => void {
     else if (!source || source.readyState === EventSource.CLOSED) open();
   };
   document.addEventListener("visibilitychange", seen);
+  // A page that was left is kept for the back button, with its connection, and runs no timer.
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", seen);
   if (!document.hidden) open();
   return () => {
     document.removeEventListener("visibilitychange", seen);
+    removeEventListener("pagehide", close);
+    removeEventListener("pageshow", seen);
     close();
     line.open = false;
     jobs.clear();
