@@ -150,6 +150,7 @@ def test_the_size_of_a_job_is_also_that_which_it_did_not_name(dashboard: Dashboa
         chain(page, "txt")
         page.get_by_role("button", name="Parameters of stage 1").click()
         parameter(page, 1, "width", "256")
+        assert asked(page)["chain"]["stages"][0]["width"] == 256
         # When the size of a job is taken whose chain names none
         page.goto(f"{dashboard.url}/jobs/{job.id}")
         page.get_by_role("button", name="Size", exact=True).click()
