@@ -283,7 +283,7 @@ def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched
     drop(page, ("alike.csv", "prompt\n" + "a pear\n" * 130))
     page.get_by_text("Sweep: several of each row").click()
     page.get_by_role("button", name="Add an axis").click()
-    page.get_by_label("What axis 1 changes").select_option("0.num_inference_steps")
+    page.get_by_label("What axis 1 changes").select_option(label="1 text2img: steps")
     page.get_by_label("Values of axis 1").fill("2, 0")
     # Then that is told of the axis before anything is planned, and of no row
     told = page.get_by_role("region", name="Preview")

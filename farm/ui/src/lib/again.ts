@@ -1,8 +1,9 @@
 // How is what was drawn used once more, on the form, and how is that taken back?
 
-import { recall, refill, restoring, usePreset, useWritten, form, type Given, type Recalled } from "./form.svelte";
+import { isAs, recall, refill, restoring, sizeOf, usePreset, useSize, useWritten, form, type Given, type Recalled } from "./form.svelte";
+import { offer } from "./offer.svelte";
 import { go } from "./route.svelte";
-import { tell } from "./toast.svelte";
+import { tell, tried } from "./toast.svelte";
 import type { ChainSpec, JobView, RecalledView } from "./types";
 
 /** What of a job the form takes, with the button's name and its key. */
@@ -15,9 +16,12 @@ export const recalledBy = (event: KeyboardEvent): Recalled | undefined =>
   event.ctrlKey || event.metaKey || event.altKey ? undefined : RECALLS.find(([, , key]) => key === event.key.toUpperCase())?.[0];
 
 /** Fills the form from a job, and goes there. */
-export function useAgain(job: JobView, what: Recalled): void {
+export async function useAgain(job: JobView, what: Recalled): Promise<void> {
+  const size = what === "size" ? await tried(sizeOf(job)) : undefined;
   const undo = restoring();
-  recall(job, what);
+  if (what !== "size") recall(job, what);
+  else if (!size) return;
+  else if (!useSize(size)) return tell("This chain has no size of its own: it begins with an image, as large as that is.", "error");
   const whole = what === "all" || what === "remix";
   told(whole ? "The form is filled. Stages before the first that you change are not run again." : `The ${what} is in the form.`, undo);
   go("/");
@@ -30,12 +34,14 @@ export function useSaid(said: RecalledView, what = "a picture"): void {
   told([`The form is filled from ${what} of ${said.source}.`, ...said.notes].join(" · "), undo);
 }
 
-/** Takes a named chain; where it has words or a seed of its own in place of what was there, that can be taken back. */
+/** Takes a named chain; where stages that were changed, words or a seed are lost by that, it can be taken back. */
 export function useNamed(name: string): void {
   const [undo, own] = [restoring(), () => JSON.stringify([form.prompt, form.negative, form.seed])];
   const before = own();
+  const changed = !isAs(form.cards, offer.chains.find((one) => one.name === form.preset)?.stages);
   usePreset(name);
-  if (own() !== before) told(`The chain ${name} is on the form, with its own prompt or seed.`, undo);
+  const other = own() !== before;
+  if (changed || other) told(`The chain ${name} is on the form${other ? ", with its own prompt or seed" : ""}.`, undo);
 }
 
 /** Fills the form from a chain file that was checked. */

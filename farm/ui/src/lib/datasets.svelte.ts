@@ -1,8 +1,9 @@
 // Which dataset is to be made of which file, how is it asked for, and how does that outlive a reload?
 
 import { BASE, door, Refused } from "./api";
-import { asked as onForm, card, valuesOf, type Axis, type Card } from "./form.svelte";
-import { namedChain } from "./offer.svelte";
+import { asked as onForm, card, isAs, sweepOf, type Axis, type Card } from "./form.svelte";
+import { namedChain, offer } from "./offer.svelte";
+import { tell } from "./toast.svelte";
 import type { ChainSpec, DatasetAsk, DatasetView, FileView, PreviewView, Problem } from "./types";
 
 /** What a column gives: a parameter's name, or one of these. */
@@ -90,6 +91,17 @@ export function useChain(name: string): void {
   draft.negative = negative_prompt ?? draft.negative;
 }
 
+/** Takes another chain; where stages that were changed, or words, are lost by that, it can be taken back. */
+export function changeChain(name: string): void {
+  const { preset, cards, rest, prompt, negative } = $state.snapshot(draft);
+  const before = preset === "form" ? (onForm().chain as ChainSpec) : offer.chains.find((one) => one.name === preset);
+  const changed = !isAs(cards, before?.stages);
+  useChain(name);
+  if (!changed && draft.prompt === prompt && draft.negative === negative) return;
+  const run = () => void Object.assign(draft, { preset, cards, rest, prompt, negative });
+  tell("Every row runs another chain.", "info", { name: "Undo", run });
+}
+
 /** Takes a file that was uploaded. What its columns give stays where they are called as those of the one before. */
 export function useFile(file: FileView): void {
   const told = Object.keys(draft.gives);
@@ -133,7 +145,7 @@ export function asked(): Omit<DatasetAsk, "name"> {
     // Once a column's meaning was chosen, all of them are said.
     automatic: !told.length,
     left_out: told.filter(([, gives]) => gives === LEFT_OUT).map(([column]) => column),
-    sweep: draft.axes.filter((axis) => axis.field && axis.values.trim()).map((axis) => ({ [axis.field]: valuesOf(axis) })),
+    sweep: sweepOf(draft.axes, draft.cards),
     templates: draft.templates,
     ...(draft.templates === "random" && { variants: draft.variants }),
     ...(draft.templates !== "off" && { wildcards: draft.wildcards }),

@@ -1,6 +1,6 @@
 // What is asked for on the page's form, and how does it outlive a reload?
 
-import { BASE, get, newKey, part } from "./api";
+import { BASE, get, newKey, part, Refused } from "./api";
 import { namedChain, offer } from "./offer.svelte";
 import type { ChainSpec, JobAsk, JobView, LoraView, RecalledView, Spec, StageSpec } from "./types";
 
@@ -13,7 +13,7 @@ export interface Card {
 
 export interface Axis {
   id: string;
-  /** `seed`, `prompt`, or a stage's parameter as `1.strength`. */
+  /** `seed`, `prompt`, or a stage's parameter as `ID.strength`, by its card: stages may be moved. */
   field: string;
   values: string;
 }
@@ -82,6 +82,10 @@ export function store(): void {
   }
 }
 
+/** Whether the cards are these stages, nothing changed. */
+export const isAs = (cards: Card[], stages: StageSpec[] = []): boolean =>
+  cards.every((one) => one.on) && JSON.stringify(cards.map((one) => one.spec)) === JSON.stringify(stages);
+
 export const card = (spec: StageSpec): Card => ({ id: newKey(), on: true, spec: { ...spec } });
 
 /** Takes a named chain. */
@@ -125,7 +129,7 @@ export function asked(front = false): JobAsk {
     ...(form.keep !== "none" && { keep: form.keep }),
     ...(form.given && takesImage() && { image: form.given.image }),
     count: form.count,
-    sweep: form.axes.filter((axis) => axis.field && axis.values.trim()).map(axisOf),
+    sweep: sweepOf(form.axes, form.cards),
     ...(front && { priority: 100 }),
   };
 }
@@ -136,11 +140,17 @@ export function takesImage(): boolean {
   return !!first && (offer.kinds[first.spec.kind]?.takes.length ?? 0) > 0;
 }
 
-/** An axis as the API takes it; the values are separated by commas or, in texts, by lines; `5-9:2` is a range. */
-function axisOf(axis: Axis): Record<string, unknown[]> {
-  return { [axis.field]: valuesOf(axis) };
+/** The axes as the API takes them, a stage by its place; those of a stage that is off or gone change nothing. */
+export function sweepOf(axes: Axis[], cards: Card[]): Record<string, unknown[]>[] {
+  const on = cards.filter((one) => one.on).map((one) => one.id);
+  return axes.flatMap((axis) => {
+    const [id, name] = axis.field.split(".");
+    const field = name ? `${on.indexOf(id!)}.${name}` : axis.field;
+    return !field || field.startsWith("-") || !axis.values.trim() ? [] : [{ [field]: valuesOf(axis) }];
+  });
 }
 
+/** An axis' values: separated by commas or, in texts, by lines; `5-9:2` is a range. */
 export function valuesOf(axis: Axis): unknown[] {
   const texts = (axis.field.endsWith("prompt") ? axis.values.split("\n") : axis.values.split(","))
     .map((text) => text.trim())
@@ -171,7 +181,7 @@ export function restoring(): () => void {
 export type Recalled = "all" | "prompt" | "seed" | "size" | "remix";
 
 /** Fills the form from a job: `remix` is all but the seed. */
-export function recall(job: Pick<JobView, "chain" | "seed"> & { id?: string }, what: Recalled): void {
+export function recall(job: Pick<JobView, "chain" | "seed"> & { id?: string }, what: Exclude<Recalled, "size">): void {
   const { chain } = job;
   if (what === "prompt" || what === "all" || what === "remix") {
     form.prompt = chain.prompt ?? "";
@@ -191,11 +201,32 @@ export function recall(job: Pick<JobView, "chain" | "seed"> & { id?: string }, w
   }
   if (what === "seed" || what === "all") form.seed = job.seed;
   if (what === "remix") form.seed = null;
-  if (what === "size") {
-    const { width, height } = chain.stages[0] ?? ({} as StageSpec);
-    const first = form.cards.find((one) => one.on);
-    if (first) first.spec = { ...first.spec, width, height };
+}
+
+export interface Size {
+  width: number;
+  height: number;
+}
+
+/** The size that a job begins with, also where its chain does not say it. Throws Refused. */
+export async function sizeOf(job: JobView): Promise<Size> {
+  const { kind, width, height } = job.chain.stages[0]!;
+  if (width && height) return { width: Number(width), height: Number(height) };
+  if (offer.kinds[kind]?.takes.length) {
+    const { image } = await get<Spec>(`jobs/${part(job.id)}/spec`);
+    if (image) return image;
   }
+  const native = offer.checkpoints.find((one) => one.name === job.stages[0]?.checkpoint)?.native;
+  if (!native) throw new Refused({ detail: "How large it was is not known: its checkpoint is not in the catalog." });
+  return { width: Number(width ?? native), height: Number(height ?? native) };
+}
+
+/** Has the chain begin with a size; false where its first stage has none of its own. */
+export function useSize({ width, height }: Size): boolean {
+  const first = form.cards.find((one) => one.on);
+  if (!first || !offer.kinds[first.spec.kind]?.parameters.properties?.width) return false;
+  first.spec = { ...first.spec, width, height };
+  return true;
 }
 
 let given = 0;
@@ -204,7 +235,8 @@ let given = 0;
 async function regive(id: string): Promise<void> {
   const turn = ++given;
   const { image } = await get<Spec>(`jobs/${part(id)}/spec`).catch(() => ({ image: null }));
-  if (!image || turn !== given) return;
+  // What was given meanwhile is what is wanted.
+  if (!image || turn !== given || form.given) return;
   const { sha256, width, height } = image;
   form.given = { image: `sha256:${sha256}`, width, height, shown: `${BASE}/jobs/${part(id)}/inputs/${sha256}` };
 }

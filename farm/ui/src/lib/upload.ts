@@ -1,6 +1,6 @@
 // How does a picture get from this browser to the farm?
 
-import { call } from "./api";
+import { call, Refused } from "./api";
 import type { Given } from "./form.svelte";
 import type { RecalledView, Uploaded } from "./types";
 
@@ -13,12 +13,13 @@ export async function upload(file: Blob): Promise<Given> {
   return { image: found.image, width: found.width, height: found.height, shown: await small(file) };
 }
 
-/** How a picture was made, or what a workflow of ComfyUI's makes, where that is said. */
+/** How a picture was made, or what a workflow of ComfyUI's makes; null where it does not say. Throws Refused. */
 export async function read(file: Blob): Promise<RecalledView | null> {
   try {
     return await call<RecalledView>("POST", "pictures/read", TYPES.includes(file.type) ? file : new Blob([file]));
-  } catch {
-    return null;
+  } catch (error) {
+    if (error instanceof Refused && error.status === 422) return null;
+    throw error;
   }
 }
 

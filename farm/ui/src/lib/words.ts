@@ -54,6 +54,8 @@ export const where = (loc: string): string =>
     .replace(/^sweep\.(\d+)\./, (_, at) => `axis of stage ${Number(at) + 1}, `)
     .replace(/^sweep\./, "axis ")
     .replace("num_inference_steps", "steps")
+    .replace(/\.(\d+)(?=\.|$)/g, (_, at) => ` ${Number(at) + 1}`)
+    .replaceAll(".", ", ")
     .replaceAll("_", " ")
     .replace(/, $/, "");
 
