@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -385,6 +386,27 @@ def test_a_damaged_shard_is_told(maker: Maker, tmp_path: Path, about: About, for
     (tmp_path / "bad" / "00000.tar").unlink()
     with pytest.raises(BadBlob, match=r"00000.tar is missing"):
         export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format=form), about)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["000000000./../../../evil", "../../evil.png", "000000000.exe", "evil.png"])
+def test_what_strangers_named_is_written_nowhere(
+    maker: Maker, tmp_path: Path, about: About, form: Any, name: str
+) -> None:
+    # Given a stranger's shard with one member more, whose facts are made to fit
+    folder, target = tmp_path / "theirs", tmp_path / "a" / "b" / "out"
+    write(maker, folder, [maker.picture(0)])
+    with tarfile.open(folder / "00000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    stats = folder / "00000_stats.json"
+    told = json.loads(stats.read_text())
+    told["files"]["00000.tar"] = file_facts(folder / "00000.tar")
+    stats.write_text(json.dumps({**told, "kept": [name.partition(".")[2]]}))
+    before = files_of(tmp_path).keys()
+    # When, Then
+    with pytest.raises(BadBlob, match="which is nothing of a sample"):
+        export(ShardFolder(folder), TargetFolder(target), ExportSpec(format=form), about)
+    assert files_of(tmp_path).keys() - before == {"a/b/out/export.json"}
 
 
 def test_a_folder_without_shards_is_told(tmp_path: Path) -> None:
