@@ -349,6 +349,42 @@ class Full(TargetFolder):
         super().put(name, path)
 
 
+def test_an_export_has_those_shards_that_were_there_when_it_was_chosen(
+    maker: Maker, shards: ShardFolder, tmp_path: Path, about: About, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a dataset that runs: whenever its shards are listed, one more is there
+    spec = ExportSpec(where=("seed!=1009",))
+    export(ShardFolder(shards.folder), TargetFolder(tmp_path / "still"), spec, about)
+    columns = {"day": "2024-01-01", "src_file_name": "a.jpg"}
+    last = Failed(maker.sample(29), "failed", "crashed", "gone")
+    more = maker.shard(shards.folder, [maker.picture(24, columns=columns)], 3, ("day", "src_file_name"), [last])
+    (shards.folder / "00003_stats.json").write_text(json.dumps(more.facts))
+    lists = iter([[0, 1, 2], [0, 1, 2, 3]])
+    monkeypatch.setattr(shards, "numbers", lambda: next(lists, [1, 2, 3]))
+    # When
+    export(shards, TargetFolder(tmp_path / "out"), spec, about)
+    # Then
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "still")
+
+
+def test_a_shard_that_is_written_again_while_it_is_exported_is_told(
+    maker: Maker, tmp_path: Path, about: About, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a shard whose second sample is made after all once the samples are chosen
+    pictures = [maker.picture(place) for place in range(3)]
+    shards = write(maker, tmp_path / "one", [pictures[0], pictures[2]])
+
+    def chosen(*given: Any) -> Any:
+        found = choose(*given)
+        write(maker, tmp_path / "one", pictures)
+        return found
+
+    monkeypatch.setattr("farm.dataset.exporting.choose", chosen)
+    # Then nothing is taken for what it is not
+    with pytest.raises(BadBlob, match="shard 0 was written again meanwhile"):
+        export(shards, TargetFolder(tmp_path / "out"), ExportSpec(), about)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_that_is_cut_off_says_so_and_can_be_made_again(
     shards: ShardFolder, tmp_path: Path, about: About, form: Any
