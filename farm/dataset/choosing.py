@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -131,11 +132,12 @@ def _value(text: str) -> float | str | None:
 class Chosen:
     """What an export takes.
 
-    `marks`: of each shard a byte a sample, 0 where it is left out, else 1 + its split's place in `SPLITS`. `counts`:
-    samples of each split that has some. `dropped`: how many each reason left out; a sample may have several. `rejects`:
-    those that are left out, by key: `key`, `sample`, `reasons`, and `of`, the key of the kept one that it repeats.
-    `scores`: the names of columns that were measured later. `schema`: of the shards' tables. `beside`: extensions of
-    what samples have of earlier stages. `dates`: of an imagefolder the text columns in which a date stands.
+    `marks`: of each shard that was there a byte a sample, 0 where it is left out, else 1 + its split's place in
+    `SPLITS`. `counts`: samples of each split that has some. `dropped`: how many each reason left out; a sample may have
+    several. `rejects`: those that are left out, by key: `key`, `sample`, `reasons`, and `of`, the key of the kept one
+    that it repeats. `scores`: the names of columns that were measured later. `schema`: of the shards' tables. `beside`:
+    extensions of what samples have of earlier stages. `dates`: of an imagefolder the text columns in which a date
+    stands.
     """
 
     marks: dict[int, bytes]
@@ -198,13 +200,10 @@ def choose(shards: Shards, spec: ExportSpec) -> Chosen:
         raise InvalidJob(errors=(FieldError("format", message),))
     samples = table["sample"].to_pylist()
     marks = bytes(0 if i in reasons else 1 + (_share(one) < spec.validation) for i, one in enumerate(samples))
-    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    ends = list(accumulate(sizes.values()))
     found_splits = Counter(marks)
     return Chosen(
-        marks={
-            number: marks[start : start + size]
-            for number, start, size in zip(shards.numbers(), starts, sizes, strict=True)
-        },
+        marks={number: marks[end - size : end] for (number, size), end in zip(sizes.items(), ends, strict=True)},
         counts={split: found_splits[place] for place, split in enumerate(SPLITS, 1) if found_splits[place]},
         dropped=dict(Counter(reason for told in reasons.values() for reason in told)),
         rejects=_rejects(table, reasons, repeats),
@@ -246,10 +245,10 @@ def _scored(table: pa.Table, extra: pa.Table | None, scores: Sequence[str], numb
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """What the choice is made from, all shards together: see `_looked`."""
+    """What the choice is made from, all shards together: see `_looked`. `sizes`: samples by shard."""
 
     table: pa.Table
-    sizes: list[int]
+    sizes: dict[int, int]
     scores: tuple[str, ...]
     schema: pa.Schema
     beside: tuple[str, ...]
@@ -265,7 +264,7 @@ def _looked(shards: Shards, conditions: Sequence[Condition], *, dates: bool) -> 
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    parts, sizes, seen, schema = [], [], dict[str, None](), None
+    parts, sizes, seen, schema = [], dict[int, int](), dict[str, None](), None
     beside, dated = set[str](), set[str]()
     names = {one.name for one in conditions}
     needed = {"key", "sample", "luma_std", "phash", "pixels", "prompt", *(name.partition(".")[0] for name in names)}
@@ -294,7 +293,7 @@ def _looked(shards: Shards, conditions: Sequence[Condition], *, dates: bool) -> 
             dated |= {name for name in texts if "." in name and any(map(_DATE.match, _values(table, name)))}
         beside.update(shards.stats(number)["kept"])
         parts.append(pa.table(columns))
-        sizes.append(table.num_rows)
+        sizes[number] = table.num_rows
     if schema is None:
         raise NotFound("no shard of this dataset is whole yet")
     return _Looked(pa.concat_tables(parts), sizes, tuple(seen), schema, tuple(sorted(beside)), frozenset(dated))

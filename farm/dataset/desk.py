@@ -25,7 +25,7 @@ from farm.dataset.folder import Folder, Plan, datasets
 from farm.dataset.moulds import run_of
 from farm.dataset.seats import ANY, Seats
 from farm.dataset.status import Status
-from farm.dataset.verifying import Report
+from farm.dataset.verifying import Report, still_wrong
 from farm.errors import BadBlob, Conflict, FieldError, InvalidJob, NotFound, Unavailable
 from farm.inputs import PATIENCE_S
 from farm.scripts import within
@@ -72,7 +72,9 @@ class Datasets(Drafts):
         done, failed, open_ = told.get("done", 0), told.get("failed", 0), told.get("open", {})
         awake = fed and control.state == "running" and time.time() - told.get("updated", 0) < SILENT_S
         rate = told.get("rate") if awake else None
-        left = plan.samples - done - failed - sum(open_.get(each, 0) for each in ("done", "failed"))
+        # What failed in an earlier try and is tried again is left as well.
+        left = plan.samples - done - failed + told.get("again", 0)
+        left -= sum(open_.get(each, 0) for each in ("done", "failed"))
         return Status(
             name=name, state=control.state, samples=plan.samples, done=done, failed=failed, shards=plan.shards,
             shards_done=told.get("shards", 0), size_bytes=told.get("size_bytes", 0), rows=plan.rows,
@@ -120,9 +122,12 @@ class Datasets(Drafts):
         return exported(self.folder(name), out, spec, self._farm.store, work, partial=partial)
 
     def mend(self, name: str, report: Report) -> list[int]:
-        """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
+        """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound.
+
+        What was written again since `report` is left alone.
+        """
         found = list[int]()
-        for number in sorted({one.shard for one in report.problems} & set(self.folder(name).numbers())):
+        for number in still_wrong(self.folder(name), report):
             with suppress(NotFound, BadBlob):  # it could not be made again
                 self.lose(name, number)
                 found.append(number)

@@ -69,10 +69,11 @@ def export(shards: Shards, target: Target, spec: ExportSpec, about: About, *, wo
         out = _Out(target, folder)
         out.begin(about.dataset.name)
         thumbnails, columns = _write(shards, spec, chosen, out, folder)
-        failures = [one for number in shards.numbers() for one in shards.stats(number)["failures"]]
+        # Of those shards that were chosen from: of a dataset that runs there may be more by now.
+        stats = [shards.stats(number) for number in chosen.marks]
+        failures = [one for told in stats for one in told["failures"]]
         out.write("rejects.parquet", lambda path: _write_rejects(chosen, failures, path))
         out.write("contact-sheet.webp", lambda path: path.write_bytes(contact_sheet(thumbnails)))
-        stats = [shards.stats(number) for number in shards.numbers()]
         figures = Figures(
             chosen.counts,
             chosen.made,
@@ -170,9 +171,11 @@ def _samples(shards: Shards, number: int, marks: bytes, scores: tuple[str, ...])
     """The samples of one shard that are marked: split, row of the table, and what the tar has.
 
     Raises:
-        BadBlob: tar and table do not have the same samples, or are not those that were written.
+        BadBlob: tar and table do not have the same samples, or are not those that were written, or chosen from.
     """
     table = joined(shards, number, scores)
+    if table.num_rows != len(marks):
+        raise BadBlob(f"shard {number} was written again meanwhile", hint="export it once more")
     rows = (row for batch in table.to_batches(max_chunksize=GROUP) for row in batch.to_pylist())
     with sound(shards, number, "tar") as tar, entries(tar) as found:
         for mark in marks:

@@ -92,6 +92,9 @@ class Feeder:
         done = not self._todo and not self._open and self._control.round == self.round
         # Whoever steers it meanwhile is heard first.
         if done and self.folder.control() == self._control:
+            if set(range(self.plan.shards)).difference(self.folder.numbers()):
+                self._survey()  # one was taken for lost meanwhile
+                return True
             self._announce()
             self._control = self.folder.steer(state="done")
         return moved
@@ -111,7 +114,7 @@ class Feeder:
             self.folder.delete(["trouble.json"])
             self._troubled = False
         if control.priority != self._control.priority:
-            self._reprioritise(control.priority)
+            self._reprioritise([job for shard in self._open.values() for job in shard.jobs], control.priority)
         self._control, self._looked = control, time.monotonic()
 
     def _check(self) -> None:
@@ -119,21 +122,20 @@ class Feeder:
         if self.folder.plan().identity != self.plan.identity:
             raise NotFound(f"the dataset {self.name!r} was deleted")
 
-    def _reprioritise(self, priority: int) -> None:
-        for shard in self._open.values():
-            for record in self._farm.ledger.read(shard.jobs, whole=False):
-                if record.state in OPEN:
-                    with suppress(Conflict, NotFound):  # it has ended since
-                        self._farm.ledger.reprioritise(record.job, priority)
+    def _reprioritise(self, jobs: list[str], priority: int) -> None:
+        for record in self._farm.ledger.read(jobs, whole=False):
+            if record.state in OPEN and record.priority != priority:
+                with suppress(Conflict, NotFound):  # it has ended since
+                    self._farm.ledger.reprioritise(record.job, priority)
 
     def _survey(self) -> None:
         """Finds what is left to do, and what a feeder before this one left behind."""
         self.round, self._whole, self._ended_last = self._control.round, {}, 0.0
         again, rounds = set[int](), dict[int, int]()
         with ThreadPoolExecutor(READERS) as readers:
-            for stats in readers.map(self.folder.stats, self.folder.numbers()):
-                if stats.get("dataset") != self.plan.identity:
-                    continue  # of a dataset of this name that was deleted
+            for stats in readers.map(self._publisher.there, self.folder.numbers()):
+                if stats is None:
+                    continue  # taken for lost just now, or of a dataset of this name that was deleted
                 self._count(stats)
                 if stats["failed"] and stats["round"] < self.round:
                     again.add(stats["shard"])
@@ -217,8 +219,10 @@ class Feeder:
                 shard.conflicts += 1
                 self._drop(shard)
                 return
+            # An earlier feeder may have submitted them at another priority, and have ended before it lifted anything.
+            self._reprioritise([handle.id for handle in found if handle.existed], self._control.priority)
             if shard.round:
-                self._lift([handle.id for handle in found if not handle.existed])
+                self._lift([handle.id for handle in found])
             shard.jobs += [handle.id for handle in found]
 
     def _drop(self, shard: Shard) -> None:
@@ -229,11 +233,11 @@ class Feeder:
         shard.jobs = []
 
     def _lift(self, jobs: list[str]) -> None:
-        """Lifts the quarantine in which new jobs of a retry ended at once; of an owner's dataset only an admin may."""
+        """Lifts the quarantine in which jobs of a retry ended untried; of an owner's dataset only an admin may."""
         if self.plan.owner:
             return
         for record in self._farm.ledger.read(jobs, whole=False):
-            if record.state == "quarantined":
+            if record.state == "quarantined" and not record.started_ms:
                 self._farm.broker.ring(self._farm.ledger.retry(record.job))
 
     def _advance(self, shard: Shard) -> bool:
@@ -305,5 +309,6 @@ class Feeder:
         before, span = self._ended[0][1], now - self._ended[0][0]
         rate = max(0.0, (ended - before) / span) if span > 1 else None
         told = {**progress, "round": self.round, "open": states, "open_shards": sorted(self._open)}
+        told |= {"again": sum(self._whole[one][1] for one in (*self._todo, *self._open) if one in self._whole)}
         told |= {"rate": rate and round(rate, 3), "updated": round(time.time(), 3)}
         self.folder.write("progress.json", json.dumps(told).encode(), "application/json")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from farm.dataset.peeking import Head
-from farm.errors import NotFound
+from farm.errors import NotFound, Unavailable
 from farm.s3 import reaching
 from farm.store import Store
 
@@ -104,9 +104,11 @@ def uploads(store: Store) -> list[Upload]:
     ]
 
 
-def drop(store: Store, keys: Sequence[str]) -> None:
-    """Deletes objects. Raises Unavailable."""
+def drop(store: Store, keys: Sequence[str], purpose: str = "delete files of rows") -> None:
+    """Deletes objects, a thousand with each request. Raises Unavailable, also where some of them stay."""
     for start in range(0, len(keys), DELETED):
         some: Any = [{"Key": key} for key in keys[start : start + DELETED]]
-        with reaching("delete files of rows"):
-            store.client.delete_objects(Bucket=store.bucket, Delete={"Objects": some, "Quiet": True})
+        with reaching(purpose):
+            told = store.client.delete_objects(Bucket=store.bucket, Delete={"Objects": some, "Quiet": True})
+        if errors := told.get("Errors"):  # of single objects, in an answer that is none itself
+            raise Unavailable(f"the store refused to {purpose}: {errors[0].get('Code', '')}")

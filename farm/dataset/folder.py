@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from farm.dataset.files import drop
 from farm.dataset.parameters import Kind
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_stats, read_table
@@ -39,8 +40,6 @@ STEER_TRIES = 20
 """So often an operator's wish is written again that another one came before."""
 WRITERS = 4
 """Threads that write the parts of a plan."""
-DELETED = 1000
-"""Objects that one request deletes. Source: S3's DeleteObjects."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -163,11 +162,7 @@ class Folder:
 
     def delete(self, paths: Iterable[str]) -> None:
         """Deletes objects, a thousand with each request."""
-        keys = [self.key(path) for path in paths]
-        for start in range(0, len(keys), DELETED):
-            chunk: Any = [{"Key": key} for key in keys[start : start + DELETED]]
-            with reaching("delete of a dataset"):
-                self.store.client.delete_objects(Bucket=self.store.bucket, Delete={"Objects": chunk, "Quiet": True})
+        drop(self.store, [self.key(path) for path in paths], "delete of a dataset")
 
     # ------------------------------------------------------------------------------------------------ plan
 
@@ -294,12 +289,24 @@ class Folder:
             raise NotFound(f"there is no shard {number} of {self.name!r}")
         return stats
 
-    def publish(self, number: int, tar: Path, parquet: Path, stats: dict[str, Any]) -> None:
-        """Writes a shard; it is there once its stats are, which come last."""
+    def publish(self, number: int, tar: Path, parquet: Path, stats: dict[str, Any]) -> bool:
+        """Writes a shard; it is there once its stats are, which come last.
+
+        False where there is one of a later round of the same dataset, or another writer's stats came meanwhile.
+        """
+        name = f"{number:05d}_stats.json"
+        if (there := self.tagged(f"shards/{name}")) is not None:
+            facts = read_stats(there[0], name)
+            if facts.get("dataset") == stats.get("dataset") and facts.get("round", 0) > stats.get("round", 0):
+                return False
         self.write(f"shards/{number:05d}.tar", tar, "application/x-tar")
         self.write(f"shards/{number:05d}.parquet", parquet, "application/vnd.apache.parquet")
         data = json.dumps(stats, sort_keys=True, indent=1, ensure_ascii=False).encode()
-        self.write(f"shards/{number:05d}_stats.json", data, "application/json")
+        told = f"shards/{name}", data, "application/json"
+        try:
+            return self.write_first(*told) if there is None else self.write_over(*told, there[1])
+        except NotFound:  # it was taken for lost meanwhile
+            return False
 
     @contextmanager
     def tar(self, number: int) -> Iterator[Path]:

@@ -12,10 +12,14 @@ from prometheus_client import Counter, Gauge, start_http_server
 
 _log = structlog.get_logger(__name__)
 
-SAMPLES = Counter("farm_dataset_samples", "Samples in shards that this process published.", ["dataset", "state"])
-SHARDS = Counter("farm_dataset_shards", "Shards that this process published.", ["dataset"])
-BYTES = Counter("farm_dataset_bytes", "Bytes of these shards.", ["dataset"])
-SECONDS = Counter("farm_dataset_shard_seconds", "Seconds that making these shards took.", ["dataset"])
+SAMPLES = Counter(
+    "farm_dataset_samples",
+    "Samples in shards that this process published; of one tried again, what is new.",
+    ["dataset", "state"],
+)
+SHARDS = Counter("farm_dataset_shards", "Shards that this process published, each at its first try.", ["dataset"])
+BYTES = Counter("farm_dataset_bytes", "Bytes of these shards; of one tried again, those that it grew by.", ["dataset"])
+SECONDS = Counter("farm_dataset_shard_seconds", "Seconds that writing shards took, their jobs done.", ["dataset"])
 OPEN = Gauge("farm_dataset_open_jobs", "Jobs of the shards in work.", ["dataset", "state"])
 
 
@@ -27,13 +31,17 @@ def serve_metrics(port: int) -> None:
         _log.warning("dataset_metrics", port=port, error=error.strerror)
 
 
-def count_shard(dataset: str, stats: dict[str, Any], seconds: float) -> None:
-    """Counts one shard that was published."""
-    SAMPLES.labels(dataset, "done").inc(stats["successes"])
-    SAMPLES.labels(dataset, "failed").inc(stats["failed"])
-    SHARDS.labels(dataset).inc()
-    BYTES.labels(dataset).inc(sum(file["bytes"] for file in stats["files"].values()))
+def count_shard(dataset: str, stats: dict[str, Any], before: dict[str, Any] | None, seconds: float) -> None:
+    """Counts one shard that was published in place of what was there `before`: only what is more than that."""
+    for state, name in (("done", "successes"), ("failed", "failed")):
+        SAMPLES.labels(dataset, state).inc(max(0, stats[name] - (before[name] if before else 0)))
+    SHARDS.labels(dataset).inc(before is None)
+    BYTES.labels(dataset).inc(max(0, _size(stats) - (_size(before) if before else 0)))
     SECONDS.labels(dataset).inc(seconds)
+
+
+def _size(stats: dict[str, Any]) -> int:
+    return sum(file["bytes"] for file in stats["files"].values())
 
 
 def show_open(dataset: str, states: dict[str, int]) -> None:

@@ -76,9 +76,17 @@ class Publisher:
         return stats if stats is not None and stats.get("dataset") == self._plan.identity else None
 
     def publish(self, shard: Shard) -> dict[str, Any] | None:
-        """The stats of the shard that was written from what its jobs made; None where they have to go on first."""
+        """The stats of the shard that was written from what its jobs made; None where they have to go on first.
+
+        Where a later try of it is there already, the stats of that.
+        """
         began, before, lost = time.monotonic(), self.there(shard.number), list[str]()
         failed = list[Failed]()
+        if before is not None and before["round"] > shard.round:
+            return before
+        if before is None and self._is_part(shard):  # it was taken for lost meanwhile
+            self._begin_anew(shard)
+            return None
         with TemporaryDirectory(prefix="shard-") as temporary:
             with ShardWriter(Path(temporary), shard.number, *self._form) as writer:
                 try:
@@ -105,17 +113,35 @@ class Publisher:
                     shard.jobs = []
                     return None
                 if before is not None:
-                    with self._folder.tar(shard.number) as old:
-                        writer.keep(old)
+                    try:
+                        with self._folder.tar(shard.number) as old:
+                            writer.keep(old)
+                    except BadBlob as error:
+                        _log.warning(
+                            "shard_damaged", dataset=self._folder.name, shard=shard.number, error=error.message
+                        )
+                        if self._is_part(shard):
+                            self._begin_anew(shard)
+                            return None
                 made = writer.finish(failed)
             stats = {**made.facts, "count": self._plan.samples_of(shard.number), "dataset": self._plan.identity}
             stats |= {"round": shard.round, "began": round(shard.began, 3), "ended": round(time.time(), 3)}
             self._check()
-            self._folder.publish(shard.number, made.tar, made.parquet, stats)
+            if not self._folder.publish(shard.number, made.tar, made.parquet, stats):
+                _log.warning("shard_overtaken", dataset=self._folder.name, shard=shard.number)
+                return None
         seconds = round(time.monotonic() - began, 2)
-        count_shard(self._folder.name, stats, seconds)
+        count_shard(self._folder.name, stats, before, seconds)
         _log.info("shard", dataset=self._folder.name, shard=shard.number, samples=stats["successes"], seconds=seconds)
         return stats
+
+    def _is_part(self, shard: Shard) -> bool:
+        """Whether only what failed of it is tried again, and the rest kept."""
+        return len(shard.samples) < self._plan.samples_of(shard.number)
+
+    def _begin_anew(self, shard: Shard) -> None:
+        """Has all of a shard made again: what an earlier try made of it is gone or damaged."""
+        shard.samples, shard.jobs = self._folder.samples(shard.number), []
 
     def _pictures(self, shard: Shard, failed: list[Failed]) -> Iterator[tuple[Sample, str, Future[Written]]]:
         """What the jobs of a shard made, in order and read ahead a little; the others are added to `failed`.

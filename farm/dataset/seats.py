@@ -29,6 +29,8 @@ class Seats:
         self._server, self._me = Server(settings), secrets.token_hex(16)
         self._mine: set[str] = set()
         self._renewed: dict[str, float] = {}
+        self._leaving = threading.Lock()
+        """Whoever has it is alone in leaving, or in taking again what was not left."""
 
     def take(self, name: str) -> bool:
         """Whether this process feeds the dataset, for `LEASE_S` from now on. Raises Unavailable."""
@@ -47,8 +49,9 @@ class Seats:
 
     def leave(self, name: str) -> None:
         """Lets another process feed it."""
-        self._mine.discard(name)
-        self._server.call("seat", _key(name), self._me, 0)
+        with self._leaving:
+            self._mine.discard(name)
+            self._server.call("seat", _key(name), self._me, 0)
 
     def keeps(self, name: str) -> bool:
         """Whether this process still feeds the dataset; who was held up for long asks. Raises Unavailable."""
@@ -78,7 +81,9 @@ class Seats:
         while not stop.wait(LEASE_S / 3):
             for name in list(self._mine):
                 try:
-                    self.take(name)
+                    with self._leaving:
+                        if name in self._mine:
+                            self.take(name)
                 except Unavailable:
                     break
 

@@ -37,6 +37,9 @@ REST_S = 20.0
 """What was wrong with a dataset is tried again after so long, seconds."""
 LOOK_S = 2.0
 """How often new datasets to feed are looked for, seconds."""
+DONE_AT_ONCE = 50
+"""Of datasets that were done when they were looked at so many are looked at again each time, in turn: each is a request
+for which those that are fed wait."""
 
 
 def feed(settings: Settings, stop: threading.Event, only: str | None = None) -> None:
@@ -64,6 +67,8 @@ class Feeding:
         self._feeders: dict[str, Feeder] = {}
         self._pool = ThreadPoolExecutor(1, "publishing")
         self._rests: dict[str, float] = {}
+        self._done: dict[str, None] = {}
+        """Datasets that were done at the last look, the one whose look was the longest ago first."""
         self._looked, self._cleared, self._trouble = -LOOK_S, -EVERY_S, ""
         self._clearing: threading.Thread | None = None
 
@@ -102,9 +107,14 @@ class Feeding:
         self._looked = time.monotonic()
         if self._only is None and self._seats.take(ANY):
             self._clear()
-        for name in datasets(self._farm.store) if self._only is None else [self._only]:
-            if name in self._feeders or time.monotonic() < self._rests.get(name, 0.0):
+        names = datasets(self._farm.store) if self._only is None else [self._only]
+        there = set(names)
+        self._done = {name: None for name in self._done if name in there}
+        later = set(list(self._done)[DONE_AT_ONCE:])
+        for name in names:
+            if name in self._feeders or name in later or time.monotonic() < self._rests.get(name, 0.0):
                 continue
+            self._done.pop(name, None)
             try:
                 self._consider(name)
             except Unavailable:
@@ -127,12 +137,15 @@ class Feeding:
     def _consider(self, name: str) -> None:
         """Begins to feed or plan a dataset, if it is to be. Raises NotFound, BadBlob, Unavailable."""
         folder = Folder(self._farm.store, name)
+        control = folder.control()
+        if self._only is None and control.state == "done":
+            self._done[name] = None
+            return
         plan = folder.planned()
         if self._only is None and plan is None:
             if is_asked(folder):
                 self._planning.begin(name)
             return
-        control = folder.control()
         if plan and control.state == "running" and self._are_many(plan.owner):
             if not self._seats.holder(name):  # another process may feed it, and has fewer
                 most = self._settings.max_fed_datasets

@@ -103,12 +103,14 @@ class ShardWriter:
         """Adds the samples of an earlier try of this shard, byte by byte; those that were added since stay.
 
         Raises:
-            BadBlob: it is no whole tar.
+            BadBlob: it is no whole tar, or the picture of one of them is damaged; those before it are added.
         """
         self._in_order = False
         with entries(tar) as found:
             for entry in found:
                 if entry.key not in self._tar.places:
+                    if hashlib.sha256(entry.picture()[1]).hexdigest() != entry.known().get("sha256"):
+                        raise BadBlob(f"the picture of the sample {entry.key} is not the one that was written")
                     self._tar.copy(entry)
                     self._kept.update(name for name in entry.files if is_kept(name))
 

@@ -6,6 +6,7 @@ A sample is some members of one key, one after the other. It can be taken from o
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ PICTURES = ("png", "webp", "jpg")
 """Extensions of a sample's picture."""
 STEP = 1 << 20
 """Bytes that are copied at once."""
+_KEY = re.compile(r"[0-9]{9}")
+_EXTENSION = re.compile(r"(stage[0-9]\.)?(png|webp|jpg|safetensors)|txt|json")
+"""What a shard names its members with. An export makes names of files from both, and its shards may be strangers'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def entries(tar: Path) -> Iterator[Iterator[Entry]]:
     """The samples of a shard's tar in its order; the tar is open as long as they are looked at.
 
     Raises:
-        BadBlob: (also while they are looked at) it is no whole tar.
+        BadBlob: (also while they are looked at) it is no whole tar, or has something else in it.
     """
     try:
         with tar.open("rb") as file:
@@ -93,6 +97,8 @@ def _entries(tar: Path, file: BinaryIO) -> Iterator[Entry]:
         with tarfile.open(tar, "r:") as opened:
             for member in opened:
                 name, _, extension = member.name.partition(".")
+                if not (_KEY.fullmatch(name) and _EXTENSION.fullmatch(extension)):
+                    raise BadBlob(f"{tar.name} has {member.name[:80]!r}, which is nothing of a sample")
                 if name != key and files:
                     yield Entry(key, start, end, files, file)
                 if name != key:

@@ -36,7 +36,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was looked at, and what is wrong. `absent`: numbers of shards that are not there."""
+    """What was looked at, and what is wrong. `absent`: numbers of shards that are not there.
+
+    `judged`: of each shard in which something is wrong, the SHA-256 (hex) of its tar as its facts said; "" for none.
+    """
 
     shards: int
     samples: int
@@ -44,6 +47,7 @@ class Report:
     bytes: int
     absent: tuple[int, ...]
     problems: tuple[Problem, ...]
+    judged: dict[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,13 @@ def verify(shards: Shards, meant: Meant | None = None) -> Report:
     """
     numbers = list(shards.numbers())
     problems: list[Problem] = []
+    judged: dict[int, str] = {}
     samples = failed = total = 0
     for number in numbers:
+        before, judged[number] = len(problems), ""
         try:
             stats = shards.stats(number)
+            judged[number] = _tar_of(number, stats)
             samples, failed = samples + int(stats["successes"]), failed + int(stats["failed"])
             total += sum(int(one["bytes"]) for one in stats["files"].values())
             problems += (Problem(number, key, what) for key, what in _wrong(shards, number, stats, meant))
@@ -77,11 +84,34 @@ def verify(shards: Shards, meant: Meant | None = None) -> Report:
             problems.append(Problem(number, "", error.message))
         except (KeyError, TypeError, ValueError, AttributeError):
             problems.append(Problem(number, "", "its facts cannot be read"))
+        if len(problems) == before:
+            del judged[number]
     count = max(numbers, default=-1) if meant is None else meant.shards
     absent = tuple(sorted(set(range(count)) - set(numbers)))
     if meant is not None and meant.whole:
         problems += (Problem(number, "", "it was written and is not there any more") for number in absent)
-    return Report(len(numbers), samples, failed, total, absent, tuple(problems))
+    return Report(len(numbers), samples, failed, total, absent, tuple(problems), judged)
+
+
+def still_wrong(shards: Shards, report: Report) -> Iterator[int]:
+    """The shards in which `report` found something wrong, but those that have gone or were written again since."""
+    for number, judged in report.judged.items():
+        try:
+            now = _tar_of(number, shards.stats(number))
+        except BadBlob:
+            now = ""
+        except NotFound:
+            continue
+        if now == judged:
+            yield number
+
+
+def _tar_of(number: int, stats: Mapping[str, Any]) -> str:
+    """The SHA-256 (hex) of a shard's tar by its facts; "" where they do not say it."""
+    try:
+        return str(stats["files"][f"{number:05d}.tar"]["sha256"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _wrong(shards: Shards, number: int, stats: dict[str, Any], meant: Meant | None) -> Iterator[tuple[str, str]]:

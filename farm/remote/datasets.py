@@ -201,9 +201,14 @@ class RemoteDatasets:
         return verified(RemoteShards(self._farm, name), whole=whole)
 
     def mend(self, name: str, report: Report) -> list[int]:
-        """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound."""
+        """Takes damaged shards for lost, so that `start` has them made again; their numbers. Raises NotFound.
+
+        What was written again since `report` is left alone.
+        """
+        with installed():
+            from farm.dataset.verifying import still_wrong
         found = list[int]()
-        for number in sorted({one.shard for one in report.problems}):
+        for number in still_wrong(RemoteShards(self._farm, name), report):
             with suppress(NotFound, BadBlob):  # it is lost already, or could not be made again
                 self._farm.play(ask(Call("DELETE", f"datasets/{part(name)}/shards/{number}", again=True)))
                 found.append(number)

@@ -237,6 +237,19 @@ def test_damage_is_mended_from_afar(site: Site, folder: Folder, there: RemoteDat
     assert there.mend("afar", there.verify("afar")) == []
 
 
+def test_what_was_written_again_since_it_was_judged_stays(
+    site: Site, folder: Folder, there: RemoteDatasets, tmp_path: Path
+) -> None:
+    # Given two damaged shards, of which one is written again after they were looked at
+    for number in (0, 1):
+        damage(folder, f"shards/{number:05d}.tar")
+    report = there.verify("afar")
+    publish(site, "afar", 1, tmp_path, lambda sample: replace(sample, negative_prompt="another"))
+    # When, Then
+    assert there.mend("afar", report) == [0]
+    assert folder.numbers() == [1, 2]
+
+
 def test_what_could_not_be_made_again_is_not_taken_for_lost(site: Site, folder: Folder, there: RemoteDatasets) -> None:
     # Given shards that are sound, of which one's plan is gone and one's cannot be read
     folder.delete([folder.plan().path_of(0)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -348,6 +349,42 @@ class Full(TargetFolder):
         super().put(name, path)
 
 
+def test_an_export_has_those_shards_that_were_there_when_it_was_chosen(
+    maker: Maker, shards: ShardFolder, tmp_path: Path, about: About, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a dataset that runs: whenever its shards are listed, one more is there
+    spec = ExportSpec(where=("seed!=1009",))
+    export(ShardFolder(shards.folder), TargetFolder(tmp_path / "still"), spec, about)
+    columns = {"day": "2024-01-01", "src_file_name": "a.jpg"}
+    last = Failed(maker.sample(29), "failed", "crashed", "gone")
+    more = maker.shard(shards.folder, [maker.picture(24, columns=columns)], 3, ("day", "src_file_name"), [last])
+    (shards.folder / "00003_stats.json").write_text(json.dumps(more.facts))
+    lists = iter([[0, 1, 2], [0, 1, 2, 3]])
+    monkeypatch.setattr(shards, "numbers", lambda: next(lists, [1, 2, 3]))
+    # When
+    export(shards, TargetFolder(tmp_path / "out"), spec, about)
+    # Then
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "still")
+
+
+def test_a_shard_that_is_written_again_while_it_is_exported_is_told(
+    maker: Maker, tmp_path: Path, about: About, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a shard whose second sample is made after all once the samples are chosen
+    pictures = [maker.picture(place) for place in range(3)]
+    shards = write(maker, tmp_path / "one", [pictures[0], pictures[2]])
+
+    def chosen(*given: Any) -> Any:
+        found = choose(*given)
+        write(maker, tmp_path / "one", pictures)
+        return found
+
+    monkeypatch.setattr("farm.dataset.exporting.choose", chosen)
+    # Then nothing is taken for what it is not
+    with pytest.raises(BadBlob, match="shard 0 was written again meanwhile"):
+        export(shards, TargetFolder(tmp_path / "out"), ExportSpec(), about)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_that_is_cut_off_says_so_and_can_be_made_again(
     shards: ShardFolder, tmp_path: Path, about: About, form: Any
@@ -385,6 +422,27 @@ def test_a_damaged_shard_is_told(maker: Maker, tmp_path: Path, about: About, for
     (tmp_path / "bad" / "00000.tar").unlink()
     with pytest.raises(BadBlob, match=r"00000.tar is missing"):
         export(shards, TargetFolder(tmp_path / "out"), ExportSpec(format=form), about)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", ["000000000./../../../evil", "../../evil.png", "000000000.exe", "evil.png"])
+def test_what_strangers_named_is_written_nowhere(
+    maker: Maker, tmp_path: Path, about: About, form: Any, name: str
+) -> None:
+    # Given a stranger's shard with one member more, whose facts are made to fit
+    folder, target = tmp_path / "theirs", tmp_path / "a" / "b" / "out"
+    write(maker, folder, [maker.picture(0)])
+    with tarfile.open(folder / "00000.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    stats = folder / "00000_stats.json"
+    told = json.loads(stats.read_text())
+    told["files"]["00000.tar"] = file_facts(folder / "00000.tar")
+    stats.write_text(json.dumps({**told, "kept": [name.partition(".")[2]]}))
+    before = files_of(tmp_path).keys()
+    # When, Then
+    with pytest.raises(BadBlob, match="which is nothing of a sample"):
+        export(ShardFolder(folder), TargetFolder(target), ExportSpec(format=form), about)
+    assert files_of(tmp_path).keys() - before == {"a/b/out/export.json"}
 
 
 def test_a_folder_without_shards_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from farm.dataset.files import drop
 from farm.dataset.folder import Control, Folder, Plan
 from farm.dataset.metrics import serve_metrics
 from farm.dataset.serve import feed
@@ -87,6 +88,19 @@ def test_a_large_file_is_sent_in_parts(folder: Folder, tmp_path: Path, monkeypat
     assert (folder.read("shards/00000.tar"), target.read("data/train-00000.tar")) == (data, data)
     found = store.client.head_object(Bucket=store.bucket, Key=folder.key("shards/00000.tar"))
     assert (found["ETag"].strip('"').rpartition("-")[2], found["ContentType"]) == ("3", "application/x-tar")
+
+
+def test_what_the_store_does_not_delete_is_told(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that says in a good answer that one object stays
+    for name in ("a", "b"):
+        folder.write(name, b"x")
+    refused = {"Errors": [{"Key": folder.key("b"), "Code": "AccessDenied"}]}
+    monkeypatch.setattr(folder.store.client, "delete_objects", lambda **_: refused)
+    # When, Then
+    with pytest.raises(Unavailable, match="refused to delete of a dataset: AccessDenied"):
+        folder.delete(["a", "b"])
+    with pytest.raises(Unavailable, match="refused to delete files of rows: AccessDenied"):
+        drop(folder.store, [folder.key("a")])
 
 
 @pytest.mark.usefixtures("store")

@@ -63,6 +63,41 @@ def test_a_feeder_at_its_limit_says_nothing_of_what_another_feeds(
     seats.close()
 
 
+def test_those_that_are_done_are_looked_at_in_turn(
+    stocked: Farm,  # noqa: F811
+    feeding: Feeding,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given three datasets that are done, and a feeder that looks at two of such at once
+    monkeypatch.setattr(serve, "DONE_AT_ONCE", 2)
+    monkeypatch.setattr(serve, "LOOK_S", 0)
+    folders = [running(stocked, tmp_path, f"done{number}") for number in range(3)]
+    for folder in folders:
+        folder.steer(state="done")
+    read, real = list[str](), Folder.tagged
+
+    def tagged(self: Folder, path: str) -> tuple[bytes, str] | None:
+        if path in ("control.json", "plan.json"):
+            read.append(f"{self.name}/{path}")
+        return real(self, path)
+
+    monkeypatch.setattr(Folder, "tagged", tagged)
+    # Then each look costs one small object for each of them
+    looks = []
+    for _ in range(4):
+        feeding._look()
+        looks.append([path.removesuffix("/control.json") for path in read])
+        read.clear()
+    assert looks == [["done0", "done1", "done2"], ["done0", "done1"], ["done0", "done2"], ["done0", "done1"]]
+    # And one that is to run again is found in its turn, one that is gone is forgotten
+    folders[0].steer(state="running")
+    folders[1].delete(folders[1].names(""))
+    for _ in range(2):
+        feeding._look()
+    assert (list(feeding._feeders), list(feeding._done)) == (["done0"], ["done2"])
+
+
 def test_what_is_left_is_cleared_beside_the_feeding(feeding: Feeding, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store in which that takes long, and then fails
     began: list[float] = []
