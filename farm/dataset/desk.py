@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +71,8 @@ class Datasets(Drafts):
         control = folder.control()
         fed = self._is_fed(name)
         done, failed, open_ = told.get("done", 0), told.get("failed", 0), told.get("open", {})
+        if control.held and open_.get("running"):  # nobody has looked since it was held
+            open_ = self._open_now(plan, told)
         awake = fed and control.state == "running" and time.time() - told.get("updated", 0) < SILENT_S
         rate = told.get("rate") if awake else None
         # What failed in an earlier try and is tried again is left as well.
@@ -82,6 +85,16 @@ class Datasets(Drafts):
             eta_s=round(max(0, left) / rate, 1) if rate else None, owner=plan.owner,
             trouble=json.loads(folder.read("trouble.json") or b"null") if control.state == "running" else None,
         )  # fmt: skip
+
+    def _open_now(self, plan: Plan, told: dict[str, Any]) -> dict[str, int]:
+        """The jobs of the shards in work by state, as the ledger has them now; as told where it does not answer."""
+        states = Counter[str]()
+        try:
+            for number in told["open_shards"]:
+                states.update(self._farm.ledger.run(run_of(plan.identity, number, told["round"])).states)
+        except (NotFound, Unavailable):
+            return dict(told["open"])
+        return dict(states)
 
     def _unplanned(self, folder: Folder, told: dict[str, Any]) -> Status:
         """A dataset that was asked for. Raises NotFound where none was."""

@@ -105,6 +105,10 @@ def test_it_is_paused_goes_on_and_tries_again_what_failed(rig: Rig, feeder: Feed
     held = [job.job for job in ledger.jobs(state="paused", limit=100)]
     assert held
     assert not ledger.jobs(state="queued")
+    # Then how far it is stays true, though nobody feeds it: what ran when it was paused has ended
+    until(lambda: not ledger.jobs(state="running"), 60, "what still ran")
+    assert desk.status("steered").open.get("running", 0) == 0
+    assert sum(desk.status("steered").open.values()) == 48 - desk.status("steered").done
     assert all(job.priority == 80 and job.lane == "bulk" for job in ledger.read(held))
     with pytest.raises(Conflict, match="is paused"):
         desk.retry("steered")
