@@ -83,7 +83,6 @@ def test_what_has_not_been_answered_is_said_to_be_so(
     page.goto(dashboard.url + path.format(**drawn))
     expect(main.get_by_text("Asking the farm …")).to_be_visible()
     expect(main.get_by_text(never)).to_have_count(0)
-    page.unroute(asked)
     # When the answer is that it cannot be told now, Then that is said, and nothing else
     with away(page, asked):
         for route in held:
