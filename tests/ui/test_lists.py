@@ -330,10 +330,16 @@ def test_more_new_ones_than_are_looked_through_leave_no_hole(dashboard: Dashboar
 
 
 def test_an_odd_address_opens_the_queue_all_the_same(dashboard: Dashboard, waiting: dict[str, str]) -> None:
-    job = dashboard.rig.farm.render("behind an odd address", chain="txt")
+    run = dashboard.rig.farm.run("behind an odd address", chain="txt", count=2)
     watched = dashboard.open("/queue?open=%25")
-    expect(watched.page.get_by_role("listitem").filter(has_text="behind an odd address")).to_be_visible()
-    job.cancel()
+    page = watched.page
+    fold = page.get_by_role("listitem").filter(has_text="run of 2 jobs")
+    expect(fold).to_be_visible()
+    fold.get_by_role("button", name="Jobs of the run").click()
+    link = page.get_by_role("link", name="behind an odd address")
+    expect(page.get_by_role("listitem").filter(has=link)).to_have_count(2)
+    for job in run:
+        job.cancel()
     assert not watched.trouble
 
 
