@@ -188,6 +188,41 @@ def test_an_address_that_nothing_has_is_said_to_be_none(dashboard: Dashboard) ->
     assert not watched.trouble
 
 
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_every_line_of_the_chart_is_told_from_its_ground(dashboard: Dashboard, scheme: str) -> None:
+    # Given as many queues as there are colours
+    queues = {f"queue {at}": [at, 8 - at] for at in range(8)}
+    told = {"minutes": ["2026-03-01T12:00:00Z", "2026-03-01T12:01:00Z"], "queues": queues}
+    watched = dashboard.open("/settings", color_scheme=scheme)
+    page = watched.page
+    page.route("**/api/v1/throughput?*", lambda route: route.fulfill(json=told))
+    page.goto(f"{dashboard.url}/workers")
+    # The legend has each line's colour
+    marks = page.locator(".u-legend .u-series:not(:first-child) .u-marker")
+    expect(marks).to_have_count(8)
+    shades = marks.evaluate_all("all => all.map((one) => getComputedStyle(one).borderTopColor)")
+    ground = page.locator(".card", has=marks).evaluate("one => getComputedStyle(one).backgroundColor")
+    # Then each is at 3:1 or more. Source: WCAG 2.2, 1.4.11
+    assert len(set(shades)) == 8
+    low = {shade: ratio for shade in shades if (ratio := contrast(shade, ground)) < 3}
+    assert low == {}
+    page.unroute_all(behavior="ignoreErrors")
+    assert not watched.trouble
+
+
+def contrast(one: str, other: str) -> float:
+    """How bright the brighter of two colours is against the other. Source: WCAG 2.2, contrast ratio."""
+    dark, bright = sorted(map(luminance, (one, other)))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """How bright `rgb(r, g, b)` is, 0 to 1. Source: WCAG 2.2, relative luminance."""
+    parts = [int(found) / 255 for found in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
 def test_the_keyboard_alone_is_enough(dashboard: Dashboard, drawn: dict[str, str]) -> None:
     watched = dashboard.open("/")
     page = watched.page

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -20,6 +21,12 @@ from tests.ui.conftest import WAIT_MS, Dashboard, Watched
 
 expect.set_options(timeout=WAIT_MS)
 FRUIT = ("apple", "pear", "plum", "lemon", "fig", "melon", "cherry", "lime")
+SLOW: dict[str, Any] = {
+    "name": "slow", "owner": "", "state": "running", "samples": 100, "done": 30, "failed": 0, "open": {"running": 1},
+    "shards": 10, "shards_done": 3, "size_bytes": 1000, "rows": 100, "rejected": 0, "priority": 50, "fed": True,
+    "rate": None, "eta_s": None, "refused": None, "trouble": None, "plan": None, "load": [],
+}  # fmt: skip
+"""A dataset as the API tells of one that runs."""
 TABLE = "caption,mood,notes\n" + "".join(f"a {FRUIT[row % len(FRUIT)]} number {row},calm,x{row}\n" for row in range(60))
 
 
@@ -336,3 +343,40 @@ def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Wa
     desk.pause("lonely")
     desk.rm("lonely")
     until(lambda: all(one.name != "lonely" for one in desk.ls()), 20)
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.04, "2.4 images/min"), (0.1, "0.1 images/s"), (12.3, "12.3 images/s")])
+def test_how_quickly_images_come_is_never_nought(
+    dashboard: Dashboard, watched: Watched, rate: float, told: str
+) -> None:
+    page = watched.page
+    one = {**SLOW, "rate": rate}
+    page.route("**/api/v1/datasets", lambda route: route.fulfill(json={"datasets": [one], "next": None}))
+    page.route("**/api/v1/datasets/slow", lambda route: route.fulfill(json=one))
+    page.get_by_role("link", name="Datasets").click()
+    expect(page.get_by_role("link", name="slow")).to_contain_text(told)
+    page.get_by_role("link", name="slow").click()
+    expect(page.get_by_label("How far it is")).to_contain_text(told)
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_damaged_shards_are_told_and_how_they_are_made_again(dashboard: Dashboard, watched: Watched) -> None:
+    page = watched.page
+    # Given two pages of shards, of which none can be read
+    page.route("**/api/v1/datasets/slow", lambda route: route.fulfill(json=SLOW))
+    page.route(
+        "**/api/v1/datasets/slow/shards?*",
+        lambda route: route.fulfill(
+            json={"shards": [], "damaged": [7], "next": None}
+            if "after=3" in route.request.url
+            else {"shards": [], "damaged": [0, 1], "next": 3}
+        ),
+    )
+    page.goto(f"{dashboard.url}/datasets/slow")
+    told = page.get_by_label("Shards", exact=True).get_by_role("alert")
+    expect(told).to_contain_text("2 shards are damaged and cannot be read: 0–1.")
+    page.get_by_role("button", name="More shards").click()
+    # Then
+    expect(told).to_contain_text("3 shards are damaged and cannot be read: 0–1, 7.")
+    expect(told).to_contain_text("farm dataset verify slow --repair && farm dataset run slow makes them again.")
+    page.unroute_all(behavior="ignoreErrors")

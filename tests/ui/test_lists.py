@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, Route, expect
 
 from farm.client import Farm
 from tests.api.conftest import serving
@@ -76,6 +76,23 @@ def waiting(dashboard: Dashboard) -> dict[str, str]:
     return {"first": before.id, "one": str(runs[0][0].record.run), "two": str(runs[1][0].record.run)}
 
 
+def seen_of(page: Page, many: int) -> set[str]:
+    """The names of the boxes of all jobs that are met while the list is scrolled through, until there are so many."""
+    box = page.get_by_role("list", name="Jobs")
+    seen: set[str] = set()
+    for _ in range(600):
+        seen |= set(box.get_by_role("checkbox").evaluate_all("all => all.map((one) => one.ariaLabel)"))
+        if len(seen) == many:
+            break
+        # A slow machine may draw no frame between two looks: what was passed over is seen the next time around.
+        box.evaluate(
+            "(one) => { const end = one.scrollTop + one.clientHeight >= one.scrollHeight - 1;"
+            " one.scrollTop = end ? 0 : one.scrollTop + 200; }"
+        )
+        page.wait_for_timeout(30)
+    return seen
+
+
 def test_what_stands_behind_a_long_run_is_found(dashboard: Dashboard, waiting: dict[str, str]) -> None:
     watched = dashboard.open("/queue")
     page = watched.page
@@ -89,19 +106,7 @@ def test_what_stands_behind_a_long_run_is_found(dashboard: Dashboard, waiting: d
     expect(first).to_contain_text("no worker of text2img.tiny may take it now: they are drained")
     # And a run's jobs are all there when they are scrolled through
     page.goto(f"{dashboard.url}/queue?run={waiting['one']}")
-    box = page.get_by_role("list", name="Jobs")
-    seen: set[str] = set()
-    for _ in range(600):
-        seen |= set(box.get_by_role("checkbox").evaluate_all("all => all.map((one) => one.ariaLabel)"))
-        if len(seen) == 230:
-            break
-        # A slow machine may draw no frame between two looks: what was passed over is seen the next time around.
-        box.evaluate(
-            "(one) => { const end = one.scrollTop + one.clientHeight >= one.scrollHeight - 1;"
-            " one.scrollTop = end ? 0 : one.scrollTop + 200; }"
-        )
-        page.wait_for_timeout(30)
-    assert len(seen) == 230
+    assert len(seen_of(page, 230)) == 230
     assert not watched.trouble
 
 
@@ -287,4 +292,121 @@ def test_a_run_is_retried_and_stays_open_in_the_address(dashboard: Dashboard) ->
     expect(rows).to_have_count(0)
     for job in run:
         job.cancel()
+    assert not watched.trouble
+
+
+def test_more_new_ones_than_are_looked_through_leave_no_hole(dashboard: Dashboard, waiting: dict[str, str]) -> None:
+    # Given a queue of ten jobs, a farm that tells five at once, and a page that looks through twenty pages for new ones
+    job = dashboard.rig.farm.render("one of many", chain="txt")
+    job.cancel()
+    watched = dashboard.open("/settings")
+    page = watched.page
+    base = page.request.get(f"{dashboard.url}/api/v1/jobs/{job.id}").json()
+    told = [
+        {**base, "id": f"many{at}", "prompt": f"many {at}", "created": f"2026-01-01T00:{at // 60:02}:{at % 60:02}.000Z"}
+        for at in range(140)
+    ]
+    there = 10
+
+    def paged(route: Route) -> None:
+        """A page of the jobs that are there, the newest first; its cursor is how many come before it."""
+        (at,) = re.findall(r"cursor=(\d+)", route.request.url) or ["0"]
+        newest = told[there - 1 :: -1]
+        after = int(at) + 5
+        route.fulfill(json={"jobs": newest[int(at) : after], "next": str(after) if after < there else None})
+
+    page.context.add_init_script(TELLING)
+    page.route("**/api/v1/jobs?*", paged)
+    page.goto(f"{dashboard.url}/queue")
+    expect(page.get_by_label("Pick the job many0", exact=True)).to_be_visible()
+    # When there are 130 more, of which one is told
+    there = 140
+    page.evaluate("(job) => window.__hear({data: JSON.stringify(job), lastEventId: '0-1'})", told[10])
+    expect(page.get_by_label("Pick the job many139", exact=True)).to_be_visible()
+    # Then all of them are listed, the old ones, too
+    assert len(seen_of(page, 140)) == 140
+    page.unroute_all(behavior="ignoreErrors")
+    assert not watched.trouble
+
+
+def test_an_odd_address_opens_the_queue_all_the_same(dashboard: Dashboard, waiting: dict[str, str]) -> None:
+    run = dashboard.rig.farm.run("behind an odd address", chain="txt", count=2)
+    watched = dashboard.open("/queue?open=%25")
+    page = watched.page
+    fold = page.get_by_role("listitem").filter(has_text="run of 2 jobs")
+    expect(fold).to_be_visible()
+    fold.get_by_role("button", name="Jobs of the run").click()
+    link = page.get_by_role("link", name="behind an odd address")
+    expect(page.get_by_role("listitem").filter(has=link)).to_have_count(2)
+    for job in run:
+        job.cancel()
+    assert not watched.trouble
+
+
+def test_a_priority_stays_what_it_was_set_to(dashboard: Dashboard, waiting: dict[str, str]) -> None:
+    job = dashboard.rig.farm.render("an urgent one", chain="txt")
+    watched = dashboard.open("/settings")
+    page = watched.page
+    page.context.add_init_script(TELLING)
+    page.goto(f"{dashboard.url}/jobs/{job.id}")
+    expect(page.get_by_text("priority 50")).to_be_visible()
+    page.evaluate("() => void (window.__last = null)")
+    page.get_by_role("button", name="To the front").click()
+    expect(page.get_by_text("priority 100")).to_be_visible()
+    # When the event of it, which names no priority, comes after the answer
+    page.wait_for_function("(id) => window.__last && JSON.parse(window.__last.data).id === id", arg=job.id)
+    page.evaluate("() => window.__hear(window.__last)")
+    page.wait_for_timeout(500)
+    # Then
+    expect(page.get_by_text("priority 100")).to_be_visible()
+    job.cancel()
+    assert not watched.trouble
+
+
+def test_what_happened_to_a_job_is_told_in_words(dashboard: Dashboard, waiting: dict[str, str]) -> None:
+    job = dashboard.rig.farm.render("a troubled one", chain="txt")
+    watched = dashboard.open("/settings")
+    page = watched.page
+    # Given a job with an attempt that failed, and of whose stage it is known why
+    base = page.request.get(f"{dashboard.url}/api/v1/jobs/{job.id}").json()
+    base["stages"][0] |= {"code": "gpu_oom", "message": "24 GB do not suffice"}
+    event = {"stage": 0, "state": "queued", "worker": None, "time": base["created"]}
+    events = [
+        {**event, "id": f"{at}-0", "type": kind, "code": code}
+        for at, (kind, code) in enumerate([("claimed", ""), ("attempt_failed", "gpu_oom"), ("rewound", "input_lost")])
+    ]
+    page.route(f"**/api/v1/jobs/{job.id}", lambda route: route.fulfill(json=base))
+    page.route("**/history", lambda route: route.fulfill(json=events))
+    page.goto(f"{dashboard.url}/jobs/{job.id}?tab=events")
+    # Then
+    rows = page.get_by_role("tabpanel").get_by_role("row")
+    expect(rows.nth(1)).to_contain_text("taken by a worker")
+    expect(rows.nth(2)).to_contain_text("attempt failed")
+    expect(rows.nth(2)).to_contain_text("gpu_oom: 24 GB do not suffice")
+    expect(rows.nth(3)).to_contain_text("sent back to this stage")
+    expect(rows.nth(3)).to_contain_text("input_lost")
+    page.unroute_all(behavior="ignoreErrors")
+    job.cancel()
+    assert not watched.trouble
+
+
+def test_a_run_is_cancelled_as_a_grid_after_a_question(dashboard: Dashboard, waiting: dict[str, str]) -> None:
+    # Given a run that is not among the newest
+    run = dashboard.rig.farm.run("to be ended", chain="txt", count=3)
+    watched = dashboard.open("/settings")
+    page = watched.page
+    page.route("**/api/v1/runs?*", lambda route: route.fulfill(json={"runs": [], "next": None}))
+    page.goto(f"{dashboard.url}/sweeps?run={run[0].record.run}")
+    # When it is to be cancelled, Then that is asked first
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Its open jobs, of 3, end as cancelled.")
+    page.get_by_role("dialog").get_by_role("button", name="No").click()
+    assert [job.state for job in run] == ["queued"] * 3
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel it").click()
+    expect(page.get_by_text("The run is cancelled.")).to_be_visible()
+    expect(page.get_by_text("3 of 3 jobs ended")).to_be_visible()
+    # And then there is nothing left to cancel
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    page.unroute_all(behavior="ignoreErrors")
     assert not watched.trouble

@@ -24,6 +24,8 @@ export class Pages {
   #known = new Set<string>();
   #next: string | null = null;
   #timer = 0;
+  /** Whether jobs that were told of are being looked for. */
+  #finding = false;
   /** When the oldest job was made that was told of and is not listed. */
   #missing = "";
   #filter: () => { state?: string; run?: string; tag?: string };
@@ -67,8 +69,10 @@ export class Pages {
     if (this.busy || !this.more) return;
     this.busy = true;
     const turn = this.#turn;
-    const page = await tried(get<JobPage>(query("jobs", { ...this.#filter(), limit: PAGE, cursor: this.#next })));
-    if (turn !== this.#turn) return;
+    const cursor = this.#next;
+    const page = await tried(get<JobPage>(query("jobs", { ...this.#filter(), limit: PAGE, cursor })));
+    // The list may be another one by now, or end elsewhere.
+    if (turn !== this.#turn || cursor !== this.#next) return;
     this.busy = false;
     this.failed = !page;
     // What could not be fetched is asked for again by hand: the view must not hammer a farm that is in trouble.
@@ -96,21 +100,39 @@ export class Pages {
     // What is older than all that is listed comes when the user gets there.
     if ((this.more || this.failed) && (!last || created < last.created)) return;
     this.#missing = this.#missing && this.#missing < created ? this.#missing : created;
-    this.#timer ||= window.setTimeout(() => void this.#find(), GATHER_MS);
+    this.#gather();
+  }
+
+  #gather(): void {
+    if (!this.#finding) this.#timer ||= window.setTimeout(() => void this.#find(), GATHER_MS);
   }
 
   async #find(): Promise<void> {
+    this.#timer = 0;
+    this.#finding = true;
+    await this.#lookBack();
+    this.#finding = false;
+    if (this.#missing) this.#gather();
+  }
+
+  /** Lists what was told of and is missing. */
+  async #lookBack(): Promise<void> {
     const [turn, back] = [this.#turn, this.#missing];
-    [this.#timer, this.#missing] = [0, ""];
+    this.#missing = "";
     let cursor: string | null = null;
+    let end = "";
     for (let at = 0; at < MOST; at++) {
       const asked = query("jobs", { ...this.#filter(), limit: PAGE, cursor });
       const page: JobPage | undefined = await tried(get<JobPage>(asked));
       if (turn !== this.#turn || !page) return;
       this.#add(page.jobs);
       cursor = page.next;
-      if (!cursor || (page.jobs.at(-1)?.created ?? "") < back) return;
+      end = page.jobs.at(-1)?.created ?? "";
+      if (!cursor || end < back) return;
     }
+    // So many are new that others are missing below them: the list ends here, and goes on when the user gets there.
+    this.drop(this.list.filter((job) => job.created < end).map((job) => job.id));
+    [this.#next, this.more, this.busy, this.failed] = [cursor, true, false, false];
   }
 
   #add(found: JobView[]): void {

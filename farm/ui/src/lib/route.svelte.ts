@@ -16,7 +16,8 @@ interface Place {
   query: Record<string, string>;
 }
 
-function decoded(text: string): string {
+/** What was encoded for an address; as it stands where it was not. */
+export function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
   } catch {

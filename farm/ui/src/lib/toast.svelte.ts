@@ -66,9 +66,12 @@ export function dismiss(id: number): void {
   if (at >= 0) toasts.splice(at, 1);
 }
 
+/** What a call failed of, in one line. */
+export const reason = (error: unknown): string => (error instanceof Refused ? error.told : String(error));
+
 /** Tells what a call failed of. */
 export function complain(error: unknown): void {
-  tell(error instanceof Refused ? error.told : String(error), "error");
+  tell(reason(error), "error");
 }
 
 /** What a call gives, or undefined where it failed and that was told. */

@@ -485,6 +485,7 @@ export interface ShardView {
 
 export interface ShardPage {
   shards: ShardView[];
+  damaged: number[];
   next: number | null;
 }
 

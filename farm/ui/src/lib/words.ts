@@ -22,6 +22,9 @@ export function span(seconds: number | null | undefined): string {
 /** How long ago an instant was. */
 export const ago = (instant: string, now: number): string => `${span((now - Date.parse(instant)) / 1000)} ago`;
 
+/** How quickly images come, given how many of them a second. */
+export const pace = (rate: number): string => (rate < 0.1 ? `${(60 * rate).toFixed(1)} images/min` : `${rate.toFixed(1)} images/s`);
+
 /** An instant as the user's clock shows it. */
 export const clock = (instant: string | null): string => (instant ? new Date(instant).toLocaleString() : "");
 
