@@ -101,7 +101,7 @@ def plan_rows(
 ) -> tuple[Plan, list[RowError]]:
     """The plan of `rows`, whose samples are in `folder` afterwards, and the first `TOLD` rows that it leaves out.
 
-    `progress` is told now and then how many rows were read.
+    `progress` is told how many rows are read, before each is planned.
 
     Raises:
         Refused: rows are wrong, and not `partial`; or none is right.
@@ -110,7 +110,7 @@ def plan_rows(
     errors, wrongs, taken, meant = list[RowError](), 0, 0, 0
     with Writer(folder) as writer:
         for number, row in enumerate(rows, 1):
-            if progress and number % 1000 == 0:
+            if progress:
                 progress(number)
             if isinstance(row, RowError):
                 found: list[RowError] = [row]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -700,6 +703,43 @@ def test_a_planner_ends_when_its_dataset_is_deleted(
     ask(stocked, wish(stocked, path, "ada"))
     carry_out_apart(stocked, "some", lambda: True)
     assert json.loads(folder.read("tries.json") or b"") == 0
+
+
+STALLS = """
+import re
+from farm.dataset import asking, samples
+asking.STALLED_S = 2.0
+samples.Planner.samples = lambda *_: re.fullmatch("(a*)*b", "a" * 60)
+asking.main()
+"""
+"""A planner whose first row takes for ever, in a call that lets no other thread run."""
+
+
+def test_a_planner_that_comes_no_further_is_ended_and_its_file_refused(
+    stocked: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    def run(settings: Settings, name: str, stop: Callable[[], bool]) -> int:
+        env = {**os.environ, **environment(settings), "FARM_MODELS": str(settings.models_dir)}
+        words = [sys.executable, "-c", STALLS, name, "--parent", str(os.getpid())]
+        return subprocess.run(words, env=env, timeout=120).returncode
+
+    monkeypatch.setattr("farm.dataset.asking._run", run)
+    ask(stocked, wish(stocked, table(tmp_path / "a.csv", "prompt", "a fig"), "ada"))
+    # When it is planned once
+    carry_out_apart(stocked, "some", lambda: False)
+    # Then
+    refused = Datasets(stocked).status("some").refused
+    assert refused is not None
+    assert (refused["code"], "of the processor" in refused["message"]) == ("bad_file", True)
+
+
+def test_each_row_is_a_sign_of_life(farm: Farm, tmp_path: Path) -> None:
+    spec, read = DatasetSpec(name="some", chain=CHAIN), list[int]()
+    planner = Planner(farm, spec, Wildcards(), no_picture, text=False)
+    given = [Row(number, {"prompt": "a fig" if number != 2 else 7}) for number in (1, 2, 3)]
+    plan_rows(planner, spec, given, tmp_path, {}, partial=True, progress=read.append)
+    assert read == [1, 2, 3]
 
 
 def test_one_slow_answer_does_not_end_a_planning(stocked: Farm, tmp_path: Path) -> None:
