@@ -136,7 +136,7 @@ export function takesImage(): boolean {
   return !!first && (offer.kinds[first.spec.kind]?.takes.length ?? 0) > 0;
 }
 
-/** An axis as the API takes it; the values are separated by commas or, in texts, by lines; `5-9:2` is a range. */
+/** An axis as the API takes it; the values are separated by commas or, in texts, by lines; `5..9:2` is a range, or `5-9:2`. */
 function axisOf(axis: Axis): Record<string, unknown[]> {
   return { [axis.field]: valuesOf(axis) };
 }
@@ -146,7 +146,7 @@ export function valuesOf(axis: Axis): unknown[] {
     .map((text) => text.trim())
     .filter(Boolean);
   return texts.flatMap((text): unknown[] => {
-    const range = /^(-?\d+(?:\.\d+)?)\s*-\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
+    const range = /^(-?\d+(?:\.\d+)?)\s*(?:-|\.\.)\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
     if (range && !axis.field.endsWith("prompt")) {
       const [from, to, step] = [Number(range[1]), Number(range[2]), Number(range[3] ?? 1)];
       // One more than may be: that it is too many is the farm's to say.
