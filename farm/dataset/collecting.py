@@ -89,7 +89,7 @@ def about(made: Made) -> About:
             revision=one.get("revision") or f"files of the SHA-256 {one['manifest'][:16]}",
             licence=one["licence"],
         )
-        for one in plan.checkpoints
+        for one in (*plan.checkpoints, *plan.adapters)
     )
     took = {}
     if stats and (span := max(one["ended"] for one in stats) - min(one["began"] for one in stats)) > 0:
