@@ -200,7 +200,7 @@ class Planner:
 
     def _note(self, plan: Sequence[PlannedStage]) -> None:
         """Notes what a mould's samples come to."""
-        size = tuple(plan[-1].size)
+        size = (plan[-1].size.width, plan[-1].size.height)
         if size not in self.sizes and len(self.sizes) < MAX_SIZES:
             self.sizes[size] = None
         self.sample_bytes = max(self.sample_bytes, _bytes_most(plan, self._spec.keep))
