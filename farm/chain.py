@@ -126,19 +126,28 @@ def override(stages: Sequence[Any], changes: Mapping[str, Any]) -> list[Any]:
         return list(stages)  # `parse_chain` names what is wrong
     changed = [dict(stage) for stage in stages]
     for key, value in changes.items():
-        where, _, rest = (f"0.{key}" if key in {"width", "height"} else key).partition(".")
-        picked, name = (changed[int(where) : int(where) + 1], rest) if where.isdigit() and rest else (changed, key)
-        name = ALIASES.get(name, name)
-        fitting = [
-            stage for stage in picked if (cls := kinds().get(str(stage.get("kind")))) and name in cls.model_fields
-        ]
-        if not fitting:
+        places = places_of(stages, key)
+        if not places:
             raise InvalidJob(errors=(FieldError(key, "no stage of this chain has this parameter", "unknown_field"),))
-        for stage in fitting:
+        for index, name in places:
             for alias in [alias for alias, field in ALIASES.items() if field == name]:
-                stage.pop(alias, None)
-            stage[name] = value
+                changed[index].pop(alias, None)
+            changed[index][name] = value
     return changed
+
+
+def places_of(stages: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, str]]:
+    """The stages, from 0, that `override` changes for a name, each with what its field is called."""
+    where, _, rest = (f"0.{key}" if key in {"width", "height"} else key).partition(".")
+    name = rest if (one := where.isdigit() and bool(rest)) else key
+    name = ALIASES.get(name, name)
+    return [
+        (index, name)
+        for index, stage in enumerate(stages)
+        if (not one or index == int(where))
+        and (cls := kinds().get(str(stage.get("kind")))) is not None
+        and name in cls.model_fields
+    ]
 
 
 def parse_chain(data: Mapping[str, Any]) -> Chain:

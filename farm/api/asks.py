@@ -30,7 +30,7 @@ from farm.job import Job, canonical
 from farm.plan import wrong
 from farm.records import Lane
 from farm.stage import MAX_SEED, STORED
-from farm.sweep import MAX_AXES
+from farm.sweep import MAX_AXES, Listed
 from farm.tags import MOST, RULE
 
 _OWN = ("prompt", "negative_prompt", "seed", "fit", "exact", "reuse", "keep")
@@ -57,8 +57,10 @@ class JobAsk(Ask):
     parameters: dict[str, Any] = Field({}, description="NAME sets every stage that has it, I.NAME that of stage I")
     image: str | None = Field(None, max_length=71, description="what the chain begins with: sha256:HEX of an upload")
     count: int = Field(1, ge=1, description="pictures of each variant, with seed, seed + 1, …")
-    sweep: list[dict[str, list[Any]]] = Field(
-        [], max_length=MAX_AXES, description="axes; the lists of one axis go side by side, axes multiply"
+    sweep: Listed = Field(
+        [],
+        max_length=MAX_AXES,
+        description="axes; the lists of one axis go side by side, axes multiply; A..B: whole numbers from A to B",
     )
     lane: Lane = "interactive"
     priority: int = Field(50, ge=0, le=100)

@@ -39,7 +39,7 @@ from farm.dataset.wildcards import Wildcards
 from farm.errors import FieldError, InvalidJob, NotFound
 from farm.named import Name
 from farm.plan import wrong
-from farm.sweep import MAX_AXES
+from farm.sweep import MAX_AXES, Listed
 
 router = APIRouter(route_class=Door, prefix="/datasets", tags=["datasets"])
 
@@ -61,8 +61,10 @@ class RowsAsk(Ask):
     automatic: bool = Field(True, description=_says("automatic"))
     left_out: list[str] = Field([], description=_says("left_out"))
     kept_columns: bool = Field(True, description=_says("kept_columns"))
-    sweep: list[dict[str, list[Any]]] = Field(
-        [], max_length=MAX_AXES, description="axes of every row; the lists of one go side by side, axes multiply"
+    sweep: Listed = Field(
+        [],
+        max_length=MAX_AXES,
+        description="axes of every row; the lists of one go side by side, axes multiply; A..B: whole numbers A to B",
     )
     templates: Templates = Field("off", description=_says("templates"))
     wildcards: dict[str, list[str]] = Field({}, description="lines that __NAME__ stands for, by name")

@@ -222,7 +222,7 @@ class PlanView(View):
     checkpoints: list[dict[str, Any]] = Field(description="name, source, revision and licence of each")
     cost_s: float | None = Field(description="device-seconds of all samples; none where a stage was never measured")
     eta_s: float | None = Field(description="seconds that all would take on the live workers with nothing else to do")
-    size_bytes_most: int = Field(description="three bytes a pixel, which no compression leaves")
+    size_bytes_most: int = Field(description="three bytes a pixel, as no compression leaves; four a value of latents")
     rejects: list[RowErrorView] = Field(description="the first rows that were left out, and why")
     first: list[SampleView]
 

@@ -168,9 +168,10 @@ def _refine_rows(ask: dict[str, Any], chain: Mapping[str, Any]) -> None:
 
 
 def _refine_axis(axis: dict[str, Any], named: str) -> None:
-    axis["additionalProperties"]["items"] = {"$ref": _HERE + "Value"}
+    values, _ = axis["additionalProperties"]["anyOf"]
+    values["items"] = {"$ref": _HERE + "Value"}
     axis["propertyNames"] = {"pattern": f"^({named})$"}
-    axis["minProperties"] = axis["additionalProperties"]["minItems"] = 1
+    axis["minProperties"] = values["minItems"] = 1
 
 
 def _parameters() -> dict[str, Any]:

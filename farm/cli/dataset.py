@@ -47,7 +47,8 @@ def plan(
         list[str] | None, typer.Option(metavar="COLUMN", help="Pass over this column of the file.")
     ] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these for every row; several multiply.")
+        list[str] | None,
+        typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these, or A..B, for every row; several multiply."),
     ] = None,
     templates: Annotated[
         Literal["off", "random", "all"], typer.Option(help="Read {a|b}, {2$$x|y|z}, __wildcard__ in prompts.")

@@ -29,7 +29,7 @@ def render(
     count: Annotated[int, typer.Option(help="Number of pictures, with seed, seed + 1, …")] = 1,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these values; several multiply; or an axis as JSON."),
+        typer.Option(metavar="[I.]NAME=A,B,…", help="Each of these, or A..B; several multiply; or an axis as JSON."),
     ] = None,
     strength: Annotated[float | None, typer.Option(help="Share of the schedule that img2img redoes.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", "--num-inference-steps", help="Denoising steps.")] = None,

@@ -12,6 +12,7 @@ import typer
 
 from farm.cli.outcome import Outcome, usage
 from farm.cli.wait import wait
+from farm.sweep import RANGE
 
 if TYPE_CHECKING:
     from farm.protocol import AnyFarm, AnyJob
@@ -48,23 +49,25 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def axes(texts: Sequence[str]) -> list[dict[str, list[Any]]]:
-    """The axes of all --sweep (see `farm.sweep`). Raises the usage error where one is none."""
+def axes(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The axes of all --sweep (see `farm.sweep`), ranges as they stand. Raises the usage error where one is none."""
     return [_axis(text) for text in texts]
 
 
-def _axis(text: str) -> dict[str, list[Any]]:
-    """One axis: NAME=A,B,… with values as those of --set, NAME= and a JSON list, or a whole axis as JSON."""
+def _axis(text: str) -> dict[str, Any]:
+    """One axis: NAME=A,B,… with values as those of --set, NAME= and a JSON list or A..B, or a whole axis as JSON."""
     try:
         found = json.loads(text)
-        return {str(name): list(values) for name, values in found.items()}
+        return {str(name): values if isinstance(values, str) else list(values) for name, values in found.items()}
     except (ValueError, AttributeError, TypeError):
         name, equals, rest = text.partition("=")
     if not equals or not name or not rest:
-        hint = 'for example --sweep guidance_scale=3,7 or --sweep \'{"seed": [1, 2], "0.steps": [10, 20]}\''
-        raise usage(f"--sweep {text}: not [I.]NAME=A,B,… and no axis as JSON", hint)
+        hint = (
+            'for example --sweep guidance_scale=3,7 or seed=0..9, or --sweep \'{"seed": [1, 2], "0.steps": [10, 20]}\''
+        )
+        raise usage(f"--sweep {text}: not [I.]NAME=A,B,… or A..B, and no axis as JSON", hint)
     _, value = _assignment(text)
-    if isinstance(value, list):
+    if isinstance(value, list) or RANGE.fullmatch(rest):
         return {name: value}
     return {name: [_assignment(f"{name}={one}")[1] for one in rest.split(",")]}
 

@@ -51,6 +51,9 @@ REFUSED_S = 7 * 86_400.0
 """So long it stands there why a wish was refused, seconds: its owner mends the file and asks again, or forgets it."""
 FORGOTTEN = "forgotten"
 """Stands in a refusal that is being deleted."""
+STALLED_S = 300.0
+"""A planner that takes so much of the processor for one row is ended, seconds. Source: 10,000 samples, each of
+a shape of its own, take 10."""
 LOOK_S = 1.0
 """How often it is looked whether the plan is still wanted, seconds."""
 
@@ -202,6 +205,12 @@ def carry_out_apart(farm: Farm, name: str, stop: Callable[[], bool]) -> None:
                 folder.delete(["tries.json", "progress.json"])
             return
         _log.error("planner_ended", dataset=name, status=status, tries=tries + 1)
+        if status == -signal.SIGPROF:  # no other try would come further
+            why = f"planning it was given up: one of its rows takes more than {STALLED_S:.0f} s of the processor"
+            hint = "make the row's template, the lines of its wildcards or the axes shorter; then ask again"
+            if _is_asked_so(folder, data):
+                _refuse(folder, bad_file(Asked.model_validate_json(data).file_name, why, hint))
+            return
     if tries + 1 >= TRIES and _is_asked_so(folder, data):
         gib = MEMORY_BYTES >> 30
         why = f"planning it broke off {TRIES} times: reading its rows takes more than {gib} GiB of memory, or fails"
@@ -235,6 +244,12 @@ def _run(settings: Settings, name: str, stop: Callable[[], bool]) -> int | None:
                 process.kill()
 
 
+def _lives_on() -> bool:
+    """False; and unless it is asked again before `STALLED_S` of the processor are gone, the process ends of SIGPROF."""
+    signal.setitimer(signal.ITIMER_PROF, STALLED_S)
+    return False
+
+
 class Stopped(Exception):
     """The process is to end, or the dataset was deleted; where a plan is still asked for, the next one makes it."""
 
@@ -252,9 +267,10 @@ def main(words: Sequence[str] | None = None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     settings = Settings.load()
     log_to_stderr(settings.log_level)
+    _lives_on()
     with closing(Farm(settings)) as farm:
         try:
-            carry_out(farm, given.name, lambda: False)
+            carry_out(farm, given.name, _lives_on)
         except Stopped:
             pass
         except Unavailable as error:

@@ -89,7 +89,7 @@ def about(made: Made) -> About:
             revision=one.get("revision") or f"files of the SHA-256 {one['manifest'][:16]}",
             licence=one["licence"],
         )
-        for one in plan.checkpoints
+        for one in (*plan.checkpoints, *plan.adapters)
     )
     took, seconds, until = {}, 0.0, 0.0
     # Of a shard that was tried again nobody knows any more how long its first try took.

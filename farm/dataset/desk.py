@@ -34,6 +34,8 @@ from farm.scripts import within
 _log = structlog.get_logger(__name__)
 LOOK_S = 0.2
 """Pause between two looks at a seat that is waited for, seconds."""
+PLANNER_S = 5.0
+"""So long it is waited at least for a planner to end, seconds: it looks every second whether it is wanted."""
 SILENT_S = 30.0
 """A feeder that tells nothing for so long says nothing of its speed."""
 
@@ -217,7 +219,7 @@ class Datasets(Drafts):
 
         Raises:
             NotFound: there is nothing of this name.
-            Conflict: it is running, or its feeder has not left it yet.
+            Conflict: it is running, or its feeder has not left it yet; or its planner, of what is not wanted any more.
         """
         folder = Folder(self._farm.store, name)
         if not folder.names(""):
@@ -225,18 +227,24 @@ class Datasets(Drafts):
         plan, control = folder.planned(), folder.control()
         if plan and control.state == "running":
             raise Conflict(f"{name} is running; pause it first")
+        if plan is None:
+            # Now, for its planner goes on as long as it is there. One that is there later is of who asked meanwhile.
+            folder.delete(["asked.json"])
+            wait_s = max(wait_s, PLANNER_S)
         seats, until = Seats(self._farm.settings), time.monotonic() + wait_s
         with seats.held():
             # Nobody else writes to it from now on.
             while not seats.take(name):
                 if time.monotonic() >= until:
-                    raise Conflict(f"{name} is being left by its feeder; try again in a few seconds")
+                    who = "feeder" if plan else "planner"
+                    raise Conflict(f"{name} is being left by its {who}; try again in a few seconds")
                 time.sleep(LOOK_S)
             if plan:
                 self._drop_jobs(folder, plan, control.round)
             # First what makes it one: what is left of a deletion that breaks off is no dataset.
-            folder.delete(["plan.json", "asked.json", "control.json"])
-            folder.delete(folder.names(""))
+            others = set() if plan else {"asked.json"}
+            folder.delete({"plan.json", "asked.json", "control.json"} - others)
+            folder.delete(set(folder.names("")) - others)
 
     def _drop_jobs(self, folder: Folder, plan: Plan, round: int) -> None:
         """Cancels and forgets the jobs of the shards that may be in work."""

@@ -55,7 +55,9 @@ class Planned:
 
     @property
     def size_bytes_most(self) -> int:
-        """What the pictures take at most, in bytes: three a pixel, as no compression would leave them."""
+        """What pictures take at most, in bytes: three a pixel, as no compression would leave them; and kept latents."""
+        if self.plan.sample_bytes is not None:
+            return self.plan.samples * self.plan.sample_bytes
         return self.plan.samples * max((3 * width * height for width, height in self.plan.sizes), default=0)
 
 

@@ -62,6 +62,8 @@ class Plan(BaseModel):
     )
     sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
     checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
+    adapters: tuple[dict[str, Any], ...] = Field((), description="the same of each LoRA, ControlNet, VAE and so on")
+    sample_bytes: int | None = Field(None, description="what pictures and latents of one sample take at most, bytes")
     digest: str = Field(description="SHA-256 (hex) over all samples")
     safety: Literal["off", "tag", "blur", "refuse"] = Field("off", description="the farm's policy when it was planned")
 
@@ -214,7 +216,9 @@ class Folder:
             return None
 
     def _same(self, there: Plan, plan: Plan) -> bool:
-        if there != plan:
+        # Of what an earlier build did not write, nothing is known.
+        known = there.model_fields_set
+        if there.model_dump(include=known) != plan.model_dump(include=known):
             # Of somebody else's no more is told than that it is there.
             others = there.owner != plan.owner
             raise self.taken("" if others else unlike(there.spec, plan.spec, there.source, plan.source))

@@ -1,8 +1,8 @@
 """Which input image does a cell name?
 
-A file beside the table, an object of the farm's own bucket (`s3://bucket/key`), or an image that is stored already
-(`sha256:HEX`). It is fitted to the dataset's chain and stored when its row is planned; where the planning is refused in
-the end, what was stored lies there unnamed.
+A file beside the table or in a folder there, an object of the farm's own bucket (`s3://bucket/key`), or an image that
+is stored already (`sha256:HEX`). It is fitted to the dataset's chain and stored when its row is planned; where the
+planning is refused in the end, what was stored lies there unnamed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,18 @@ class Images:
             return self._object(cell)
         if self._folder is None:
             raise wrong("image", "files cannot be named here; upload them, and give sha256:HEX", "bad_image")
-        return self._folder / cell
+        return self._file(self._folder, cell)
+
+    def _file(self, folder: Path, cell: str) -> Path:
+        """A file beside the table: whoever wrote that may be a stranger, and names no other file of this machine."""
+        try:
+            path = (folder / cell).resolve()
+            if path.is_relative_to(folder.resolve()):
+                return path
+        except (OSError, RuntimeError, ValueError):  # too long a name, links in a circle, a null byte
+            raise wrong("image", "no file has such a name", "bad_image") from None
+        told = "lies outside of the table's folder: copy it there, or upload it and give sha256:HEX"
+        raise wrong("image", f"the file {told}", "bad_image")
 
     def _object(self, cell: str) -> bytes:
         """An object of the farm's bucket."""

@@ -30,11 +30,14 @@ class Moulds:
         """`owns`: which stored images may be named, where no files may.
 
         Without `store` nothing is stored, and somebody waits for the answer; with it a slow server is waited for. With
-        `plan`, no checkpoint may be another one than it was planned with.
+        `plan`, no checkpoint or adapter may be another one than it was planned with, nor the policy of safety.
         """
         self._farm, self._spec, self._owns, self._store = farm, spec, owns, store
         self._identity = plan.identity if plan else ""
-        self._manifests = {one["name"]: one["manifest"] for one in plan.checkpoints} if plan else {}
+        # No two weights of a catalog have one name. What an earlier build's plan does not say may be as it is.
+        weights = (*plan.checkpoints, *plan.adapters) if plan else ()
+        self._manifests = {one["name"]: one["manifest"] for one in weights}
+        self._safety = plan.safety if plan and "safety" in plan.model_fields_set else None
         self._made: dict[tuple[str, str], Mould] = {}
 
     def of(self, changes: Mapping[str, Any], image: InputImage | None = None) -> Mould:
@@ -60,12 +63,20 @@ class Moulds:
         return self._made[key]
 
     def _check(self, mould: Mould) -> None:
-        """Refuses files of a checkpoint that are not those of the plan: pictures of both would be in one dataset."""
+        """Refuses files that are not those of the plan, and another policy: samples of both would be in one dataset."""
+        again = "or plan the dataset anew under another name"
         for recipe in mould.shared:
-            name, manifest = recipe["checkpoint"]["name"], recipe["checkpoint"]["manifest"]
-            if self._manifests.get(name, manifest) != manifest:
-                hint = "pull the files that it was planned with, or plan the dataset anew under another name"
-                raise Conflict(f"the checkpoint {name} is not the one that the dataset was planned with", hint=hint)
+            checkpoint = recipe["checkpoint"]
+            named = {checkpoint["name"]: checkpoint, **recipe.get("adapters", {})}
+            for name, files in named.items():
+                if self._manifests.get(name, files["manifest"]) != files["manifest"]:
+                    what = "checkpoint" if files is checkpoint else "adapter"
+                    hint = f"pull the files that it was planned with, {again}"
+                    raise Conflict(f"the {what} {name} is not the one that the dataset was planned with", hint=hint)
+        now = mould.shared[-1].get("safety", {}).get("policy", "off")
+        if self._safety not in (None, now):
+            told = f"the farm's safety policy is {now}, and the dataset was planned under {self._safety}"
+            raise Conflict(told, hint=f"set FARM_SAFETY={self._safety} for the farm again, {again}")
 
     def job(self, sample: Sample, round: int, priority: int, deadline_s: float) -> Job:
         """The job that makes `sample`, in the try `round`: the same one, however often it is asked for."""

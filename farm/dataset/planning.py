@@ -15,13 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from farm.dataset.axes import names_of
 from farm.dataset.folder import Plan, write_sample
 from farm.dataset.parameters import kinds_of
 from farm.dataset.samples import Planner
 from farm.dataset.spec import MAX_SHARDS, DatasetSpec, Row, RowError, Sample
 from farm.errors import FieldError, InvalidJob
 from farm.plan import wrong
-from farm.stage import ALIASES
 
 TOLD = 100
 """So many of a file's errors are told one by one; the others are counted."""
@@ -101,7 +101,7 @@ def plan_rows(
 ) -> tuple[Plan, list[RowError]]:
     """The plan of `rows`, whose samples are in `folder` afterwards, and the first `TOLD` rows that it leaves out.
 
-    `progress` is told now and then how many rows were read.
+    `progress` is told how many rows are read, before each is planned.
 
     Raises:
         Refused: rows are wrong, and not `partial`; or none is right.
@@ -110,7 +110,7 @@ def plan_rows(
     errors, wrongs, taken, meant = list[RowError](), 0, 0, 0
     with Writer(folder) as writer:
         for number, row in enumerate(rows, 1):
-            if progress and number % 1000 == 0:
+            if progress:
                 progress(number)
             if isinstance(row, RowError):
                 found: list[RowError] = [row]
@@ -148,6 +148,8 @@ def plan_rows(
             columns=tuple(planner.columns),
             sizes=tuple(planner.sizes),
             checkpoints=tuple(planner.checkpoints.values()),
+            adapters=tuple(planner.adapters.values()),
+            sample_bytes=planner.sample_bytes,
             parameters=kinds_of(spec, planner.given, writer.samples),
             digest=writer.digest,
         ),
@@ -159,10 +161,18 @@ def row_errors(error: InvalidJob, planner: Planner, row: Row) -> list[RowError]:
     """What is wrong with one row, by the file's own columns; by none where no column gave what is wrong."""
     found = dict[RowError, None]()  # one cell may be wrong in several stages
     for one in error.errors or (FieldError("", error.message, error.code),):
-        name = one.loc.removeprefix("stages.")
-        last = name.rpartition(".")[2]
-        ours = {name, last, *(alias for alias, field in ALIASES.items() if field == last)}
-        columns = [column for column in row.values if column == one.loc or planner.target(column) in ours]
+        names = _names(one.loc)
+        columns = [name for ours in names for name in row.values if planner.target(name) in ours]
+        columns += [one.loc] if one.loc in row.values else []
         told = one.msg if columns else f"{one.loc}: {one.msg}".lstrip(": ")
         found.setdefault(RowError(row.number, columns[0] if columns else "", one.code, told))
     return list(found)
+
+
+def _names(loc: str) -> list[set[str]]:
+    """What a column may give that is wrong at `loc`, what says it most exactly first: `1.steps` before `steps`."""
+    stage, _, field = loc.removeprefix("stages.").partition(".")
+    if not stage.isdigit():
+        return [{loc}, names_of(loc), names_of(loc.rpartition(".")[2])]
+    own = names_of(field.partition(".")[0])  # what lies within a field is of its column
+    return [{f"{stage}.{name}" for name in own}, own]

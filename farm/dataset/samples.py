@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import prod
 from random import Random
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from farm.dataset.axes import check_shapes, check_values, names_of
+from farm.catalog import Weights
+from farm.chain import places_of
+from farm.dataset.axes import check_shapes, check_values
 from farm.dataset.moulds import Moulds
 from farm.dataset.prompts import Template
 from farm.dataset.spec import DatasetSpec, Row, Sample, sample_seed
 from farm.dataset.wildcards import Wildcards
 from farm.inputs import Inputs
 from farm.job import InputImage, Mould
-from farm.plan import wrong
-from farm.stage import ALIASES, MAX_SEED, Prompt, kinds
+from farm.plan import PlannedStage, wrong
+from farm.stage import ALIASES, MAX_SEED, Medium, Prompt, kinds
 from farm.sweep import count_of, variants
 from farm.whose import Owns
 
@@ -68,13 +71,17 @@ class Planner:
         self._swept = list(variants(spec.sweep)) if self._axes <= spec.per_row else []
         if not self._swept:
             raise wrong("sweep", f"{self._axes} samples of every row, and one means at most {spec.per_row}")
+        self._places: dict[str, frozenset[tuple[int, str]]] = {}
         names = [name for axis in spec.sweep for name in axis]
-        if twice := [name for place, name in enumerate(names) if names_of(name) & {*names[:place]}]:
-            raise wrong("sweep", f"{twice[0]} stands on two axes")
+        self._on_axes: dict[tuple[int, str], str] = {}
+        for name in names:
+            if there := self._places_of(name) & self._on_axes.keys():
+                told = f"{name} gives what {self._on_axes[min(there)]} does already"
+                raise wrong("sweep", f"{told}: take one of them away, or give each stage its own, 0.NAME and 1.NAME")
+            self._on_axes |= dict.fromkeys(self._places_of(name), name)
         if len({repr(one) for one in self._swept}) < len(self._swept):
             raise wrong("sweep", "the same values stand there twice")
         self._parameters = _parameters(spec.chain)
-        self._on_axes = {one for name in names for one in names_of(name)}
         self._starts_from_image = _starts_from_image(spec.chain)
         self._needs_prompt = not self._starts_from_image and not _has_prompt(spec)
         self._targets = self._mapped()
@@ -92,6 +99,9 @@ class Planner:
         """How many samples were given a parameter, by its name."""
         self.sizes: dict[tuple[int, int], None] = {}
         self.checkpoints: dict[str, dict[str, Any]] = {}
+        self.adapters: dict[str, dict[str, Any]] = {}
+        self.sample_bytes = 0
+        """What the pictures and latents of one sample take at most."""
 
     def known(self) -> set[str]:
         """What a column may give."""
@@ -188,41 +198,57 @@ class Planner:
         self.given.update(name for one in found for name, value in one.changes.items() if value is not None)
         return found
 
-    def _note(self, plan: Any) -> None:
-        size = tuple(plan[-1].size)
+    def _note(self, plan: Sequence[PlannedStage]) -> None:
+        """Notes what a mould's samples come to."""
+        size = (plan[-1].size.width, plan[-1].size.height)
         if size not in self.sizes and len(self.sizes) < MAX_SIZES:
             self.sizes[size] = None
+        self.sample_bytes = max(self.sample_bytes, _bytes_most(plan, self._spec.keep))
         for item in plan:
-            one = item.checkpoint
-            if one.name not in self.checkpoints:
-                told = one.model_dump(
-                    include={"name", "repo", "build", "revision", "licence", "family"}, exclude_none=True
-                )
-                self.checkpoints[one.name] = {**told, "manifest": self._farm.catalog.lock(one).manifest}
+            self._weigh(self.checkpoints, item.checkpoint)
+            for name, _ in item.stage.adapters().values():
+                self._weigh(self.adapters, self._farm.catalog.adapters[name])
+
+    def _weigh(self, known: dict[str, dict[str, Any]], one: Weights) -> None:
+        """Notes which files weights are, and what the card says of them."""
+        if one.name not in known:
+            told = one.model_dump(include={"name", "repo", "build", "revision", "licence", "family"}, exclude_none=True)
+            known[one.name] = {**told, "manifest": self._farm.catalog.lock(one).manifest}
 
     def _read(self, row: Row) -> tuple[dict[str, Any], dict[str, str]]:
         """What a row gives, and its other columns as text."""
-        given, columns = dict[str, Any](), dict[str, str]()
+        given, columns, by = dict[str, Any](), dict[str, str](), dict[tuple[int, str], str]()
         for column, value in row.values.items():
             if column in self._spec.left_out:
                 continue
             target = self.target(column)
-            if target in self._on_axes:
-                self._check_axes(column)
             if target is None:
                 if self._spec.kept_columns:
                     columns[column] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            elif target in given:
-                raise wrong(column, f"gives {target}, as another column does already")
-            else:
-                given[target] = self._value(target, value)
+                continue
+            self._check_axes(column)
+            places = self._places_of(target)
+            if there := places & by.keys():
+                told = f"gives {target}, as the column {by[min(there)]} does already: leave one of them out"
+                raise wrong(column, f"{told} (--leave-out, left_out), or give each stage its own, 0.NAME and 1.NAME")
+            by |= dict.fromkeys(places, column)
+            given[target] = self._value(target, value)
         return given, columns
 
     def _check_axes(self, column: str) -> None:
         """Refuses a column that gives what an axis gives: one of them would be passed over."""
-        if (target := self.target(column)) in self._on_axes:
+        target = self.target(column)
+        if target is not None and self._places_of(target) & self._on_axes.keys():
             told = f"gives {target}, and so does an axis: take that away, or leave the column out"
             raise wrong(column, f"{told} (--leave-out, left_out)")
+
+    def _places_of(self, name: str) -> frozenset[tuple[int, str]]:
+        """The stages, from 0, whose field a name sets, with what that is called; stage -1 is the chain."""
+        if name not in self._places:
+            stages = [stage if isinstance(stage, Mapping) else {} for stage in self._spec.chain.get("stages") or ()]
+            of_chain = name in (*TEXTS, *CHAIN, "seed", "image")
+            self._places[name] = frozenset([(-1, name)] if of_chain else places_of(stages, name))
+        return self._places[name]
 
     def target(self, column: str) -> str | None:
         """What a column gives; None for one that goes into the samples as it is, or nowhere."""
@@ -302,6 +328,18 @@ class Planner:
             raise wrong("prompt", f"means {count * self._axes} samples, and a row means at most {self._spec.per_row}")
         for prompt, choices in made:
             yield self._checked("prompt", prompt), choices
+
+
+def _bytes_most(plan: Sequence[PlannedStage], keep: Sequence[str]) -> int:
+    """What a sample's picture and what is kept of earlier stages take at most: no compression leaves so much."""
+    found = 3 * prod(plan[-1].size)
+    for item in plan[:-1]:
+        if "base" in keep:
+            found += 3 * prod(item.size)
+        if "latents" in keep and item.emits is Medium.LATENTS:
+            cells = prod(-(-side // item.space.factor) for side in item.size)
+            found += 4 * item.space.channels * cells
+    return found
 
 
 def _parameters(chain: Mapping[str, Any]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from farm.named import Name
+from farm.sweep import Listed
 
 ImageFormat = Literal["png", "webp", "jpg"]
 Templates = Literal["off", "random", "all"]
@@ -37,7 +38,7 @@ class DatasetSpec(BaseModel):
         description="which column of the file gives what: `prompt`, `negative_prompt`, `seed`, `image`, a chain's or a "
         "stage's parameter (`1.strength`); a column of such a name is taken without being named here",
     )
-    sweep: list[dict[str, list[Any]]] = Field(
+    sweep: Listed = Field(
         default_factory=list, description="axes of every row, side by side within one, multiplied among each other"
     )
     templates: Templates = Field(

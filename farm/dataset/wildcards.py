@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,8 @@ MAX_FILES, MAX_LINES, MAX_FILE_BYTES, MAX_BYTES = 10_000, 1_000_000, 16 * 2**20,
 """Of one folder. Source: the largest collections that are shared have some thousand files and some 10 MB."""
 MAX_DEPTH = 32
 """How deep mappings may lie within each other."""
+MAX_FOUND = 16
+"""Patterns whose names are remembered: rows mostly have the same ones, and each may mean a million names."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Wildcards:
     lines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     known: dict[tuple[Any, ...], Any] = field(default_factory=dict, compare=False, repr=False)
     """What `prompts` made of them, so that it is made once."""
+    found: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
+    """The names that the last patterns meant."""
 
     @cached_property
     def digest(self) -> str:
@@ -44,10 +48,12 @@ class Wildcards:
         """The names that a pattern means, sorted: `*` is any part of a name without `/`, `**` any part."""
         if "*" not in pattern:
             return [pattern] if pattern in self.lines else []
-        parts = re.split(r"(\*\*/?|\*)", pattern)
-        signs = {"*": "[^/]*", "**": ".*", "**/": "(?:.*/)?"}
-        wanted = re.compile("".join(signs.get(part) or re.escape(part) for part in parts))
-        return sorted(name for name in self.lines if wanted.fullmatch(name))
+        if pattern not in self.found:
+            if len(self.found) >= MAX_FOUND:
+                self.found.clear()
+            is_meant = _matcher(pattern)
+            self.found[pattern] = sorted(name for name in self.lines if is_meant(name))
+        return self.found[pattern]
 
     @classmethod
     def read(cls, folder: Path) -> Wildcards:
@@ -74,6 +80,37 @@ class Wildcards:
                 if lines_in_all > MAX_LINES:
                     raise _bad(folder, f"more than {MAX_LINES:,} lines")
         return cls(found)
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """What says whether a pattern means a name; `**/` is any folders, or none.
+
+    No expression: those of `re` take exponential time for stars, and names and patterns are strangers'. This goes once
+    through the name, and knows at each sign how many signs of the pattern may have been read, as bits of a number.
+    """
+    signs: dict[str, int] = {}
+    stars = {"*": 0, "**": 0, "**/": 0}
+    end = 0
+    for part in re.split(r"(\*\*/?|\*)", pattern):
+        if part in stars:
+            stars[part] |= 1 << end
+        else:
+            for sign in part:
+                signs[sign] = signs.get(sign, 0) | 1 << end
+                end += 1
+    within, anywhere, folders = stars["*"] | stars["**"], stars["**"], stars["**/"]
+
+    def is_meant(name: str) -> bool:
+        read, below = 1, 0
+        for sign in name:
+            below |= read & folders
+            slash = sign == "/"
+            read = (read & signs.get(sign, 0)) << 1 | read & (anywhere if slash else within) | (below if slash else 0)
+            if not read and not below:
+                return False
+        return bool(read >> end & 1)
+
+    return is_meant
 
 
 def _bad(path: Path, why: str) -> InvalidJob:

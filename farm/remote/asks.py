@@ -19,7 +19,7 @@ from farm.errors import FieldError, InvalidJob, NotFound
 from farm.protocol import ChainSource, ImageSource
 from farm.remote.wire import Call, Steps, asked, get, part
 from farm.stage import STORED, Stage, kinds
-from farm.sweep import count_of
+from farm.sweep import count_of, listed
 
 OWN = ("negative_prompt", "seed", "fit", "exact", "reuse", "keep")
 """Fields of the chain itself beside the prompt; every other name is a stage's parameter."""
@@ -78,7 +78,7 @@ def chain_ask(chain: ChainSource, parameters: Mapping[str, Any]) -> Steps[tuple[
 def sweep_ask(sweep: Any, chain: Any) -> Steps[Any]:
     """A sweep with the images in it uploaded. A file's path is one where a stage of the chain takes an image there."""
     count_of(sweep)  # refuses what is none
-    sweep = yield from _stored(sweep, Path())
+    sweep = yield from _stored(listed(sweep), Path())
     files = {text for axis in sweep for values in axis.values() for text in values if _is_file(text)}
     if not files:
         return sweep

@@ -126,6 +126,9 @@ def test_bodies_that_are_no_json_are_refused(
         ({"sweep": [{"prompt": []}]}, "sweep.0", "invalid_field"),
         ({"sweep": [{"seed": list(range(200))}, {"strength": [0.5] * 200}]}, "count", "invalid_field"),
         ({"sweep": [{"nope": [1]}]}, "nope", "unknown_field"),
+        ({"sweep": [{"seed": "9..0"}]}, "sweep.0.seed", "invalid_field"),
+        ({"sweep": [{"seed": "0..10000"}]}, "sweep.0.seed", "invalid_field"),
+        ({"sweep": [{"seed": "0..199"}, {"strength": [0.5] * 200}]}, "count", "invalid_field"),
     ],
 )
 def test_wrong_fields_are_named_and_leave_no_trace(

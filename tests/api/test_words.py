@@ -109,6 +109,7 @@ def test_a_sweep_is_a_run_of_variants(site: Site, farm: AnyFarm) -> None:
     (kept,) = farm.run(chain={"seed": 12, "stages": [{"kind": "text2img"}]}, sweep=[{"prompt": ["a pear"]}])
     assert kept.seed == 12
     assert farm.dry_run("a pear", chain="txt", count=3, sweep=[{"guidance_scale": [2.0, 3.0]}]).count == 6
+    assert farm.dry_run("a pear", chain="txt", sweep=[{"seed": "0..9"}, {"guidance_scale": [2.0, 3.0]}]).count == 20
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ from farm.dataset import axes
 from farm.dataset.asking import Asked, Stopped, ask, carry_out, carry_out_apart, is_asked
 from farm.dataset.desk import Datasets
 from farm.dataset.drafts import Planned
-from farm.dataset.folder import Folder, read_sample
+from farm.dataset.folder import Folder, Plan, read_sample
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds
 from farm.dataset.planning import Refused, plan_rows
@@ -327,6 +332,82 @@ def test_the_card_tells_the_safety_policy_of_the_plan(stocked: Farm, tmp_path: P
     assert f"policy was `{then}`" in Datasets(farms[1]).card("some")
 
 
+def relocked(farm: Farm, tmp_path: Path, name: str) -> Farm:
+    """The same farm after other files of these weights were pulled."""
+    shutil.copytree(farm.settings.models_dir, tmp_path / "models")
+    found = Farm(farm.settings.model_copy(update={"models": tmp_path / "models"}))
+    path = found.catalog.lock_path({**found.catalog.checkpoints, **found.catalog.adapters}[name])
+    told = json.loads(path.read_text())
+    told["files"] = dict.fromkeys(told["files"], "0" * 64)
+    path.write_text(json.dumps(told))
+    return found
+
+
+def test_adapters_are_of_the_plan_as_checkpoints_are(stocked: Farm, tmp_path: Path) -> None:
+    # Given a plan of which only some rows have adapters
+    chain = {"stages": [{**CHAIN["stages"][0], "loras": [{"name": "tiny-lora"}]}]}
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a fig", "loras": [{"name": "tiny-lora-2"}]}\n{"prompt": "a pear", "loras": []}\n')
+    plan = planned(stocked, path, chain=chain).plan
+    assert [one["name"] for one in plan.adapters] == ["tiny-lora-2"]
+    assert set(plan.adapters[0]) == {"name", "build", "licence", "family", "manifest"}
+    # Then the card names them with their licence
+    assert "| tiny-lora-2 | built by workers.demo.tiny |" in Datasets(stocked).card("some")
+    # When they are other files by now, Then nothing is made with them
+    farm, changes = relocked(stocked, tmp_path, "tiny-lora-2"), {"loras": [{"name": "tiny-lora-2"}]}
+    assert Moulds(stocked, plan.spec, plan=plan).of(changes)
+    with pytest.raises(Conflict, match="the adapter tiny-lora-2 is not the one"):
+        Moulds(farm, plan.spec, plan=plan).of(changes)
+    assert Moulds(farm, plan.spec, plan=plan).of({"loras": []})
+    # And of a plan that an earlier build made, which names none, nothing is said
+    assert Moulds(farm, plan.spec, plan=earlier(plan)).of(changes)
+    # And asked for once more it is the same one
+    folder = Folder(stocked.store, "some")
+    folder.write("plan.json", earlier(plan).model_dump_json(exclude_unset=True).encode())
+    assert not planned(stocked, path, chain=chain).fresh
+
+
+def earlier(plan: Plan) -> Plan:
+    """A plan as builds wrote it that knew nothing of adapters, sizes in bytes, and policies."""
+    return Plan.model_validate_json(plan.model_dump_json(exclude={"adapters", "sample_bytes", "safety"}))
+
+
+@pytest.mark.parametrize(("then", "now"), [("off", "refuse"), ("refuse", "off"), ("tag", "blur")])
+def test_under_another_policy_nothing_is_made(stocked: Farm, tmp_path: Path, then: str, now: str) -> None:
+    # Given what was planned under one policy
+    given = {"safety_checker": "tiny-lax"}
+    before, after = (Farm(stocked.settings.model_copy(update={**given, "safety": policy})) for policy in (then, now))
+    plan = planned(before, table(tmp_path / "a.csv", "prompt", "a fig")).plan
+    (sample,) = Folder(stocked.store, "some").samples(0)
+    assert Moulds(before, plan.spec, plan=plan).job(sample, 0, 50, 1.0)
+    # When the farm has another one, Then what the card says of it would not be true
+    with pytest.raises(Conflict, match=f"is {now}, and the dataset was planned under {then}") as caught:
+        Moulds(after, plan.spec, plan=plan).job(sample, 0, 50, 1.0)
+    assert f"FARM_SAFETY={then}" in caught.value.hint
+    assert Moulds(after, plan.spec, plan=earlier(plan)).job(sample, 0, 50, 1.0)
+
+
+def test_the_largest_of_many_sizes_and_what_is_kept_count(stocked: Farm, tmp_path: Path) -> None:
+    # Given rows of more sizes than a plan tells, of which the last one is the largest
+    sides = [8 * number for number in range(8, 20)]
+    rows = [f"a fig,{width},{height}" for width in sides for height in sides]
+    path = table(tmp_path / "a.csv", "prompt,width,height", *rows)
+    # When
+    found = planned(stocked, path, store=False)
+    # Then
+    assert (len(found.plan.sizes), found.size_bytes_most) == (100, len(rows) * 3 * 152 * 152)
+    # And kept pictures and latents count, as they are stored
+    one = table(tmp_path / "b.csv", "prompt,width,height", "a fig,128,128")
+    space = stocked.catalog.spaces["tiny"]
+    latents = 4 * space.channels * (128 // space.factor) ** 2
+    for keep, most in ((("base",), 6 * 128 * 128), (("latents",), 3 * 128 * 128 + latents)):
+        assert planned(stocked, one, store=False, keep=keep).size_bytes_most == most
+    # And what an earlier build planned is told as it was
+    assert replace(found, plan=earlier(found.plan)).size_bytes_most == len(rows) * max(
+        3 * width * height for width, height in found.plan.sizes
+    )
+
+
 def test_a_dry_run_stores_nothing(stocked: Farm, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(picture())
     path = table(tmp_path / "a.csv", "prompt,image", "a fig,one.png")
@@ -372,6 +453,23 @@ def test_an_image_that_is_none_is_told_by_row(stocked: Farm, tmp_path: Path, cel
     (wrong,) = caught.value.rows
     assert (wrong.row, wrong.column) == (1, "image")
     assert wrong.code in ("bad_image", "bad_file")
+
+
+def test_no_file_elsewhere_is_read_as_an_image(stocked: Farm, tmp_path: Path) -> None:
+    # Given a table, pictures in its folder, and one that lies elsewhere, also by a link
+    beside, elsewhere = tmp_path / "table", tmp_path / "mine.png"
+    (beside / "more").mkdir(parents=True)
+    for path in (elsewhere, beside / "a.png", beside / "more" / "b.png"):
+        path.write_bytes(picture())
+    (beside / "link.png").symlink_to(elsewhere)
+    # When, Then
+    for cell in ("../mine.png", str(elsewhere), "more/../../mine.png", "link.png"):
+        with pytest.raises(Refused) as caught:
+            planned(stocked, table(beside / "a.csv", "prompt,image", f"a,{cell}"), chain=REDRAW, store=False)
+        (told,) = caught.value.rows
+        assert (told.column, told.code, "outside of the table's folder" in told.message) == ("image", "bad_image", True)
+    for cell in ("a.png", "more/b.png", "more/../a.png", str(beside / "a.png")):
+        assert planned(stocked, table(beside / "a.csv", "prompt,image", f"a,{cell}"), chain=REDRAW, store=False)
 
 
 def test_a_chain_that_needs_an_image_says_so_of_rows_without(stocked: Farm, tmp_path: Path) -> None:
@@ -512,6 +610,8 @@ def test_an_image_is_the_rows_and_none_is_missing_before(farm: Farm, tmp_path: P
         ([{"steps": [2, 3]}, {"steps": [4]}], "sweep"), ([{"steps": [2, 2]}], "sweep"),
         ([{"steps": [2, 3]}, {"num_inference_steps": [4, 5]}], "sweep"),
         ([{"seed": [1, 2]}], "seed"), ([{"num_inference_steps": [2]}], "steps"), ([{"prompt": ["a"]}], "prompt"),
+        ([{"1.num_inference_steps": [2]}], "steps"), ([{"1.strength": [0.5]}, {"strength": [0.6]}], "sweep"),
+        ([{"1.strength": [0.5], "strength": [0.6]}], "sweep"), ([{"0.width": [64]}, {"width": [72]}], "sweep"),
     ],
 )  # fmt: skip
 def test_nothing_that_was_given_is_passed_over(stocked: Farm, tmp_path: Path, sweep: Any, loc: str) -> None:
@@ -530,6 +630,48 @@ def test_nothing_that_was_given_is_passed_over(stocked: Farm, tmp_path: Path, sw
     if loc != "sweep":
         asked = {"sweep": sweep, "left_out": (loc,), "chain_fields": {"prompt": "a plum"}}
         assert planned(stocked, path, store=False, **asked).plan.samples == len(next(iter(sweep[0].values())))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1.steps", "steps"), ("steps", "num_inference_steps"), ("0.width", "width"), ("strength", "1.strength")],
+)
+def test_what_two_columns_give_at_once_is_refused_by_row(farm: Farm, tmp_path: Path, first: str, second: str) -> None:
+    # Given rows that give one field twice, by two names of it, and others that give it once
+    one = "1" if "strength" in first else "4"
+    path = table(
+        tmp_path / "a.csv",
+        f"prompt,{first},{second}", f"a fig,{one},{one}", f"a plum,{one},", f"a pear,,{one}", "a lime,,",
+    )  # fmt: skip
+    # When, Then the first ones alone are wrong, and told by the second column
+    with pytest.raises(Refused) as caught:
+        planned(farm, table(tmp_path / "b.csv", *path.read_text().splitlines()[:2]), store=False)
+    assert [(one.row, one.column, "0.NAME and 1.NAME" in one.message) for one in caught.value.rows] == [
+        (1, second, True)
+    ]
+    if "width" not in first:
+        found = planned(farm, path, store=False, partial=True)
+        assert [one.prompt for one in found.first] == ["a plum", "a pear", "a lime"]
+        assert set(found.first[0].changes) == {first}
+        # And each stage may have its own
+        both = table(tmp_path / "c.csv", "prompt,0.steps,1.num_inference_steps,1.prompt", "a fig,3,4,a red fig")
+        assert planned(farm, both, store=False).first[0].changes == {
+            "0.steps": 3, "1.num_inference_steps": 4, "1.prompt": "a red fig"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "column"),
+    [
+        ("1.steps", "0", "1.steps"), ("0.steps,1.num_inference_steps", "3,0", "1.num_inference_steps"),
+        ("0.num_inference_steps,1.steps", "3,0", "1.steps"), ("0.steps,1.steps", "0,3", "0.steps"),
+        ("0.vae,1.vae", "none,", "0.vae"), ("steps,0.loras", '3,"[{""adapter"": 7}]"', "0.loras"),
+    ],
+)  # fmt: skip
+def test_a_stages_own_column_is_told(farm: Farm, tmp_path: Path, header: str, cells: str, column: str) -> None:
+    with pytest.raises(Refused) as caught:
+        planned(farm, table(tmp_path / "a.csv", f"prompt,{header}", f"a fig,{cells}"), store=False)
+    assert {one.column for one in caught.value.rows} == {column}, caught.value.rows
 
 
 def test_a_table_of_pandas_is_read_as_it_was_meant(stocked: Farm, tmp_path: Path) -> None:
@@ -687,19 +829,82 @@ def test_a_planner_ends_when_its_dataset_is_deleted(
     monkeypatch.setenv("FARM_MODELS", str(stocked.settings.models_dir))
     path = table(tmp_path / "a.csv", "prompt", *(f"a fig, number {number}" for number in range(1_000_000)))
     ask(stocked, wish(stocked, path, "ada"))
-    folder = Folder(stocked.store, "some")
-    with ThreadPoolExecutor(1) as pool:
-        planner = pool.submit(carry_out_apart, stocked, "some", lambda: False)
+    folder, seats = Folder(stocked.store, "some"), Seats(stocked.settings)
+    with seats.held():
+        Planning(stocked.settings, seats, threading.Event()).begin("some")
         until(lambda: folder.names("progress.json"), 120, "rows to be read")
         # When
-        Datasets(stocked).rm("some")
+        Datasets(stocked).rm("some", 30)
         # Then
-        planner.result(30)
-    assert [name for name in folder.names("") if not name.startswith("plan/")] == []
+        assert folder.names("") == []
     # And a server that is away, or an end of this process, is no try
     ask(stocked, wish(stocked, path, "ada"))
     carry_out_apart(stocked, "some", lambda: True)
     assert json.loads(folder.read("tries.json") or b"") == 0
+
+
+@pytest.mark.parametrize("asked_anew", [False, True])
+def test_what_is_being_planned_can_be_deleted(stocked: Farm, tmp_path: Path, asked_anew: bool) -> None:
+    # Given a planner that has the dataset's seat until nobody asks for it any more, and another one who asks then
+    mine = wish(stocked, table(tmp_path / "a.csv", "prompt", "a fig"), "ada")
+    theirs = wish(stocked, table(tmp_path / "b.csv", "prompt", "a pear"), "bob")
+    folder, seats = Folder(stocked.store, "some"), Seats(stocked.settings)
+    ask(stocked, mine)
+    folder.write("plan/0/00000.jsonl.gz", b"some of its samples")
+
+    def plans() -> None:
+        until(lambda: folder.read("asked.json") is None, 30, "the wish to be deleted")
+        if asked_anew:
+            ask(stocked, theirs)
+        seats.leave("some")
+
+    with seats.held(), ThreadPoolExecutor(1) as pool:
+        assert seats.take("some")
+        planner = pool.submit(plans)
+        # When
+        Datasets(stocked).rm("some")
+        planner.result(30)
+    # Then all of it is gone, and nothing of another's
+    assert folder.names("") == ["asked.json"][: int(asked_anew)]
+    if asked_anew:
+        assert Datasets(stocked).owner("some") == "bob"
+
+
+STALLS = """
+import re
+from farm.dataset import asking, samples
+asking.STALLED_S = 2.0
+samples.Planner.samples = lambda *_: re.fullmatch("(a*)*b", "a" * 60)
+asking.main()
+"""
+"""A planner whose first row takes for ever, in a call that lets no other thread run."""
+
+
+def test_a_planner_that_comes_no_further_is_ended_and_its_file_refused(
+    stocked: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given
+    def run(settings: Settings, name: str, stop: Callable[[], bool]) -> int:
+        env = {**os.environ, **environment(settings), "FARM_MODELS": str(settings.models_dir)}
+        words = [sys.executable, "-c", STALLS, name, "--parent", str(os.getpid())]
+        return subprocess.run(words, env=env, timeout=120).returncode
+
+    monkeypatch.setattr("farm.dataset.asking._run", run)
+    ask(stocked, wish(stocked, table(tmp_path / "a.csv", "prompt", "a fig"), "ada"))
+    # When it is planned once
+    carry_out_apart(stocked, "some", lambda: False)
+    # Then
+    refused = Datasets(stocked).status("some").refused
+    assert refused is not None
+    assert (refused["code"], "of the processor" in refused["message"]) == ("bad_file", True)
+
+
+def test_each_row_is_a_sign_of_life(farm: Farm, tmp_path: Path) -> None:
+    spec, read = DatasetSpec(name="some", chain=CHAIN), list[int]()
+    planner = Planner(farm, spec, Wildcards(), no_picture, text=False)
+    given = [Row(number, {"prompt": "a fig" if number != 2 else 7}) for number in (1, 2, 3)]
+    plan_rows(planner, spec, given, tmp_path, {}, partial=True, progress=read.append)
+    assert read == [1, 2, 3]
 
 
 def test_one_slow_answer_does_not_end_a_planning(stocked: Farm, tmp_path: Path) -> None:

@@ -170,6 +170,40 @@ def test_a_wildcard_that_is_not_there_is_told_with_one_that_is() -> None:
     assert caught.value.hint == "there is __colour__"
 
 
+NAMED: dict[str, list[str]] = {
+    "cat*": ["cat", "cats"],
+    "*t": ["cat"],
+    "*": ["cat", "cats", "x.y"],
+    "cat/*": ["cat/big", "cat/small"],
+    "cat/**": ["cat/big", "cat/far/wild", "cat/small"],
+    "**": ["cat", "cat/big", "cat/far/wild", "cat/small", "cats", "far/wild", "x.y"],
+    "**/wild": ["cat/far/wild", "far/wild"],
+    "cat/**/*l*": ["cat/far/wild", "cat/small"],
+    "**ll": ["cat/small"],
+    "*/*": ["cat/big", "cat/small", "far/wild"],
+    "x?y*": [],
+    "c*a*t*": ["cat", "cats"],
+    "c*t*": ["cat", "cats"],
+    "***a**l*": ["cat/far/wild", "cat/small", "far/wild"],
+}
+
+
+@pytest.mark.parametrize("pattern", NAMED)
+def test_a_pattern_means_these_wildcards(pattern: str) -> None:
+    names = ("cats", "cat", "cat/big", "cat/small", "cat/far/wild", "far/wild", "x.y")
+    assert Wildcards(dict.fromkeys(names, ("x",))).matching(pattern) == NAMED[pattern]
+
+
+def test_a_pattern_of_many_stars_is_looked_up_at_once() -> None:
+    # Given a name and patterns which an expression goes back and forth in for hours
+    wildcards, began = Wildcards({"a" * 120: ("x",)}), time.monotonic()
+    # When, Then
+    for pattern in ("a*" * 6 + "b", "**a" * 6 + "b", "a**/" * 6 + "b"):
+        with pytest.raises(InvalidJob, match="there is no wildcard"):
+            Template.parse(f"__{pattern}__", wildcards)
+    assert time.monotonic() - began < 5
+
+
 def test_the_choices_of_a_prompt_are_its_outermost_options() -> None:
     # Given a template with options in options, a wildcard and a variable of one choice
     template = Template.parse("${c=!{red|blue}}a {big {cat|dog}|${c} hen} and __cat/big__ {2$$ $$x|y}", WILDCARDS)

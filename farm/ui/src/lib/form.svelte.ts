@@ -150,13 +150,13 @@ export function sweepOf(axes: Axis[], cards: Card[]): Record<string, unknown[]>[
   });
 }
 
-/** An axis' values: separated by commas or, in texts, by lines; `5-9:2` is a range. */
+/** An axis' values: separated by commas or, in texts, by lines; `5..9:2` is a range, or `5-9:2`. */
 export function valuesOf(axis: Axis): unknown[] {
   const texts = (axis.field.endsWith("prompt") ? axis.values.split("\n") : axis.values.split(","))
     .map((text) => text.trim())
     .filter(Boolean);
   return texts.flatMap((text): unknown[] => {
-    const range = /^(-?\d+(?:\.\d+)?)\s*-\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
+    const range = /^(-?\d+(?:\.\d+)?)\s*(?:-|\.\.)\s*(-?\d+(?:\.\d+)?)(?::(\d+(?:\.\d+)?))?$/.exec(text);
     if (range && !axis.field.endsWith("prompt")) {
       const [from, to, step] = [Number(range[1]), Number(range[2]), Number(range[3] ?? 1)];
       // One more than may be: that it is too many is the farm's to say.
