@@ -81,5 +81,5 @@ def reaching(purpose: str) -> Iterator[None]:
         }.get(status or 0, "")
         raise Unavailable(f"the store refused to {purpose}: {code or status}", hint=hint) from error
     except BotoCoreError as error:
-        hint = "is the farm up? If its store is another one, check AWS_ENDPOINT_URL_S3, AWS_REGION and the credentials"
+        hint = "start `farm up`, or check AWS_ENDPOINT_URL_S3, AWS_REGION and the credentials"
         raise Unavailable(f"the store could not {purpose}: {type(error).__name__}", hint=hint) from error

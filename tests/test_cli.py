@@ -469,7 +469,11 @@ def test_doctor_with_nothing_running(run: Run, monkeypatch: pytest.MonkeyPatch) 
     # Then the needed parts are broken, each with a remedy, and no secret is told
     assert found.status == 1
     assert "error: needed, but broken: redis, s3" in found.err
-    for remedy in ("redis: start `farm up`", "s3: check AWS_ENDPOINT_URL_S3", "farm models pull tiny tiny-x2 tiny-x4"):
+    for remedy in (
+        "redis: start `farm up`",
+        "s3: start `farm up`, or check AWS_ENDPOINT_URL_S3",
+        "farm models pull tiny tiny-x2 tiny-x4",
+    ):
         assert remedy in found.out
     assert "secret-word" not in found.out + found.err
 

@@ -12,7 +12,6 @@ import typer
 
 from farm.cli.outcome import Outcome, usage
 from farm.cli.wait import wait
-from farm.sweep import RANGE
 
 if TYPE_CHECKING:
     from farm.protocol import AnyFarm, AnyJob
@@ -56,6 +55,9 @@ def axes(texts: Sequence[str]) -> list[dict[str, Any]]:
 
 def _axis(text: str) -> dict[str, Any]:
     """One axis: NAME=A,B,… with values as those of --set, NAME= and a JSON list or A..B, or a whole axis as JSON."""
+    # Here and not above: it imports pydantic, which takes longer than `farm --help` runs.
+    from farm.sweep import RANGE
+
     try:
         found = json.loads(text)
         return {str(name): values if isinstance(values, str) else list(values) for name, values in found.items()}

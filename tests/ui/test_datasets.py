@@ -149,7 +149,9 @@ def test_a_table_becomes_a_dataset(
     expect(bucket).to_contain_text(f"s3://{settings.bucket}/{settings.prefix}datasets/fruit/shards/*.tar")
     # And its card is read as it is
     page.get_by_role("button", name="Open the card").click()
-    expect(page.get_by_role("region", name="Card")).to_contain_text("# fruit")
+    card = page.get_by_role("region", name="Card")
+    expect(card).to_contain_text("# fruit")
+    until(lambda: (box := card.bounding_box()) and box["y"] < 300, 10, "the card to be in sight")
     page.get_by_role("button", name="Copy: WebDataset").click()
     expect(page.get_by_text(re.compile("is copied|are selected"))).to_be_visible()
     page.screenshot(path=shots / "done.png", full_page=True)
