@@ -151,7 +151,7 @@ def test_a_table_becomes_a_dataset(
     page.get_by_role("button", name="Open the card").click()
     card = page.get_by_role("region", name="Card")
     expect(card).to_contain_text("# fruit")
-    until(lambda: (box := card.bounding_box()) and box["y"] < 300, 10, "the card to be in sight")
+    expect(card).to_be_in_viewport(ratio=0.9)
     page.get_by_role("button", name="Copy: WebDataset").click()
     expect(page.get_by_text(re.compile("is copied|are selected"))).to_be_visible()
     page.screenshot(path=shots / "done.png", full_page=True)
@@ -321,10 +321,11 @@ def test_what_is_wrong_with_all_rows_is_told_once(feeder: FeederProcess, watched
     expect(page.get_by_role("link", name="alike")).to_have_count(0)
 
 
-def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Watched) -> None:
+def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, feeder: FeederProcess, watched: Watched) -> None:
     page = watched.page
     # Given a dataset that is to run, and nobody who feeds it
     desk = Datasets(dashboard.rig.farm)
+    feeder.stop()
     form(page)
     drop(page, ("lonely.csv", "prompt\na\n"))
     expect(page.get_by_role("region", name="First rows", exact=True)).to_be_visible()
@@ -332,11 +333,9 @@ def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Wa
     # Then that is said, and what helps
     expect(page.get_by_text("nobody feeds datasets")).to_be_visible()
     expect(page.get_by_text("farm dataset feed")).to_be_visible()
-    process = FeederProcess(dashboard.rig).start()
-    try:
-        expect(page.get_by_text("Nothing runs until you start it.")).to_be_visible()
-    finally:
-        process.stop()
+    feeder.start()
+    expect(page.get_by_text("Nothing runs until you start it.")).to_be_visible()
+    feeder.stop()
     # And so of one that is to run, there and on the list
     page.get_by_role("button", name="Start").click()
     expect(page.get_by_text("It waits for a feeder. If that lasts, nobody feeds datasets")).to_be_visible()
@@ -345,6 +344,7 @@ def test_it_is_said_when_nobody_feeds_datasets(dashboard: Dashboard, watched: Wa
     desk.pause("lonely")
     desk.rm("lonely")
     until(lambda: all(one.name != "lonely" for one in desk.ls()), 20)
+    feeder.start()
 
 
 @pytest.mark.parametrize(("rate", "told"), [(0.04, "2.4 images/min"), (0.1, "0.1 images/s"), (12.3, "12.3 images/s")])
