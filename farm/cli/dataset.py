@@ -302,7 +302,7 @@ def _counting() -> Iterator[Any]:
 
     def counted(rows: int) -> None:
         nonlocal shown
-        if not is_plain(sys.stderr) and rows % 5000 == 0:
+        if rows % 5000 == 0 and not is_plain(sys.stderr):
             sys.stderr.write(f"\r{rows:,} rows")
             sys.stderr.flush()
             shown = True
