@@ -25,7 +25,7 @@ WEIGHTS = ("ckpt_name", "unet_name", "lora_name")
 """Inputs of a node that loads weights, which name their file."""
 SETTINGS = ("seed", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "denoise", "guidance")
 """Inputs that set a sampler, its own or those of a node before it."""
-LED = re.compile(r"(model|guider|positive|negative|conditioning|sampler|sigmas|noise)\w*")
+GUIDING = re.compile(r"(model|guider|positive|negative|conditioning|sampler|sigmas|noise)\w*")
 """Inputs by which nodes work on how a sampler draws."""
 MAX_NODES = 5000
 """Nodes of one graph; real ones have hundreds."""
@@ -82,7 +82,9 @@ def drawn(nodes: Mapping[str, Node]) -> Drawn | None:
             if (name := _value(nodes, node["inputs"].get("lora_name")))
         ],
         samplers=len(samplers),
-        passed=list(dict.fromkeys(node["class_type"] for node in _walk(nodes, first, LED.fullmatch) if _passed(node))),
+        passed=list(
+            dict.fromkeys(node["class_type"] for node in _walk(nodes, first, GUIDING.fullmatch) if _passed(node))
+        ),
         size=_size(nodes, first),
     )
 
@@ -93,7 +95,7 @@ def _is_node(node: Any) -> bool:
 
 def _passed(node: Node) -> bool:
     """Whether a node does something by what it is told, of which nothing is read."""
-    told = {name for name in node["inputs"] if name not in STARTS and not LED.fullmatch(name)}
+    told = {name for name in node["inputs"] if name not in STARTS and not GUIDING.fullmatch(name)}
     return bool(told) and told.isdisjoint((*SETTINGS, *TEXTS, *VALUES, *WEIGHTS))
 
 

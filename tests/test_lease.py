@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from workers.lease import Cancelled, Drain, Drained, Lease, Lost
 def settings(valkey: Valkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("FARM_LIMIT_STEP_S", "0.3")
     return Settings.load(redis_url=valkey.url, data=tmp_path, lease_s=0.6)
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    ledger = Ledger(settings)
-    yield ledger
-    ledger.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,6 @@ from workers.preview import MAX_BYTES, SIDE, Screen, colours, fit, scaled, views
 
 RED_AND_GREEN = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0, 0, 0], [0, 0, 0], [-1.0, -1.0, -1.0]]
 """A projection of four channels: the first is red, the second green, and nothing is black."""
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
 
 
 def claims_of(ledger: Ledger, count: int, *lanes: Lane) -> list[Claim]:

@@ -39,13 +39,6 @@ def settings(valkey: Valkey, s3: dict[str, str], tmp_path: Path) -> Iterator[Set
         yield found
 
 
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[Ledger]:
-    ledger = Ledger(settings)
-    yield ledger
-    ledger.close()
-
-
 Make = Callable[..., Spool]
 
 

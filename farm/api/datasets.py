@@ -18,7 +18,8 @@ from farm.api.desk import Desk, desk_of
 from farm.api.door import Door, Reader, Submitter
 from farm.api.views import BASE
 from farm.dataset.desk import Datasets
-from farm.dataset.folder import Folder, Plan, datasets
+from farm.dataset.folder import Folder, datasets
+from farm.dataset.plans import Plan
 from farm.dataset.status import Status
 from farm.errors import Conflict, NotFound
 from farm.named import NAME

@@ -27,9 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.client import Farm
 from farm.dataset.desk import Datasets
-from farm.dataset.folder import Folder, unlike
+from farm.dataset.folder import Folder
 from farm.dataset.peeking import MEMORY_BYTES
 from farm.dataset.planning import Refused
+from farm.dataset.plans import unlike
 from farm.dataset.sources import bad_file, source_of
 from farm.dataset.spec import DatasetSpec
 from farm.dataset.wildcards import Wildcards

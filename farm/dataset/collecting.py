@@ -15,8 +15,8 @@ from typing import Protocol
 from farm.dataset.card import About, Figures, Licensed, card, promise
 from farm.dataset.choosing import ExportSpec
 from farm.dataset.exporting import Exported, export
-from farm.dataset.folder import Plan
 from farm.dataset.forms import Layout, Tars
+from farm.dataset.plans import Plan
 from farm.dataset.sharding import schema
 from farm.dataset.shelves import Shards, Target, TargetBucket, TargetFolder
 from farm.dataset.spec import Sample

@@ -22,8 +22,9 @@ from farm.dataset.collecting import card_of, exported, verified
 from farm.dataset.drafts import Drafts
 from farm.dataset.exporting import Exported
 from farm.dataset.feeding import RESTED
-from farm.dataset.folder import Folder, Plan, datasets
+from farm.dataset.folder import Folder, datasets
 from farm.dataset.moulds import run_of
+from farm.dataset.plans import Plan
 from farm.dataset.seats import ANY, Seats
 from farm.dataset.status import Status
 from farm.dataset.verifying import Report, still_wrong

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from farm.chain import Chain
 from farm.client import Farm
-from farm.dataset.folder import Folder, Plan, read_sample
+from farm.dataset.folder import Folder
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds
 from farm.dataset.planning import plan_rows
+from farm.dataset.plans import Plan, read_sample
 from farm.dataset.reading import header, rows
 from farm.dataset.samples import Planner
 from farm.dataset.sources import Source, digest

@@ -22,9 +22,10 @@ from typing import Any
 import structlog
 
 from farm.client import Farm
-from farm.dataset.folder import Folder, Plan
+from farm.dataset.folder import Folder
 from farm.dataset.metrics import show_open
 from farm.dataset.moulds import Moulds, run_of
+from farm.dataset.plans import Plan
 from farm.dataset.publishing import READERS, Publisher, Shard
 from farm.errors import Conflict, NotFound
 from farm.job import MAX_DEADLINE_S

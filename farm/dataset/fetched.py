@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from farm.dataset.folder import Plan, read_plan, read_samples
+from farm.dataset.plans import Plan, read_plan, read_samples
 from farm.dataset.scores import written
 from farm.dataset.shelves import ShardFolder
 from farm.dataset.spec import Sample

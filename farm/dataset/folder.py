@@ -6,30 +6,26 @@ names the others comes last: `plan.json` after the samples, `NNNNN_stats.json` a
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from farm.dataset.files import drop
-from farm.dataset.parameters import Kind
+from farm.dataset.plans import Plan, parsed, read_plan, read_samples, unlike
 from farm.dataset.scores import tar_of, written
 from farm.dataset.shelves import read_stats, read_table
 from farm.dataset.sources import BLOCK_BYTES, stored
-from farm.dataset.spec import DatasetSpec, Sample
+from farm.dataset.spec import Sample
 from farm.dataset.status import State
 from farm.errors import BadBlob, Conflict, FarmError, FieldError, InvalidJob, NotFound, Unavailable
-from farm.job import canonical
 from farm.s3 import reaching
 from farm.store import Store
 
@@ -40,54 +36,6 @@ STEER_TRIES = 20
 """So often an operator's wish is written again that another one came before."""
 WRITERS = 4
 """Threads that write the parts of a plan."""
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class Plan(BaseModel):
-    """What a dataset is: what was asked for, and what that came to. `digest` covers every sample of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    v: Literal[1] = 1
-    spec: DatasetSpec
-    owner: str = Field("", description="whose dataset it is, and whose its jobs are")
-    source: dict[str, Any] = Field(description="name, sha256 and size_bytes of the file")
-    rows: int = Field(description="rows that were taken")
-    rejected: int = Field(0, description="rows that were not")
-    samples: int
-    shards: int
-    columns: tuple[str, ...] = Field((), description="the file's columns that go into the samples")
-    parameters: dict[str, Kind] = Field(
-        default_factory=dict, description="what axes and columns gave the samples beside prompts and seed, and its kind"
-    )
-    sizes: tuple[tuple[int, int], ...] = Field((), description="[width, height] of the pictures, pixels")
-    checkpoints: tuple[dict[str, Any], ...] = Field((), description="name, source, revision and licence of each")
-    adapters: tuple[dict[str, Any], ...] = Field((), description="the same of each LoRA, ControlNet, VAE and so on")
-    sample_bytes: int | None = Field(None, description="what pictures and latents of one sample take at most, bytes")
-    digest: str = Field(description="SHA-256 (hex) over all samples")
-    safety: Literal["off", "tag", "blur", "refuse"] = Field("off", description="the farm's policy when it was planned")
-
-    @property
-    def identity(self) -> str:
-        """What tells this dataset from every other one of its name: 16 hex digits."""
-        told = f"{canonical(self.spec.model_dump(mode='json'))}\n{self.digest}"
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    def samples_of(self, number: int) -> int:
-        """How many samples shard `number` has."""
-        return min(self.spec.shard_samples, self.samples - number * self.spec.shard_samples)
-
-    def path_of(self, number: int) -> str:
-        """Where the samples of shard `number` lie: below the digest, for two who plan one name must not mix theirs."""
-        return f"{self._part}{number:05d}.jsonl.gz"
-
-    def is_of_others(self, path: str) -> bool:
-        """Whether samples lie there that are not this plan's."""
-        return path.startswith("plan/") and not path.startswith(self._part)
-
-    @property
-    def _part(self) -> str:
-        return f"plan/{self.digest[:16]}/"
 
 
 class Control(BaseModel):
@@ -241,7 +189,7 @@ class Folder:
     def control(self) -> Control:
         """What the operator wants of it."""
         data = self.read("control.json")
-        return Control() if data is None else _read(Control, data, f"what is wanted of {self.name!r}")
+        return Control() if data is None else parsed(Control, data, f"what is wanted of {self.name!r}")
 
     def steer(self, **changes: Any) -> Control:
         """Changes that; of two who change the same at a time the last one wins, and nothing else is lost.
@@ -253,7 +201,7 @@ class Folder:
         for _ in range(STEER_TRIES):
             self.plan()
             there = self.tagged("control.json")
-            before = Control() if there is None else _read(Control, there[0], f"what is wanted of {self.name!r}")
+            before = Control() if there is None else parsed(Control, there[0], f"what is wanted of {self.name!r}")
             control = Control.model_validate({**before.model_dump(), **changes})
             told = "control.json", control.model_dump_json().encode(), "application/json"
             if self.write_first(*told) if there is None else self.write_over(*told, there[1]):
@@ -358,35 +306,6 @@ class Folder:
             yield target
 
 
-def read_plan(data: bytes, name: str) -> Plan:
-    """The plan of the dataset `name` in what was written of it. Raises BadBlob."""
-    return _read(Plan, data, f"the plan of {name!r}")
-
-
-def read_samples(data: bytes, number: int) -> list[Sample]:
-    """The samples of shard `number` in what was written of them. Raises BadBlob."""
-    try:
-        return [read_sample(line) for line in gzip.decompress(data).splitlines()]
-    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError):
-        raise BadBlob(f"the plan of shard {number} cannot be read") from None
-
-
-def _read(kind: type[Model], data: bytes, what: str) -> Model:
-    """What lies in an object. Raises BadBlob where that is not what was written, or by another build."""
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError:
-        raise BadBlob(f"{what} cannot be read by this build") from None
-
-
-def unlike(there: DatasetSpec, spec: DatasetSpec, file: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """What tells the dataset that is there from one that is asked for; `file` and `other` are what each is made of."""
-    names = [name for name in DatasetSpec.model_fields if getattr(there, name) != getattr(spec, name)]
-    told = [f"of another file, {file['name']}"] if file != other else []
-    told += [f"with other {', '.join(names)}"] if names else []
-    return " and ".join(told)
-
-
 def _errors(error: FarmError) -> tuple[FieldError, ...]:
     return error.errors[:20] if isinstance(error, InvalidJob) else ()
 
@@ -402,37 +321,3 @@ def datasets(store: Store) -> list[str]:
     with reaching("list the datasets"):
         pages = store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket, Prefix=start, Delimiter="/")
         return sorted(one["Prefix"][len(start) : -1] for page in pages for one in page.get("CommonPrefixes", []))
-
-
-def write_sample(sample: Sample) -> str:
-    """A sample as a line of its shard's plan. What says nothing is left out."""
-    told: dict[str, Any] = {
-        "at": sample.place,
-        "row": sample.row,
-        "variant": sample.variant,
-        "prompt": sample.prompt,
-        "seed": sample.seed,
-    }
-    if sample.negative_prompt:
-        told["negative_prompt"] = sample.negative_prompt
-    if sample.changes:
-        told["changes"] = sample.changes
-    if sample.image:
-        told["image"] = [sample.image, *sample.image_size]
-    if sample.choices:
-        told["choices"] = sample.choices
-    if sample.columns:
-        told["columns"] = sample.columns
-    return canonical(told)
-
-
-def read_sample(line: bytes) -> Sample:
-    """The sample in a line of a plan."""
-    told = json.loads(line)
-    image = told.get("image") or ["", 0, 0]
-    return Sample(
-        place=(told["at"][0], told["at"][1]), row=told["row"], variant=told["variant"],
-        prompt=told["prompt"], negative_prompt=told.get("negative_prompt", ""), seed=told["seed"],
-        changes=told.get("changes", {}), image=image[0], image_size=(image[1], image[2]),
-        choices=tuple(told.get("choices", ())), columns=told.get("columns", {}),
-    )  # fmt: skip

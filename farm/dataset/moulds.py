@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
-from farm.dataset.folder import Plan
+from farm.dataset.plans import Plan
 from farm.dataset.spec import DatasetSpec, Sample, sample_id
 from farm.errors import Conflict
 from farm.inputs import Inputs

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from farm.dataset.axes import names_of
-from farm.dataset.folder import Plan, write_sample
 from farm.dataset.parameters import kinds_of
+from farm.dataset.plans import Plan, write_sample
 from farm.dataset.samples import Planner
 from farm.dataset.spec import MAX_SHARDS, DatasetSpec, Row, RowError, Sample
 from farm.errors import FieldError, InvalidJob

@@ -20,8 +20,9 @@ from typing import Any
 import structlog
 
 from farm.client import Farm
-from farm.dataset.folder import Folder, Plan
+from farm.dataset.folder import Folder
 from farm.dataset.metrics import count_shard
+from farm.dataset.plans import Plan
 from farm.dataset.sharding import ShardWriter, Written, write
 from farm.dataset.spec import Failed, Picture, Sample
 from farm.errors import BadBlob

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from farm.dataset.folder import Plan, read_plan, read_samples
+from farm.dataset.plans import Plan, read_plan, read_samples
 from farm.dataset.scores import tar_of
 from farm.dataset.shelves import read_table
 from farm.dataset.spec import Sample

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from farm.dataset.files import drop
-from farm.dataset.folder import Control, Folder, Plan
+from farm.dataset.folder import Control, Folder
 from farm.dataset.metrics import serve_metrics
+from farm.dataset.plans import Plan
 from farm.dataset.serve import feed
 from farm.dataset.shelves import TargetBucket
 from farm.dataset.spec import DatasetSpec

@@ -29,10 +29,11 @@ from farm.dataset import axes
 from farm.dataset.asking import Asked, Stopped, ask, carry_out, carry_out_apart, is_asked
 from farm.dataset.desk import Datasets
 from farm.dataset.drafts import Planned
-from farm.dataset.folder import Folder, Plan, read_sample
+from farm.dataset.folder import Folder
 from farm.dataset.images import Images
 from farm.dataset.moulds import Moulds
 from farm.dataset.planning import Refused, plan_rows
+from farm.dataset.plans import Plan, read_sample
 from farm.dataset.reading import rows
 from farm.dataset.samples import Planner
 from farm.dataset.seats import Seats

@@ -23,7 +23,8 @@ from farm.cli.collect import _scored
 from farm.cli.outcome import INTERRUPTED
 from farm.dataset.choosing import ExportSpec, choose
 from farm.dataset.fetched import NOTES, Fetched
-from farm.dataset.folder import Folder, Plan
+from farm.dataset.folder import Folder
+from farm.dataset.plans import Plan
 from farm.dataset.scores import made_by, tar_of
 from farm.dataset.sharding import file_facts
 from farm.dataset.spec import DatasetSpec

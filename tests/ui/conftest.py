@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
+from farm.client import Farm
+from farm.handle import JobHandle
 from farm.ledger import FAN
 from farm.scripts import Server
 from farm.tokens import Tokens
@@ -116,6 +118,14 @@ def watched(dashboard: Dashboard) -> Iterator[Watched]:
     yield found
     assert not found.trouble
     found.page.context.close()
+
+
+def four(farm: Farm, prompt: str) -> list[JobHandle]:
+    """Four done jobs; the last is the newest."""
+    run = list(farm.run(prompt, chain="txt", seed=1, count=4, steps=1))
+    for job in run:
+        job.wait(300)
+    return run
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
 from farm.handle import JobHandle
-from tests.ui.conftest import WAIT_MS, Dashboard
+from tests.ui.conftest import WAIT_MS, Dashboard, four
 
 expect.set_options(timeout=WAIT_MS)
 NONE = '{"status": 404, "code": "not_found", "detail": "there is no such job"}'
@@ -21,11 +21,7 @@ GO = "(path) => { history.pushState(null, '', path); dispatchEvent(new PopStateE
 
 @pytest.fixture(scope="module")
 def drawn(dashboard: Dashboard) -> list[JobHandle]:
-    """Four done jobs; the last is the newest."""
-    found = list(dashboard.rig.farm.run("a fig", chain="txt", seed=1, count=4, steps=1))
-    for job in found:
-        job.wait(300)
-    return found
+    return four(dashboard.rig.farm, "a fig")
 
 
 def tile(page: Page, prompt: str, seed: int) -> Locator:

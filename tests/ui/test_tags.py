@@ -11,7 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 from farm.handle import JobHandle
 from farm.tags import MOST
 from tests.e2e.rig import until
-from tests.ui.conftest import WAIT_MS, Dashboard, Watched
+from tests.ui.conftest import WAIT_MS, Dashboard, Watched, four
 from tests.ui.test_access import NARROW, PHONE, findings, settled
 
 expect.set_options(timeout=WAIT_MS)
@@ -19,11 +19,7 @@ expect.set_options(timeout=WAIT_MS)
 
 @pytest.fixture(scope="module")
 def drawn(dashboard: Dashboard) -> list[JobHandle]:
-    """Four done jobs; the last is the newest."""
-    run = list(dashboard.rig.farm.run("a pear", chain="txt", seed=1, count=4, steps=1))
-    for job in run:
-        job.wait(300)
-    return run
+    return four(dashboard.rig.farm, "a pear")
 
 
 @pytest.fixture

@@ -1,22 +1,12 @@
 // Does the page take keys of one character? Who speaks to the computer, or hits keys by accident, may not want them.
 
+import { keep, kept } from "./kept";
+
 const KEY = "farm.keys";
 
-function restore(): boolean {
-  try {
-    return localStorage.getItem(KEY) !== "off";
-  } catch {
-    return true; // the browser keeps nothing for this page
-  }
-}
-
-export const single = $state<{ on: boolean }>({ on: restore() });
+export const single = $state<{ on: boolean }>({ on: kept(KEY) !== "off" });
 
 export function take(on: boolean): void {
   single.on = on;
-  try {
-    localStorage.setItem(KEY, on ? "on" : "off");
-  } catch {
-    // It holds until the page is closed.
-  }
+  keep(KEY, on ? "on" : "off");
 }

@@ -1,24 +1,14 @@
 // Dark, light, or as the system has it?
 
+import { keep, kept } from "./kept";
+
 export type Theme = "system" | "dark" | "light";
 const KEY = "farm.theme";
 
-function restore(): Theme {
-  try {
-    const kept = localStorage.getItem(KEY);
-    return kept === "dark" || kept === "light" ? kept : "system";
-  } catch {
-    return "system"; // the browser keeps nothing for this page
-  }
-}
-
-export const theme = $state<{ chosen: Theme }>({ chosen: restore() });
+const before = kept(KEY);
+export const theme = $state<{ chosen: Theme }>({ chosen: before === "dark" || before === "light" ? before : "system" });
 
 export function choose(chosen: Theme): void {
   theme.chosen = chosen;
-  try {
-    localStorage.setItem(KEY, chosen);
-  } catch {
-    // It holds until the page is closed.
-  }
+  keep(KEY, chosen);
 }
