@@ -65,7 +65,7 @@ def drawn(dashboard: Dashboard) -> dict[str, str]:
         ("/sweeps", "**/api/v1/runs?*", "There is no run yet.", "2 jobs: a pear"),
         ("/sweeps?run={run}", "**/api/v1/runs/*", "There is no such run", "2 of 2 jobs ended"),
         ("/sweeps?run={run}", "**/api/v1/jobs?*", "The jobs of this run are deleted", "2 of 2 jobs ended"),
-        ("/sweeps?run=none", "**/api/v1/runs/*", "In the end", "There is no such run"),
+        ("/sweeps?run=none", "**/api/v1/runs/*", "The jobs of this run", "There is no such run"),
         ("/workers", "**/api/v1/workers", "No worker is there", "running|idle"),
         ("/datasets", "**/api/v1/datasets", "There is no dataset yet.", "There is no dataset yet."),
         ("/datasets/none", "**/api/v1/datasets/none", "No such dataset", "No such dataset"),
