@@ -107,7 +107,7 @@ def dashboard(rig: Rig, browser: Browser, slots: Sequence[str]) -> Iterator[Dash
         found = Dashboard(url, rig, Tokens(server), browser)
         yield found
         for context in found.contexts:
-            context.close()
+            shut(context)
     server.close()
 
 
@@ -117,7 +117,14 @@ def watched(dashboard: Dashboard) -> Iterator[Watched]:
     found = dashboard.open()
     yield found
     assert not found.trouble
-    found.page.context.close()
+    shut(found.page.context)
+
+
+def shut(context: BrowserContext) -> None:
+    """Closes its pages, also while they wait for an answer that a test is changing."""
+    for page in context.pages:
+        page.unroute_all(behavior="ignoreErrors")
+    context.close()
 
 
 def four(farm: Farm, prompt: str) -> list[JobHandle]:

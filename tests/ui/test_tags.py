@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from farm.handle import JobHandle
+from farm.ledger import Ledger
 from farm.tags import MOST
 from tests.e2e.rig import until
-from tests.ui.conftest import WAIT_MS, Dashboard, Watched, four
+from tests.ui.conftest import WAIT_MS, Dashboard, Watched, four, shut
 from tests.ui.test_access import NARROW, PHONE, findings, settled
 
 expect.set_options(timeout=WAIT_MS)
@@ -38,7 +41,7 @@ def gallery(dashboard: Dashboard, plain: list[JobHandle]) -> Iterator[Watched]:
     expect(tile(found.page, 4)).to_be_visible()
     yield found
     assert not found.trouble
-    found.page.context.close()
+    shut(found.page.context)
 
 
 def tile(page: Page, seed: int) -> Locator:
@@ -143,6 +146,30 @@ def test_what_is_looked_at_among_the_starred_can_have_its_star_back(gallery: Wat
     page.keyboard.press("Escape")
     expect(page.get_by_text("No picture is like that.")).to_be_visible()
     expect(tile(page, 1)).to_have_count(0)
+    until(lambda: plain[0].tags == (), 60)
+
+
+def test_a_change_is_made_where_the_page_is_left_at_once(
+    gallery: Watched, plain: list[JobHandle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a farm that takes its time
+    go, tag = threading.Event(), Ledger.tag
+
+    def late(ledger: Ledger, *how: Any) -> None:
+        assert go.wait(60)
+        tag(ledger, *how)
+
+    monkeypatch.setattr(Ledger, "tag", late)
+    page = gallery.page
+    # When two pictures are starred, and the page is left before the farm has answered for the first
+    for seed in (4, 3):
+        tile(page, seed).focus()
+        page.keyboard.press(".")
+        is_starred(page, seed, True)
+    page.goto("about:blank")
+    go.set()
+    # Then
+    until(lambda: [job.tags for job in plain] == [(), (), ("starred",), ("starred",)], 60)
 
 
 def test_picked_pictures_are_starred_and_tagged_together(gallery: Watched, plain: list[JobHandle]) -> None:
@@ -166,6 +193,7 @@ def test_picked_pictures_are_starred_and_tagged_together(gallery: Watched, plain
     tile(page, 4).focus()
     page.keyboard.press(".")
     is_starred(page, 2, True)
+    until(lambda: [job.tags for job in plain] == [(), *[("fruit", "starred")] * 3], 60)
     # And whoever deletes them is told of the stars
     bar.get_by_role("button", name="Delete").click()
     expect(page.get_by_role("dialog")).to_contain_text("3 of them are starred.")

@@ -5,6 +5,8 @@ import { where } from "./words";
 
 export const BASE = "/api/v1";
 const TRIES = 3;
+/** Characters of a call that is made also where the page is left at once: browsers take 64 KiB of such in all. */
+const SMALL = 4096;
 
 /** What a call failed of, in the API's words. `status` 0: the farm was not reached. */
 export class Refused extends Error {
@@ -53,11 +55,12 @@ export async function call<T>(method: Method, path: string, body?: unknown, key?
   if (key) headers["Idempotency-Key"] = key;
   if (method !== "GET" && door.csrf) headers["X-CSRF-Token"] = door.csrf;
   const sent = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
+  const keepalive = method !== "GET" && !(sent instanceof Blob) && (sent ?? "").length < SMALL;
   for (let left = method === "GET" || key ? TRIES : 1; ; ) {
     left -= 1;
     let refused: Refused;
     try {
-      const answer = await fetch(path.startsWith("/") ? path : `${BASE}/${path}`, { method, headers, body: sent });
+      const answer = await fetch(path.startsWith("/") ? path : `${BASE}/${path}`, { method, headers, body: sent, keepalive });
       if (answer.ok) return (answer.status === 204 ? undefined : await answer.json()) as T;
       refused = await refusal(answer);
     } catch (error) {

@@ -20,6 +20,10 @@ interface Change {
 const waiting = new SvelteMap<string, Change[]>();
 /** Each change waits for the one before: they come about in the order in which they were made. */
 let turn: Promise<unknown> = Promise.resolve();
+/** Has a change sent that waits for its turn. */
+const unsent = new Set<() => void>();
+// A page that is left hears no answer: what is shown as done has to be under way.
+addEventListener("pagehide", () => unsent.forEach((send) => send()));
 /** All tags that there are, as they were last asked for. */
 export const known = $state<{ tags: TagView[] }>({ tags: [] });
 
@@ -44,7 +48,13 @@ export async function lookUp(): Promise<void> {
 export async function retag(ids: string[], add: string[], remove: string[] = []): Promise<boolean> {
   const change = { add, remove };
   for (const id of ids) waiting.set(id, [...(waiting.get(id) ?? []), change]);
-  const sent = turn.then(() => (ids.length === 1 ? sendOne(ids[0]!, change) : sendAll(ids, change)));
+  let going: Promise<boolean> | undefined;
+  const send = () => {
+    unsent.delete(send);
+    return (going ??= ids.length === 1 ? sendOne(ids[0]!, change) : sendAll(ids, change));
+  };
+  unsent.add(send);
+  const sent = turn.then(send);
   turn = sent;
   const taken = await sent;
   for (const id of ids) {
