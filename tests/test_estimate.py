@@ -108,17 +108,19 @@ def test_more_work_takes_longer(ledger: Ledger, raw: redis.Redis) -> None:
     def worked(name: str, work: float) -> Submission:
         return replace(job(name), stages=(replace(job(name).stages[0], work=work),))
 
+    took = 0.0
     for name, work in (("a", 100.0), ("b", 300.0)):
         submit(ledger, worked(name, work))
         claim = take(ledger)
         age(raw, claim.exec, work / 10)
         done(ledger, claim)
+        took += took_s(raw, claim.exec)
     # When five times as much is asked for, then it takes five times as long, and its queue's mean is what it was
     submit(ledger, worked("large", 1000.0), worked("unknown", 0.0))
     serve(ledger, "w1")
-    assert eta_s(ledger.job("large")) == pytest.approx(100, abs=0.1)
+    assert eta_s(ledger.job("large")) == pytest.approx(took * 1000 / 400, abs=EXACT)
     mean = times(ledger)[0]
-    assert mean == pytest.approx(20, abs=0.1)
+    assert mean == pytest.approx(took / 2, abs=EXACT)
     assert eta_s(ledger.job("unknown")) == pytest.approx(2 * mean, abs=EXACT)
     # When the farm has only measured work that nobody told of, then nobody can tell, until the job itself runs
     raw.hdel(P + "times:q0", "work")

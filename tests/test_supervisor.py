@@ -1,12 +1,15 @@
-"""Who rings where work waits, and what becomes of the children of a dead supervisor?"""
+"""Who rings where work waits, what is a child judged by, and what becomes of those of a dead supervisor?"""
 
 from __future__ import annotations
 
 import os
+import selectors
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import redis
@@ -18,6 +21,7 @@ from farm.reconcile import reconciling
 from farm.settings import Settings
 from tests.e2e.rig import until
 from tests.test_ledger import job, serve, submit
+from workers.supervisor import Supervisor
 
 CHILD = """
 import signal, sys
@@ -80,6 +84,33 @@ def test_no_more_is_rung_than_workers_can_hear(settings: Settings) -> None:
         until(lambda: raw.llen(key) == 2, 30)
         rounds(raw, 5)
         assert raw.llen(key) == 2
+
+
+def test_a_child_is_heard_before_it_is_judged(settings: Settings) -> None:
+    # Given a child that reported in time, and a supervisor that got no turn until that time was over
+    supervisor = Supervisor(settings, "s", ["q0"])
+    (slot,) = supervisor.slots
+    slot.marks, child = os.pipe()
+    supervisor._selector.register(slot.marks, selectors.EVENT_READ, partial(supervisor._hear_marks, slot))
+    slot.process = subprocess.Popen(["sleep", "60"])
+    try:
+        os.write(child, b"step 60\n")
+        slot.deadline = time.monotonic() - 1
+        # When it looks after the child, Then it lives
+        supervisor._watch(slot)
+        assert (slot.phase, slot.killed_for) == ("step", "")
+        # And one that reported nothing more is killed
+        slot.deadline = time.monotonic() - 1
+        supervisor._watch(slot)
+        assert slot.process.wait(20) < 0
+        assert slot.killed_for == "no progress in phase step"
+    finally:
+        slot.process.kill()
+        slot.process.wait()
+        for end in (slot.marks, child):
+            os.close(end)
+        supervisor.broker.close()
+        supervisor.ledger.close()
 
 
 def test_a_child_ends_with_its_killed_supervisor() -> None:

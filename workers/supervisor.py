@@ -127,6 +127,10 @@ class Supervisor:
         elif slot.process.poll() is not None:
             self._bury(slot)
         elif now > slot.deadline:
+            # Where it was this process that got no turn, what the child reported still waits in its pipe.
+            self._listen(0)
+            if now <= slot.deadline:
+                return
             slot.killed_for = f"no progress in phase {slot.phase}"
             _log.error("child_stuck", worker=slot.name, phase=slot.phase)
             # Not waited for: one that the kernel cannot end must not keep the others from being watched.

@@ -22,6 +22,8 @@ from tests.conftest import TINY, Valkey, own_bucket, pause
 ALL = ("text2img.tiny", "img2img.tiny", "upscale_latent.tiny-x2", "upscale.tiny-x4")
 ALONE = (",".join(ALL),)
 """One child for all stages, where it does not matter who runs which: it starts in a quarter of the four's time."""
+START_S = 240
+"""What the start of workers may take: each is 8 s of CPU, which others want, too."""
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 
@@ -91,14 +93,18 @@ class Rig:
         return self.farm.ledger.workers()
 
     def ready(self, count: int = len(ALL)) -> list[WorkerRecord]:
-        """Waits until `count` workers are registered."""
-        return until(
-            lambda: len(found := self.workers()) >= count and found, what=f"{count} workers\n{self.logs()[-3000:]}"
-        )
+        """Waits until `count` workers are registered, while their supervisors live."""
+
+        def registered() -> list[WorkerRecord]:
+            assert any(process.poll() is None for process in self.supervisors), self.logs()[-3000:]
+            found = self.workers()
+            return found if len(found) >= count else []
+
+        return until(registered, START_S, f"{count} workers\n{self.logs()[-3000:]}")
 
     def pid(self, queue: str) -> int:
         """The process of the one live worker that serves `queue`."""
-        (found,) = [worker for worker in self.workers() if queue in worker.queues]
+        (found,) = until(lambda: [worker for worker in self.workers() if queue in worker.queues])
         return found.pid
 
     def logs(self) -> str:

@@ -239,7 +239,7 @@ def test_a_store_that_is_away_costs_no_attempt(rig: Rig, farm: Farm, tmp_path: P
     # Given a worker that reaches the store through a proxy, and a stage before it that is about to end
     endpoint = rig.env["AWS_ENDPOINT_URL_S3"]
     proxy, gate = Proxy(int(endpoint.rpartition(":")[2])), tmp_path / "gate"
-    added = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}", "FARM_LIMIT_UPLOAD_S": "1", **rig.plugin}
+    added = {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}", "FARM_LIMIT_UPLOAD_S": "5", **rig.plugin}
     behind = rig.supervise(["faulty.none2"], "behind", **added)
     rig.ready(3)
     first, second = chain(how="wait", gate=str(gate))["stages"]

@@ -230,7 +230,7 @@ def test_the_valkey_is_killed_and_comes_back(supervised: Rig, golden: dict[int, 
     pids = {worker.pid for worker in until(rig.workers)}
     assert pixels(jobs) == [golden[seed] for seed in SEEDS[:4]]
     committed_once(jobs)
-    assert pids <= {worker.pid for worker in rig.workers()}
+    until(lambda: pids <= {worker.pid for worker in rig.workers()})
 
 
 def test_a_killed_supervisor_takes_its_children_along(supervised: Rig, golden_slow: str) -> None:

@@ -65,7 +65,7 @@ def running(valkey: Valkey, s3: dict[str, str], folder: Path, producer: str, wor
     """A farm of two stages without torch, whose client and whose workers reach Redis by the URLs given."""
     redis.Redis.from_url(valkey.url).flushall()
     added = install(folder, STAGES, ["blank", "faulty"])
-    times = {"lease_s": 3.0, "deaf_s": 3.0, "drain_grace_s": 5.0}
+    times = {"lease_s": 3.0, "deaf_s": 10.0, "drain_grace_s": 5.0}
     settings = Settings.load(
         redis_url=producer,
         data=folder,
