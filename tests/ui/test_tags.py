@@ -7,17 +7,28 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import anyio.to_thread
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from farm.api.readings import Readings
 from farm.handle import JobHandle
 from farm.ledger import Ledger
+from farm.records import JobRecord
 from farm.tags import MOST
 from tests.e2e.rig import until
 from tests.ui.conftest import WAIT_MS, Dashboard, Watched, four, shut
 from tests.ui.test_access import NARROW, PHONE, findings, settled
 
 expect.set_options(timeout=WAIT_MS)
+SLOWER = "() => { const now = performance.now.bind(performance); performance.now = () => now() / 20; }"
+KEEP_PRESSED = """
+(star) => {
+  window.pressed = [];
+  const keep = () => window.pressed.push(star.getAttribute("aria-pressed"));
+  new MutationObserver(keep).observe(star, { attributeFilter: ["aria-pressed"] });
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +121,7 @@ def test_a_picture_is_starred_and_tagged_where_it_is_looked_at(
     field.press("Enter")
     expect(viewer.get_by_role("link", name="Birne")).to_be_visible()
     expect(field).to_have_value("")
+    until(lambda: plain[3].tags == ("starred", "fruit", "Birne"), 60)
     field.fill("two")
     page.keyboard.press(".")  # typed, no star
     expect(field).to_have_value("two.")
@@ -147,6 +159,38 @@ def test_what_is_looked_at_among_the_starred_can_have_its_star_back(gallery: Wat
     expect(page.get_by_text("No picture is like that.")).to_be_visible()
     expect(tile(page, 1)).to_have_count(0)
     until(lambda: plain[0].tags == (), 60)
+
+
+def test_what_was_told_before_a_change_does_not_undo_it(
+    gallery: Watched, plain: list[JobHandle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an event that is long on its way, and a page whose second lasts twenty
+    told, go, read = threading.Event(), threading.Event(), Readings.read
+
+    async def late(readings: Readings, *how: Any) -> list[JobRecord]:
+        found = await read(readings, *how)
+        if any("starred" in record.tags for record in found) and not told.is_set():
+            told.set()
+            assert await anyio.to_thread.run_sync(go.wait, 60)
+        return found
+
+    monkeypatch.setattr(Readings, "read", late)
+    page = gallery.page
+    page.evaluate(SLOWER)
+    star(page, 4).evaluate(KEEP_PRESSED)
+    tile(page, 4).focus()
+    # When a star is put on, and taken off before its event comes
+    page.keyboard.press(".")
+    is_starred(page, 4, True)
+    until(told.is_set, 60)
+    with page.expect_response(lambda one: one.url.endswith("/tags") and one.request.method == "PATCH"):
+        page.keyboard.press(".")
+    is_starred(page, 4, False)
+    go.set()
+    # Then it never comes back: what was told after it is shown
+    plain[0].tag(["starred"])
+    is_starred(page, 1, True)
+    assert page.evaluate("window.pressed") == ["true", "false"]
 
 
 def test_a_change_is_made_where_the_page_is_left_at_once(

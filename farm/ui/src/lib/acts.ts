@@ -1,7 +1,7 @@
 // What can be done with jobs and runs, from any view?
 
 import { call, part, post } from "./api";
-import { jobs } from "./live.svelte";
+import { answered } from "./live.svelte";
 import { tell, tried } from "./toast.svelte";
 import type { JobView, Snapshot, Steered } from "./types";
 import { many } from "./words";
@@ -13,7 +13,7 @@ const SAID: Record<Act, string> = { cancel: "cancelled", pause: "paused", resume
 /** Steers a job; what became of it is shown at once, without waiting for the event. */
 export async function steer(id: string, act: Act): Promise<boolean> {
   const found = await tried(post<JobView>(`jobs/${part(id)}/${act}`));
-  if (found) jobs.set(id, found);
+  if (found) answered(found);
   return !!found;
 }
 
@@ -28,7 +28,7 @@ export async function steerRun(run: string, act: Act): Promise<boolean> {
 export async function prioritise(id: string, priority: number): Promise<void> {
   const found = await tried(call<JobView>("PATCH", `jobs/${part(id)}`, { priority }));
   if (found) {
-    jobs.set(id, found);
+    answered(found);
     tell(found.position === 0 ? "It is next in line." : `Its priority is ${priority}.`);
   }
 }

@@ -1,7 +1,7 @@
 // How is what was drawn used once more, on the form, and how is that taken back?
 
 import { isAs, recall, refill, restoring, sizeOf, usePreset, useSize, useWritten, form, type Given, type Recalled } from "./form.svelte";
-import { offer } from "./offer.svelte";
+import { isKnown, offer } from "./offer.svelte";
 import { go } from "./route.svelte";
 import { tell, tried } from "./toast.svelte";
 import type { ChainSpec, JobView, RecalledView } from "./types";
@@ -17,6 +17,7 @@ export const recalledBy = (event: KeyboardEvent): Recalled | undefined =>
 
 /** Fills the form from a job, and goes there. */
 export async function useAgain(job: JobView, what: Recalled): Promise<void> {
+  if (!(await isKnown())) return;
   const size = what === "size" ? await tried(sizeOf(job)) : undefined;
   const undo = restoring();
   if (what !== "size") recall(job, what);

@@ -8,6 +8,8 @@ import { ended } from "./words";
 const BACK_MS = 2000;
 /** A page that is hidden for so long stops listening: a browser has six connections to a server for all its windows. */
 const HIDDEN_MS = 5000;
+/** So long a job is what a call that changed it has answered: an event of before may still come, one of after follows it. */
+const SETTLE_MS = 1000;
 /** So many are held before those that have ended, and that no view shows, are forgotten. */
 const FORGET = 50_000;
 
@@ -18,9 +20,12 @@ const heard = new Set<(snapshot: Snapshot) => void>();
 const shown = new Set<(id: string) => boolean>();
 let most = FORGET;
 
+/** Until when a job is what a call has answered, milliseconds of the page's life. */
+const settling = new Map<string, number>();
 let source: EventSource | null = null;
 let waiting = new Map<string, Snapshot>();
 let drawn = false;
+let later = 0;
 
 /** Has `listen` called with every snapshot; gives what ends that. */
 export function listen(hear: (snapshot: Snapshot) => void): () => void {
@@ -78,6 +83,7 @@ export function connect(last: string): () => void {
     close();
     line.open = false;
     jobs.clear();
+    settling.clear();
     waiting = new Map();
   };
 }
@@ -93,14 +99,23 @@ function take(snapshot: Snapshot): void {
   else requestAnimationFrame(draw);
 }
 
+/** Takes what a call that changed a job has answered. */
+export function answered(snapshot: Snapshot): void {
+  jobs.set(snapshot.id, snapshot);
+  settling.set(snapshot.id, performance.now() + SETTLE_MS);
+}
+
 function draw(): void {
   drawn = false;
-  const told = [...waiting.values()];
-  waiting.clear();
+  const now = performance.now();
+  const told = [...waiting.values()].filter(({ id }) => !(settling.get(id)! > now));
   for (const snapshot of told) {
+    waiting.delete(snapshot.id);
+    settling.delete(snapshot.id);
     jobs.set(snapshot.id, snapshot);
     for (const hear of heard) hear(snapshot);
   }
+  if (waiting.size) later ||= window.setTimeout(() => ((later = 0), draw()), SETTLE_MS);
   if (jobs.size <= most) return;
   for (const [id, job] of jobs) {
     if (jobs.size <= FORGET) break;

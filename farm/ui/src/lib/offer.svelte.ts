@@ -1,7 +1,7 @@
 // What can this farm draw: which stage kinds, chains, checkpoints and adapters?
 
 import { get, part, query, Refused } from "./api";
-import { tell } from "./toast.svelte";
+import { tell, tried } from "./toast.svelte";
 import type { AdapterView, CatalogView, ChainView, CheckpointView, KindView } from "./types";
 
 /** So much of a description stands in a menu. */
@@ -15,8 +15,18 @@ export const offer = $state<{
   known: boolean;
 }>({ kinds: {}, chains: [], checkpoints: [], adapters: [], known: false });
 
-/** Asks the farm anew. Throws Refused. */
-export async function look(): Promise<void> {
+let asking: Promise<void> | undefined;
+
+/** Asks the farm anew; who asks meanwhile waits for the same answer. Throws Refused. */
+export const look = (): Promise<void> => (asking ??= ask().finally(() => (asking = undefined)));
+
+/** Waits until it is known what the farm can draw; where it cannot be, that is told. */
+export async function isKnown(): Promise<boolean> {
+  if (!offer.known) await tried(look());
+  return offer.known;
+}
+
+async function ask(): Promise<void> {
   const [kinds, chains, catalog] = await Promise.all([
     get<KindView[]>("stages"),
     named(),

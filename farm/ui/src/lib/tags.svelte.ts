@@ -2,7 +2,7 @@
 
 import { SvelteMap } from "svelte/reactivity";
 import { call, get, part, post } from "./api";
-import { jobs } from "./live.svelte";
+import { answered, jobs } from "./live.svelte";
 import { tell, tried } from "./toast.svelte";
 import type { JobView, Snapshot, Tagged, TagView } from "./types";
 import { many } from "./words";
@@ -24,6 +24,7 @@ let turn: Promise<unknown> = Promise.resolve();
 const unsent = new Set<() => void>();
 // A page that is left hears no answer: what is shown as done has to be under way.
 addEventListener("pagehide", () => unsent.forEach((send) => send()));
+let [sent, seen] = [0, 0];
 /** All tags that there are, as they were last asked for. */
 export const known = $state<{ tags: TagView[] }>({ tags: [] });
 
@@ -40,8 +41,12 @@ export const isStarred = (job: Pick<Snapshot, "id" | "tags">): boolean => tagsOf
 
 /** Asks which tags there are. */
 export async function lookUp(): Promise<void> {
+  const turn = ++sent;
   const found = await get<TagView[]>("tags").catch(() => undefined);
-  if (found) known.tags = found;
+  // An answer that comes late is that of before.
+  if (!found || turn < seen) return;
+  seen = turn;
+  known.tags = found;
 }
 
 /** Changes the tags of jobs: shown at once, and undone where it is refused, which is told. Gives whether it was not. */
@@ -86,7 +91,7 @@ export function starsAmong(ids: string[]): string {
 
 async function sendOne(id: string, change: Change): Promise<boolean> {
   const found = await tried(call<JobView>("PATCH", `jobs/${part(id)}/tags`, change));
-  if (found) jobs.set(id, found);
+  if (found) answered(found);
   return !!found;
 }
 
@@ -102,7 +107,7 @@ async function sendAll(ids: string[], change: Change): Promise<boolean> {
     }
     for (const id of these) {
       const job = jobs.get(id);
-      if (job) jobs.set(id, { ...job, tags: after(job.tags, change) });
+      if (job) answered({ ...job, tags: after(job.tags, change) });
     }
   }
   return true;
