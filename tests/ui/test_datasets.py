@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from farm.dataset.desk import Datasets
 from tests.dataset.farms import FeederProcess
@@ -381,4 +381,30 @@ def test_damaged_shards_are_told_and_how_they_are_made_again(dashboard: Dashboar
     # Then
     expect(told).to_contain_text("3 shards are damaged and cannot be read: 0–1, 7.")
     expect(told).to_contain_text("farm dataset verify slow --repair && farm dataset run slow makes them again.")
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_late_look_takes_nothing_back(dashboard: Dashboard, watched: Watched) -> None:
+    page, held = watched.page, list[Route]()
+    # Given a dataset that runs, and a look at it whose answer takes long
+    page.route("**/api/v1/datasets/slow", lambda route: route.fulfill(json=SLOW))
+    page.route(
+        "**/api/v1/datasets/slow/shards?*",
+        lambda route: route.fulfill(json={"shards": [], "damaged": [], "next": None}),
+    )
+    page.route("**/api/v1/datasets/slow/pause", lambda route: route.fulfill(json={**SLOW, "state": "paused"}))
+    page.goto(f"{dashboard.url}/datasets/slow")
+    pause = page.get_by_role("button", name="Pause", exact=True)
+    expect(pause).to_be_visible()
+    with page.expect_request("**/api/v1/datasets/slow"):
+        page.route("**/api/v1/datasets/slow", lambda route: held.append(route))
+    # When it is paused, and the answer comes
+    pause.click()
+    expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
+    until(lambda: held, 60)
+    held[0].fulfill(json={**SLOW, "done": 31})
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    # Then
+    expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
+    expect(pause).to_have_count(0)
     page.unroute_all(behavior="ignoreErrors")

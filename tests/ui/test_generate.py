@@ -379,3 +379,22 @@ def test_only_an_admin_is_told_to_resume_a_worker(dashboard: Dashboard, scope: s
     expect(line).to_contain_text("resume it under Workers" if scope == "admin" else "an admin resumes it")
     expect(line.get_by_role("link")).to_have_count(1 if scope == "admin" else 0)
     assert not watched.trouble
+
+
+def test_what_is_asked_for_early_waits_for_what_the_farm_can_draw(dashboard: Dashboard) -> None:
+    (job,) = dashboard.rig.farm.run("early", chain="txt", steps=1, seed=5)
+    job.wait(300)
+    watched, held = dashboard.open(), list[Route]()
+    page = watched.page
+    chain(page, "txt")
+    asked(page)
+    # Given a page that does not know yet which checkpoints there are
+    page.route("**/api/v1/catalog", lambda route: held.append(route))
+    page.goto(f"{dashboard.url}/jobs/{job.id}")
+    page.get_by_role("button", name="Size", exact=True).click()
+    expect(page.get_by_role("button", name="Size", exact=True)).to_be_visible()
+    # When it is told, Then what was asked for is done
+    for route in held:
+        route.continue_()
+    expect(page.get_by_text("The size is in the form.")).to_be_visible()
+    assert not watched.trouble
