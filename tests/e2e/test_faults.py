@@ -208,6 +208,7 @@ def test_every_queue_key_deleted(supervised: Rig, golden: dict[int, str]) -> Non
     lists = [f"farm:{queue}" for queue in ALL]
     assert client.delete(*lists, *client.scan_iter("_kombu*")) >= 1
     rig.supervise()
+    rig.ready()
     until(lambda: any(job.record.stages[0].state == "committed" for job in jobs))
     client.delete(*lists, *client.scan_iter("_kombu*"))
     # Then
