@@ -9,12 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import httpx2
 import pytest
 
-from farm.api import desk, guard, uploads
+from farm.api import desk, guard, threads, uploads
 from farm.api.desk import DECODERS, PIXELS, Desk
 from farm.api.hub import MAX_FEEDS_EACH
 from farm.api.turns import Turns
@@ -32,10 +33,11 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy with something else is no reason for the farm to say that it is busy, or a server away."""
     for room, name in ((guard, "ANSWER_S"), (desk, "DECODER_S"), (uploads, "DECODER_S")):
         monkeypatch.setattr(room, name, LONG_S)
+    monkeypatch.setattr(threads, "_most_s", ContextVar("most_s", default=LONG_S))
 
 
 @contextmanager
-def flooded(site: Site, path: str, threads: int) -> Iterator[list[int]]:
+def flooded(site: Site, path: str, callers: int) -> Iterator[list[int]]:
     """What an owner is answered who asks for a path without a pause meanwhile, many times at once."""
     over, answers, text = threading.Event(), list[int](), site.token("ada")
 
@@ -45,11 +47,11 @@ def flooded(site: Site, path: str, threads: int) -> Iterator[list[int]]:
             while not over.is_set():
                 answers.append(client.get(path).status_code)
 
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(threads):
+    with ThreadPoolExecutor(callers) as pool:
+        for _ in range(callers):
             pool.submit(call)
         try:
-            until(lambda: len(answers) >= threads // 4, 60, "a flood")
+            until(lambda: len(answers) >= callers // 4, 60, "a flood")
             yield answers
         finally:
             over.set()
