@@ -29,7 +29,8 @@ from tests.test_store import keys
 __all__ = ["run"]
 
 CAP_S = 3.0
-"""Within so many seconds trouble is told. Source: design, trouble at submit."""
+"""Within so many seconds trouble is told, where no other program has the processor. Source: design, trouble at submit.
+"""
 SLOW_S = 5.0
 
 
@@ -171,20 +172,30 @@ def place(
         yield found
 
 
+def own_s() -> float:
+    """The time, seconds, without that in which this thread could have gone on but others had the processor.
+
+    Two of them are as far apart as on a machine that does nothing else. Source: Linux, Documentation/scheduler/
+    sched-stats.rst: the second figure is the time spent waiting to run, nanoseconds.
+    """
+    _, starved_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    return time.monotonic() - int(starved_ns) / 1e9
+
+
 def trouble(call: Callable[[], Any]) -> FarmError:
     """The error that `call` ends with, within the cap."""
-    began = time.monotonic()
+    began = own_s()
     with pytest.raises(FarmError) as info:
         call()
-    assert time.monotonic() - began < CAP_S
+    assert own_s() - began < CAP_S
     return info.value
 
 
 def asked(run: Run, *words: object) -> dict[str, Any]:
     """The error of a command line, within the cap; people are told the same, without a traceback or an address."""
-    began = time.monotonic()
+    began = own_s()
     found = run("--json", "render", "a pear", "--seed", "7", *words)
-    assert time.monotonic() - began < CAP_S
+    assert own_s() - began < CAP_S
     assert found.status == 4, found
     assert "Traceback" not in found.err
     error: dict[str, Any] = found.envelope["error"]
@@ -232,15 +243,19 @@ def redis_line(**how: Any) -> Trouble:
 @contextlib.contextmanager
 def replica(place: Place) -> Iterator[Settings]:
     place.raw.execute_command("REPLICAOF", "127.0.0.1", free_port())
-    yield place.through()
-    place.raw.execute_command("REPLICAOF", "NO", "ONE")
+    try:
+        yield place.through()
+    finally:  # other modules have the same Valkey
+        place.raw.execute_command("REPLICAOF", "NO", "ONE")
 
 
 @contextlib.contextmanager
 def full(place: Place) -> Iterator[Settings]:
     place.raw.config_set("maxmemory", "1mb")
-    yield place.through()
-    place.raw.config_set("maxmemory", "0")
+    try:
+        yield place.through()
+    finally:
+        place.raw.config_set("maxmemory", "0")
 
 
 LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"

@@ -21,7 +21,7 @@ from tests.test_cli import Hand, Ran, run  # noqa: F401 — a fixture
 
 Run = Callable[..., Ran]
 QUEUE = "text2img.tiny"
-PASSING = re.compile(r"s3://\S+|http://\S+|\b\d+s$")
+PASSING = re.compile(r"s3://\S+|http://\S+|\b\d+[smhd]$")
 """What differs between two looks at the same: where a result is, and how old a job is."""
 
 

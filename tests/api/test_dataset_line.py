@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from farm.cli import dataset as line
 from farm.cli.following import line_of
 from farm.dataset.desk import Datasets
 from farm.dataset.status import Status
@@ -134,7 +135,8 @@ def test_a_dataset_is_made_and_fetched(site: Site, there: Run, files: Path) -> N
     assert there("dataset", "fetch", "afar", "-o", files / "rows.csv", "--json").code == "bad_file"
 
 
-def test_a_dataset_is_steered_and_deleted(site: Site, there: Run, files: Path) -> None:
+def test_a_dataset_is_steered_and_deleted(site: Site, there: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "RM_S", 120.0)  # its feeder may be slow to leave
     words = ("--chain", files / "chain.json", "--templates", "all", "--wildcards", files / "words")
     (files / "templates.txt").write_text("a __colour__ pear\n")
     with working(site, FEEDER):

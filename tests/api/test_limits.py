@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import redis
 
-from farm.api import guard
+from farm.api import guard, limits
 from farm.api.door import COOKIE
 from farm.remote import RemoteFarm
 from tests.api.conftest import PNG, Json, Site, made, open_site, picture, problem, txt
@@ -19,10 +19,12 @@ BURST = 5
 
 
 @pytest.fixture
-def slow(site: Site) -> Site:
-    """The same farm, served by another process's worth of API that lets one call a minute write, and five at once."""
-    limits = {"rate_per_s": 1 / 60, "rate_burst": BURST, "login_failures": 3}
-    with open_site(site.settings.model_copy(update={**limits, "namespace": f"slow{secrets.token_hex(4)}"})) as found:
+def slow(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """The same farm, served by another process's worth of API that lets one call in ten minutes write, and five at
+    once, and as many wrong tokens come in half an hour as else in a minute: a slow machine waits for none of these."""
+    few = {"rate_per_s": 1 / 600, "rate_burst": BURST, "login_failures": 3}
+    monkeypatch.setattr(limits, "GUESSES_S", 30 * limits.GUESSES_S)
+    with open_site(site.settings.model_copy(update={**few, "namespace": f"slow{secrets.token_hex(4)}"})) as found:
         yield found
 
 
@@ -49,7 +51,7 @@ def test_a_token_writes_in_bursts(slow: Site) -> None:
         assert ann.patch(url, json={"priority": 9}).status_code == 200
         # When one more comes, Then it is refused before its body is looked at, with a time
         told = limited(ann.post(JOBS, content=b"{", headers={"Content-Type": "application/json"}))
-        assert 50 <= told["retry_after"] <= 61
+        assert 500 <= told["retry_after"] <= 601
         limited(ann.post(f"{url}/cancel"))
         # And who reads is not held up, nor is another token, be it of the same owner
         assert ann.get(url).json()["state"] == "queued"
@@ -60,12 +62,12 @@ def test_a_count_goes_by_itself(slow: Site) -> None:
     with slow.client("ben") as ben:
         made(ben.post(JOBS, json=txt()))
         (left_ms,) = counts(slow).values()
-        assert 0 < left_ms <= 60_000
+        assert 0 < left_ms <= 600_000
         for _ in range(3 * BURST):
             ben.post(f"{JOBS}/dry-run", json=txt())
         # Refused calls cost nothing
         (left_ms,) = counts(slow).values()
-        assert (BURST - 1) * 60_000 < left_ms <= BURST * 60_000
+        assert (BURST - 1) * 600_000 < left_ms <= BURST * 600_000
 
 
 def test_two_processes_count_together(slow: Site) -> None:
@@ -97,7 +99,7 @@ def test_guesses_of_one_address_are_counted(slow: Site) -> None:
         problem(stranger.get(JOBS, headers={"Authorization": "Bearer x"}), 401, "unauthorized")
         problem(stranger.post(SESSION, json={"token": "x"}), 401, "unauthorized")
         # When, Then
-        assert limited(stranger.get(JOBS, headers=wrong))["retry_after"] <= 21
+        assert limited(stranger.get(JOBS, headers=wrong))["retry_after"] <= 601
         limited(stranger.post(SESSION, json={"token": "x"}))
         limited(stranger.get("/api/v1/events", headers=wrong))
         # And who has a token, or sends none, is answered as ever
@@ -106,7 +108,7 @@ def test_guesses_of_one_address_are_counted(slow: Site) -> None:
         assert stranger.post(SESSION, json={"token": slow.token("eva")}).status_code == 201
         # And one key counts, for a while
         (left_ms,) = [left for key, left in counts(slow).items() if b":failed:" in key]
-        assert 0 < left_ms <= 60_000
+        assert 0 < left_ms <= 1_800_000
 
 
 def test_without_limits_nothing_is_counted(site: Site, ada: httpx2.Client) -> None:
@@ -118,8 +120,8 @@ def test_without_limits_nothing_is_counted(site: Site, ada: httpx2.Client) -> No
 
 def test_a_program_waits_as_it_is_told(site: Site) -> None:
     # Given a farm that takes one call a second
-    limits = {"rate_per_s": 1.0, "rate_burst": 1, "namespace": f"calm{secrets.token_hex(4)}"}
-    calm_settings = site.settings.model_copy(update=limits)
+    one_a_second = {"rate_per_s": 1.0, "rate_burst": 1, "namespace": f"calm{secrets.token_hex(4)}"}
+    calm_settings = site.settings.model_copy(update=one_a_second)
     with open_site(calm_settings) as calm, RemoteFarm(calm.url, calm.token("fin")) as farm:
         # When a program goes on at once, Then it is late, but nothing fails
         began = time.monotonic()

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from farm.dataset.asking import Asked, ask
 from farm.dataset.desk import Datasets
@@ -23,6 +23,7 @@ from farm.dataset.sources import source_of
 from farm.dataset.spec import DatasetSpec
 from tests.e2e.rig import ROOT, Rig, until
 
+T = TypeVar("T")
 SLOTS = ("text2img.tiny", "img2img.tiny")
 CHAIN = {
     "stages": [
@@ -66,7 +67,7 @@ def fed(rig: Rig, name: str, text: str, **given: Any) -> None:
     feeder = FeederProcess(rig).start()
     try:
         desk = Datasets(rig.farm)
-        until(lambda: desk.status(name).state == "planned", 60, f"{name} to be planned")
+        feeder.brings(lambda: desk.status(name).state == "planned", f"{name} to be planned")
         desk.start(name)
         done(rig, name)
     finally:
@@ -87,6 +88,16 @@ class FeederProcess:
             env={**os.environ, **self._rig.env, **self._env}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         return self
+
+    def brings(self, condition: Callable[[], T], what: str) -> T:
+        """The first truthy value of `condition`, waited for as long as this process lives."""
+
+        def look() -> T:
+            assert self.process is not None
+            assert self.process.poll() is None, f"the feeder ended before {what}; feeder.log says why"
+            return condition()
+
+        return until(look, 240, what)
 
     def kill(self) -> None:
         """Ends it as a power cut would."""

@@ -37,8 +37,9 @@ PATIENT = {"crash_attempts": 20}
 class Killer:
     """Kills parts of one farm and starts them again."""
 
-    def __init__(self, rig: Rig, feeder: FeederProcess) -> None:
+    def __init__(self, rig: Rig, feeder: FeederProcess, seed: int) -> None:
         self._rig, self._feeder = rig, feeder
+        self._chance = random.Random(seed)
         self.counted = 0
         """Commits that the ledger has forgotten."""
 
@@ -46,7 +47,7 @@ class Killer:
         """One child, as the kernel's out-of-memory killer would; its supervisor starts another."""
         found = [one.pid for one in self._rig.workers()]
         if found:
-            _end(random.choice(found))
+            _end(self._chance.choice(found))
 
     def feeder(self) -> None:
         """The process that feeds."""
@@ -91,15 +92,23 @@ def _end(pid: int) -> None:
         return
 
 
-def made(rig: Rig, folder: Path, rows: int, shard_samples: int, kills: int, timeout_s: float) -> dict[str, str]:
-    """The SHA-256 of each shard of `rows` rows × 2 seeds that were made under `kills` kills, checked for gaps."""
+def made(
+    rig: Rig, folder: Path, rows: int, shard_samples: int, kills: int, seed: int, timeout_s: float
+) -> dict[str, str]:
+    """The SHA-256 of each shard of `rows` rows × 2 seeds that were made under `kills` kills, checked for gaps.
+
+    `seed` decides which of the workers are killed; what they are doing then, nobody can repeat.
+    """
+    if kills:
+        size = f"--rows {rows} --shard-samples {shard_samples} --kills {kills}"
+        print(f"again: python -m tests.dataset.killed {size} --seed {seed}", flush=True)
     rig.supervise(SLOTS)
     rig.ready(len(SLOTS))
     desk, feeder = Datasets(rig.farm), FeederProcess(rig)
     total = planned(rig, table(folder / "rows.csv", rows), NAME, shard_samples=shard_samples).plan.samples
     desk.start(NAME)
     feeder.start()
-    killer = Killer(rig, feeder)
+    killer = Killer(rig, feeder, seed)
     acts: list[Callable[[], None]] = [killer.worker, killer.feeder, killer.valkey, killer.everything, killer.forget]
     try:
         for number in range(kills):
@@ -153,13 +162,14 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=2000, help="rows of the file; two samples each")
     parser.add_argument("--kills", type=int, default=10, help="kills on the way")
     parser.add_argument("--shard-samples", type=int, default=500, help="samples of a shard")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="decides which workers are killed")
     given = parser.parse_args()
     with TemporaryDirectory(prefix="killed-") as name, two_rigs(Path(name)) as (quiet, hit):
         began = time.monotonic()
-        peace = made(quiet, Path(name), given.rows, given.shard_samples, 0, 7200)
+        peace = made(quiet, Path(name), given.rows, given.shard_samples, 0, given.seed, 7200)
         quiet.stop()
         middle = time.monotonic()
-        after = made(hit, Path(name), given.rows, given.shard_samples, given.kills, 7200)
+        after = made(hit, Path(name), given.rows, given.shard_samples, given.kills, given.seed, 7200)
         hit.stop()
         ended = time.monotonic()
         same = peace == after

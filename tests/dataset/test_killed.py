@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from tests.e2e.rig import fresh_rig
 def test_a_dataset_that_was_killed_ten_times_is_the_one_that_nobody_touched(
     family: Catalog, s3: dict[str, str], tmp_path: Path
 ) -> None:
-    shards = []
+    shards, seed = [], random.randrange(10**6)
     for name, kills in (("quiet", 0), ("hit", 10)):
         with fresh_rig(tmp_path / name, family.models_dir, s3, **PATIENT) as rig:
-            shards.append(made(rig, tmp_path, rows=60, shard_samples=25, kills=kills, timeout_s=300))
+            shards.append(made(rig, tmp_path, rows=60, shard_samples=25, kills=kills, seed=seed, timeout_s=300))
     assert len(shards[0]) == 10, "five shards, a tar and a table each"
     assert shards[0] == shards[1]

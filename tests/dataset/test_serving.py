@@ -30,6 +30,9 @@ def feeding(stocked: Farm) -> Iterator[Feeding]:  # noqa: F811
     made = Feeding(settings, threading.Event(), None)
     yield made
     made.close()
+    if made._clearing is not None:  # a daemon, which would find this test's bucket gone during another one
+        made._clearing.join(60)
+        assert not made._clearing.is_alive()
 
 
 def running(stocked: Farm, folder: Path, name: str) -> Folder:  # noqa: F811
