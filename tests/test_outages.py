@@ -175,10 +175,13 @@ def place(
 def own_s() -> float:
     """The time, seconds, without that in which this thread could have gone on but others had the processor.
 
-    Two of them are as far apart as on a machine that does nothing else. Source: Linux, Documentation/scheduler/
-    sched-stats.rst: the second figure is the time spent waiting to run, nanoseconds.
+    Two of them are as far apart as on a machine that does nothing else; where the system does not tell it, as far as by
+    the clock. Source: Linux, Documentation/scheduler/sched-stats.rst: the second figure is the time spent waiting to
+    run, nanoseconds.
     """
-    _, starved_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    starved_ns = "0"
+    with contextlib.suppress(OSError):
+        _, starved_ns, _ = Path("/proc/thread-self/schedstat").read_text().split()
     return time.monotonic() - int(starved_ns) / 1e9
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ from tests.api.conftest import PNG, Site, made, picture, txt
 from tests.e2e.rig import until
 
 JOBS, UPLOADS = "/api/v1/jobs", "/api/v1/uploads"
+FEW = 8
+"""Turns that may be given in the moment between a call's own turn and its going on."""
 LONG_S = 200.0
 """How long calls wait that are not to be told of a slow machine, seconds."""
 
@@ -59,14 +61,13 @@ def flooded(site: Site, path: str, callers: int) -> Iterator[list[int]]:
 
 @pytest.mark.usefixtures("unhurried")
 def test_who_asks_for_much_keeps_nobody_waiting(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a look at how many turns others were given while a call waited for its own
-    take, had, passed = Turns.take, Counter[Turns](), defaultdict[str, list[int]](list)
+    # Given a look at how many of those that waited before a call were given their turn before it
+    take, passed = Turns.take, defaultdict[str, list[int]](list)
 
     async def noted(self: Turns, caller: str, cost: int = 1) -> None:
-        before = had[self]
+        before = list(self._waiting)
         await take(self, caller, cost)
-        passed[caller].append(had[self] - before)
-        had[self] += 1
+        passed[caller].append(sum(one not in self._waiting for one in before))
 
     monkeypatch.setattr(Turns, "take", noted)
     # And an owner who reads long pages, many at once
@@ -78,11 +79,11 @@ def test_who_asks_for_much_keeps_nobody_waiting(site: Site, monkeypatch: pytest.
             # When another reads and asks what a job would cost
             seen = [bob.get(JOBS, params={"limit": 1}).status_code for _ in range(20)]
             seen += [bob.post(f"{JOBS}/dry-run", json=txt()).status_code for _ in range(10)]
-    # Then he is always answered, before all of hers that wait, and she still is
+    # Then he is always answered, before those of hers that wait, and she still is
     assert seen == [200] * 30
-    assert max(passed["ada"]) > 0
+    assert max(passed["ada"]) > FEW
     assert len(passed["bob"]) >= 30
-    assert [set(passed[caller]) for caller in ("bob", str(hash(text)))] == [{0}, {0}]
+    assert max(*passed["bob"], *passed[str(hash(text))]) <= FEW
     assert 200 in answers
     site.empty()
 
