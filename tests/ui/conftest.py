@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, sync_playwright
 
 from farm.client import Farm
 from farm.handle import JobHandle
 from farm.ledger import FAN
+from farm.records import WorkerRecord
 from farm.scripts import Server
 from farm.tokens import Tokens
 from tests.api.conftest import serving
 from tests.e2e.conftest import models_dir, rig
-from tests.e2e.rig import ALONE, Rig
+from tests.e2e.rig import ALONE, Rig, until
 from tests.ui.browser import find, flags
 
 __all__ = ["models_dir", "rig"]
@@ -35,13 +37,14 @@ DROP = """
 
 @dataclass
 class Dashboard:
-    """A served page. `rig` is the farm behind it."""
+    """A served page. `rig` is the farm behind it, `workers` are all that this has."""
 
     url: str
     rig: Rig
     tokens: Tokens
     browser: Browser
     contexts: list[BrowserContext] = field(default_factory=list)
+    workers: Sequence[WorkerRecord] = ()
 
     def token(self, *scopes: str, owner: str = "") -> str:
         """A token's text."""
@@ -53,6 +56,20 @@ class Dashboard:
         context.set_default_timeout(WAIT_MS)
         self.contexts.append(context)
         return Watched.of(context.new_page(), f"{self.url}{path}#token={token or self.token()}")
+
+    @contextmanager
+    def idle(self, queue: str = "") -> Iterator[None]:
+        """Has no worker take work meanwhile, or only none of those that serve `queue`."""
+        # By the names that they began with: one that is not heard for a moment is not listed, and comes back drained.
+        names = [one.worker for one in self.workers if not queue or queue in one.queues]
+        assert names
+        try:
+            for name in names:
+                self.rig.farm.ledger.drain(name)
+            yield
+        finally:
+            for name in names:
+                self.rig.farm.ledger.drain(name, on=False)
 
 
 @dataclass
@@ -101,10 +118,11 @@ def slots() -> Sequence[str]:
 def dashboard(rig: Rig, browser: Browser, slots: Sequence[str]) -> Iterator[Dashboard]:
     """The module's dashboard, on a farm that has workers for each stage of the tiny family."""
     rig.supervise(slots)
-    rig.ready(len(slots))
+    workers = rig.ready(len(slots))
     server = Server(rig.farm.settings, FAN)
-    with serving(rig.farm.settings, heartbeat_s=0.5) as url:
-        found = Dashboard(url, rig, Tokens(server), browser)
+    # A fast machine does in a second what no hand does: how much one token may ask for is no question of these tests.
+    with serving(rig.farm.settings.model_copy(update={"rate_per_s": 0}), heartbeat_s=0.5) as url:
+        found = Dashboard(url, rig, Tokens(server), browser, workers=workers)
         yield found
         for context in found.contexts:
             shut(context)
@@ -125,6 +143,12 @@ def shut(context: BrowserContext) -> None:
     for page in context.pages:
         page.unroute_all(behavior="ignoreErrors")
     context.close()
+
+
+def first_of(page: Page, held: Sequence[Route]) -> Route:
+    """The first request that is held, once there is one."""
+    # A look at the page has Playwright tell what has happened meanwhile.
+    return until(lambda: page.evaluate("true") and held, 60, "a request that is held")[0]
 
 
 def four(farm: Farm, prompt: str) -> list[JobHandle]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -29,6 +30,14 @@ ODD_ROWS: Any = {
 PHONE = {"width": 390, "height": 844}
 NARROW = 320
 """The narrowest that everything must fit in without scrolling sideways, CSS pixels. Source: WCAG 2.2, 1.4.10."""
+THERE = {
+    "": "[aria-label=Stages] [role=listitem]", "queue": "[aria-label=Jobs] [role=listitem], .empty",
+    "gallery": "[data-at], .empty", "sweeps": ".run, [aria-label=Grid], .empty", "workers": "tbody td",
+    "settings": "[aria-label=Tokens] td", "quarantine": "[aria-label^='Case '], [aria-label='The case'], .empty",
+    "jobs": "[role=tabpanel] :is(.track, pre, td), .empty",
+    "datasets": ".one, [aria-label='How far it is'], .button:has([type=file]), .empty",
+}  # fmt: skip
+"""What each view shows of what it asked for, or says where there is none of it."""
 CUT = """
 () => [...document.querySelectorAll("main .frame img")].filter((one) => one.offsetParent).map((one) => {
   const [whole, frame] = [one.getBoundingClientRect(), one.closest(".frame").getBoundingClientRect()];
@@ -70,9 +79,10 @@ def views(drawn: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 def settled(page: Page) -> None:
     """Waits until what the view asked for is there."""
-    page.locator("main h1:visible").first.wait_for()
     page.wait_for_load_state("load")
-    page.wait_for_timeout(300)
+    there = THERE[urlsplit(page.url).path.split("/")[1]]
+    page.locator(f"main :is({there}):visible").first.wait_for()
+    expect(page.get_by_text(re.compile("^(Asking the farm|Looking for)"))).to_have_count(0)
 
 
 def findings(page: Page) -> list[str]:

@@ -13,10 +13,18 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
-from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched
+from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched, first_of
 
 expect.set_options(timeout=WAIT_MS)
 AWAY = {"status": 504, "content_type": "text/html", "body": "a proxy's own page"}
+SMALL = """
+() => {
+  const plain = createImageBitmap;
+  window.__small = 0;
+  window.createImageBitmap = (...given) => plain(...given).finally(() => window.__small++);
+}
+"""
+"""Counts the pictures that were made small, the last that is done with one once it is uploaded."""
 
 
 def picture(width: int, height: int, colour: str = "teal") -> bytes:
@@ -101,18 +109,21 @@ def test_another_chain_is_taken_back_where_stages_were_changed(watched: Watched)
 def test_of_two_pictures_the_later_is_the_input(watched: Watched) -> None:
     page = watched.page
     chain(page, "img")
+    page.evaluate(SMALL)
     held: list[Route] = []
     page.route(re.compile("/api/v1/uploads$"), lambda route: route.continue_() if held else held.append(route))
     # Given a picture that is still on its way
     give(page, picture(96, 64), "slow.png")
     expect(page.get_by_text("Uploading …")).to_be_visible()
+    first = first_of(page, held)
     # When another is chosen, and the first arrives after it
     with page.expect_response(re.compile("/api/v1/uploads$")) as told:
         give(page, picture(64, 96), "second.png")
     expect(page.get_by_text("1 picture, 1 stage, 64 × 96")).to_be_visible()
     expect(page.get_by_text("Uploading …")).to_have_count(0)
-    with page.expect_response(re.compile("/api/v1/uploads$")):
-        held[0].continue_()
+    assert page.evaluate("window.__small") == 1
+    first.continue_()
+    page.wait_for_function("() => window.__small === 2")
     # Then the second is what is drawn from
     assert asked(page)["image"] == told.value.json()["image"]
 
@@ -131,7 +142,7 @@ def test_a_picture_given_meanwhile_stays(dashboard: Dashboard, tmp_path: Path) -
     give(page, picture(64, 96))
     expect(page.get_by_text("1 picture, 1 stage, 64 × 96")).to_be_visible()
     with page.expect_response(re.compile("/spec$")):
-        held[0].continue_()
+        first_of(page, held).continue_()
     # Then that one stays
     asked(page)
     expect(page.get_by_text("1 picture, 1 stage, 64 × 96")).to_be_visible()
@@ -257,11 +268,12 @@ def test_a_mask_whose_upload_was_closed_is_not_used(watched: Watched) -> None:
     use = page.get_by_role("button", name="Use this mask")
     use.click()
     expect(page.get_by_role("button", name="Uploading …")).to_be_visible()
+    sent = first_of(page, held)
     # When the brush is closed before it has arrived
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
     with page.expect_response(re.compile("/api/v1/uploads$")):
-        held[0].continue_()
+        sent.continue_()
     # Then it is no mask of the stage's, and what was painted is there
     assert "mask" not in asked(page)["chain"]["stages"][0]
     card.get_by_role("button", name="Paint it").click()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from farm.client import Farm
 from tests.api.conftest import serving
 from tests.conftest import free_port
-from tests.e2e.rig import ALL
+from tests.e2e.rig import ALL, until
 from tests.ui.conftest import WAIT_MS, Dashboard
 
 expect.set_options(timeout=WAIT_MS)
@@ -32,6 +32,8 @@ TELLING = """
 }
 """
 """Has the test tell the page what the farm does not."""
+LONG: Any = {"chain": "txt", "steps": 150, "width": 512, "height": 512}
+"""Far more work than what is looked at meanwhile takes: who asks for it cancels it."""
 MANY = """
 (many) => {
   const told = JSON.parse(window.__last.data), old = "2000-01-01T00:00:00Z";
@@ -51,9 +53,10 @@ def slots() -> Sequence[str]:
 
 
 @contextmanager
-def given_work(farm: Farm, *, but: str = "") -> Iterator[None]:
+def given_work(dashboard: Dashboard, *, but: str = "") -> Iterator[None]:
     """Has all workers take work meanwhile, but that of one queue; before and after it none does."""
-    for worker in farm.ledger.workers():
+    farm = dashboard.rig.farm
+    for worker in dashboard.workers:
         farm.ledger.drain(worker.worker, on=but in worker.queues)
     try:
         yield
@@ -61,7 +64,7 @@ def given_work(farm: Farm, *, but: str = "") -> Iterator[None]:
         for state in ("queued", "running", "paused"):
             for record in farm.jobs(state=state, limit=1000):
                 farm.ledger.cancel(record.job)
-        for worker in farm.ledger.workers():
+        for worker in dashboard.workers:
             farm.ledger.drain(worker.worker)
 
 
@@ -69,7 +72,7 @@ def given_work(farm: Farm, *, but: str = "") -> Iterator[None]:
 def waiting(dashboard: Dashboard) -> dict[str, str]:
     """Two runs of more jobs than a page has, and one job that was submitted before both; nobody draws them."""
     farm = dashboard.rig.farm
-    for worker in farm.ledger.workers():
+    for worker in dashboard.workers:
         farm.ledger.drain(worker.worker)
     before = farm.render("the first of all", chain="txt")
     runs = [farm.run(f"run {name}", chain="txt", count=230) for name in ("one", "two")]
@@ -135,7 +138,7 @@ def test_many_are_steered_after_a_question(dashboard: Dashboard, waiting: dict[s
 def test_what_has_begun_and_waits_says_why(dashboard: Dashboard) -> None:
     # Given a job whose second stage nobody may take, for its worker is drained
     farm = dashboard.rig.farm
-    with given_work(farm, but="img2img.tiny"):
+    with given_work(dashboard, but="img2img.tiny"):
         job = farm.render("begun and waiting", chain="refine", steps=3)
         watched = dashboard.open("/queue")
         page = watched.page
@@ -147,7 +150,7 @@ def test_what_has_begun_and_waits_says_why(dashboard: Dashboard) -> None:
         page.goto(f"{dashboard.url}/jobs/{job.id}")
         expect(page.get_by_role("status").filter(has_text="no worker of img2img.tiny may take it now")).to_be_visible()
         # When one is paused that runs, Then it is said that its stage still does
-        farm.render("paused while it runs", chain="txt", steps=150, width=256, height=256)
+        farm.render("paused while it runs", **LONG)
         page.goto(f"{dashboard.url}/queue")
         row = page.get_by_role("listitem").filter(has_text="paused while it runs")
         expect(row).to_contain_text("step")
@@ -161,8 +164,8 @@ def test_what_has_begun_and_waits_says_why(dashboard: Dashboard) -> None:
 def test_a_page_goes_on_when_the_api_was_started_again(dashboard: Dashboard) -> None:
     # Given a page of a job that runs, of an API of its own
     farm = dashboard.rig.farm
-    with given_work(farm):
-        job, port = farm.render("a long one", chain="txt", steps=150, width=256, height=256), free_port()
+    with given_work(dashboard):
+        job, port = farm.render("a long one", **LONG), free_port()
         token = dashboard.token()
         with serving(farm.settings, port, heartbeat_s=0.5) as url:
             watched = Dashboard(url, dashboard.rig, dashboard.tokens, dashboard.browser).open(f"/jobs/{job.id}", token)
@@ -181,10 +184,10 @@ def test_a_page_goes_on_when_the_api_was_started_again(dashboard: Dashboard) -> 
 def test_pictures_stand_in_their_order_and_are_picked_by_key_and_by_box(dashboard: Dashboard) -> None:
     # Given a run of more pictures than one millisecond makes, equal but for their seed, listed as they are drawn
     farm = dashboard.rig.farm
-    watched = dashboard.open("/gallery?size=large")
+    watched = dashboard.open("/gallery?size=large&text=in+order")
     page = watched.page
     page.set_viewport_size({"width": 900, "height": 700})
-    with given_work(farm):
+    with given_work(dashboard):
         run = farm.run("in order", chain="txt", count=40, seed=100, steps=1)
         for job in run:
             job.wait(300)
@@ -234,12 +237,18 @@ def test_a_view_of_what_has_ended_asks_for_nothing(dashboard: Dashboard) -> None
     # Given a job that has ended
     job = dashboard.rig.farm.render("a still life", chain="txt")
     job.cancel()
-    watched = dashboard.open(f"/jobs/{job.id}")
+    watched = dashboard.open("/settings")
     page = watched.page
-    expect(page.get_by_role("tabpanel").get_by_role("row").nth(1)).to_be_visible()
-    page.wait_for_timeout(1000)
     asked: list[str] = []
+    told: list[str] = []
     page.on("request", lambda one: asked.append(one.url) if f"/jobs/{job.id}" in one.url else None)
+    page.on("requestfinished", lambda one: told.append(one.url) if f"/api/v1/jobs/{job.id}" in one.url else None)
+    page.goto(f"{dashboard.url}/jobs/{job.id}")
+    expect(page.get_by_role("tabpanel").get_by_role("row").nth(1)).to_be_visible()
+    # It is looked at twice: once it is known how it stands, the rest of it is asked for again
+    look = [f"{dashboard.url}/api/v1/jobs/{job.id}{rest}" for rest in ("", "/history", "/artifacts")]
+    until(lambda: page.evaluate("true") and all(told.count(one) >= 2 for one in look), 60, "the second look")
+    asked.clear()
     # When nothing happens for as long as several looks would take, Then none is made
     page.wait_for_timeout(2000)
     assert asked == []

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Route, expect
 
 from farm.chains import NamedChain
 from farm.errors import Failure
@@ -21,7 +21,8 @@ from farm.ledger import Ledger
 from farm.records import StageEntry, Submission
 from farm.tokens import Token
 from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched
-from tests.ui.test_strangers import PAYLOADS, WATCH
+from tests.ui.test_access import settled
+from tests.ui.test_strangers import PAYLOADS, WATCH, executed
 
 expect.set_options(timeout=WAIT_MS)
 
@@ -71,19 +72,13 @@ def tainted(value: Any, used: set[str], key: str = "") -> Any:
     return value + payload
 
 
-def executed(page: Page) -> list[str]:
-    """What ran in the page, or would have, were there no policy."""
-    found: list[str] = page.evaluate("() => [...Array(window.__ran || 0).fill('ran'), ...(window.__violations || [])]")
-    return found
-
-
-def metadata(payload: str) -> bytes:
+def metadata(payload: str, seed: int) -> bytes:
     """A PNG, drawn by another program, whose every text is a payload."""
     told = PngInfo()
     # In the last line a colon or a break would end a field.
     word = payload.replace(":", " ").replace("\n", " ")
     drawn = f"{payload} <lora:{word.replace('<', '').replace('>', '')[:200]}:1>"
-    said = f"{drawn}\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: 7, Size: 64x64"
+    said = f"{drawn}\nNegative prompt: {payload}\nSteps: 3, Sampler: {word}, CFG scale: 2, Seed: {seed}, Size: 64x64"
     told.add_text("parameters", f"{said}, Model: {word}, Hires upscaler: {word}, Version: {word}")
     out = BytesIO()
     Image.new("RGB", (64, 64)).save(out, "PNG", pnginfo=told)
@@ -138,8 +133,9 @@ def test_what_the_servers_hold_is_text(dashboard: Dashboard) -> None:
     # When every view shows them
     for path in ("/queue", "/queue?state=failed", "/sweeps", "/gallery", "/settings", "/"):
         page.goto(dashboard.url + path)
-        page.locator("main h1:visible").first.wait_for()
-        page.wait_for_load_state("load")
+        settled(page)
+        # What ran is known to the document in which it did
+        assert executed(page) == [], path
     menu = page.get_by_label("Chain", exact=True)
     for index in range(len(PAYLOADS)):
         menu.select_option(f"odd-{index}")
@@ -151,12 +147,14 @@ def test_what_the_servers_hold_is_text(dashboard: Dashboard) -> None:
         info = {"host": payload, "pid": "1", "device": payload, "checkpoints": payload}
         ledger.register(payload, payload, [payload], payload, info)
     expect(page.get_by_role("row").filter(has_text="pid 1").nth(len(PAYLOADS) - 1)).to_be_attached()
+    assert executed(page) == []
     for job in jobs:
-        for tab in ("stages", "events"):
+        for tab, there in (("stages", ".track"), ("events", "td")):
             page.goto(f"{dashboard.url}/jobs/{job}?tab={tab}")
             page.locator("main h1", has_text=job).wait_for()
-        # Then nothing of it ran
-        assert executed(page) == []
+            page.locator(f"[role=tabpanel] {there}").first.wait_for()
+            # Then nothing of it ran
+            assert executed(page) == []
     ledger.close()
     assert not watched.trouble
 
@@ -185,15 +183,15 @@ def test_whatever_an_answer_says_is_text(dashboard: Dashboard, drawn: dict[str, 
         f"/jobs/{drawn['job']}?tab=recipe", f"/jobs/{drawn['job']}?tab=events", f"/jobs/{drawn['job']}?compare=1",
     ):  # fmt: skip
         page.goto(dashboard.url + path)
-        page.locator("main h1:visible").first.wait_for()
-        page.wait_for_load_state("load")
-        page.wait_for_timeout(300)
+        settled(page)
         seen += executed(page)
     # And the form, with all that its stages, chains and checkpoints say; what it asks for is refused, in payloads
     page.goto(dashboard.url)
     page.get_by_label("Chain", exact=True).select_option(index=1)
     page.get_by_role("button", name="Parameters of stage 1").click()
     page.get_by_text(re.compile(r"^More \(")).first.click()
+    asking = page.locator("details[open]").get_by_role("button", name=re.compile("^What "))
+    expect(asking.first).to_be_visible()
     for one in page.get_by_role("button", name=re.compile("^What ")).all():
         one.click()
     page.get_by_text("Sweep", exact=True).click()
@@ -218,8 +216,10 @@ def test_what_a_picture_says_is_text(dashboard: Dashboard) -> None:
     page.goto(dashboard.url)
     field = page.get_by_label("Prompt", exact=True)
     field.wait_for()
-    for payload in PAYLOADS:
-        page.evaluate(DROP, [base64.b64encode(metadata(payload)).decode(), f"{payload}.png"])
+    for seed, payload in enumerate(PAYLOADS):
+        page.evaluate(DROP, [base64.b64encode(metadata(payload, seed)).decode(), f"{payload}.png"])
+        # A payload may end as the one before it does: its seed is its own
+        expect(page.get_by_label("Seed", exact=True)).to_have_value(str(seed))
         expect(field).to_have_value(re.compile(re.escape(payload.strip("\ufeff")[-12:])))
         expect(page.get_by_text("The picture was drawn with the LoRA")).to_be_visible()
     expect(page.get_by_text("The form is filled from a picture of").last).to_be_visible()

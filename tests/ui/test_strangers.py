@@ -7,6 +7,7 @@ import json
 from io import StringIO
 
 import pytest
+from playwright.sync_api import Page
 
 from farm.dataset.asking import carry_out
 from farm.dataset.folder import Folder
@@ -54,6 +55,12 @@ addEventListener("securitypolicyviolation", (event) => {
   (window.__violations ||= []).push(`${event.violatedDirective}: ${event.blockedURI} ${event.sample}`);
 });
 """
+
+
+def executed(page: Page) -> list[str]:
+    """What ran in the page since it was loaded, or would have, were there no policy."""
+    found: list[str] = page.evaluate("() => [...Array(window.__ran || 0).fill('ran'), ...(window.__violations || [])]")
+    return found
 
 
 def test_there_are_many() -> None:
@@ -110,23 +117,26 @@ def test_no_text_becomes_a_program(dashboard: Dashboard, stored: dict[str, str])
     watched = dashboard.open("/")
     page = watched.page
     page.context.add_init_script(WATCH)
-    seen: list[object] = []
+    seen: list[str] = []
 
     def look() -> None:
-        seen.extend(page.evaluate("() => [...Array(window.__ran || 0).fill('ran'), ...(window.__violations || [])]"))
+        seen.extend(executed(page))
 
     # When every view is opened; what an address says is a stranger's, too
-    for path in (
-        "/queue", "/queue?state=done", f"/queue?run={stored['run']}", "/gallery", f"/gallery?open={stored['job']}",
-        "/sweeps", f"/sweeps?run={stored['run']}", "/workers", "/settings",
-        "/queue?state=%3Cscript%3E&run=javascript:1",
-        f"/gallery?text={RUN}&open=%3Cimg%20src%3Dx%3E", "/jobs/%3Cimg%20src=x%20onerror=alert(1)%3E",
-        f"/jobs/{stored['job']}", "/datasets", "/datasets/strangers", "/datasets/wrong-strangers",
-        "/datasets/%3Cimg%20src=x%20onerror=alert(1)%3E",
+    rows, tiles = "[aria-label=Jobs] [role=listitem]", "[data-at]"
+    for path, there in (
+        ("/queue", rows), ("/queue?state=done", rows), (f"/queue?run={stored['run']}", rows), ("/gallery", tiles),
+        (f"/gallery?open={stored['job']}", "dialog[open] h2"), ("/sweeps", ".run"),
+        (f"/sweeps?run={stored['run']}", "[aria-label=Grid] a"), ("/workers", "td"),
+        ("/settings", "[aria-label=Tokens] td"), ("/queue?state=%3Cscript%3E&run=javascript:1", "[role=alert], .empty"),
+        (f"/gallery?text={RUN}&open=%3Cimg%20src%3Dx%3E", f"{tiles}, .empty"),
+        ("/jobs/%3Cimg%20src=x%20onerror=alert(1)%3E", ".empty"), (f"/jobs/{stored['job']}", ".track"),
+        ("/datasets", ".one"), ("/datasets/strangers", "[aria-label='Samples that failed'] td"),
+        ("/datasets/wrong-strangers", "[aria-label='Why it was refused'] td"),
+        ("/datasets/%3Cimg%20src=x%20onerror=alert(1)%3E", ".empty"),
     ):  # fmt: skip
         page.goto(dashboard.url + path)
-        page.locator("main h1:visible").first.wait_for()
-        page.wait_for_load_state("load")
+        page.locator(f"main :is({there}):visible").first.wait_for()
         look()
     # And a dataset's failures and card, and a table of such texts on the form
     page.goto(f"{dashboard.url}/datasets/strangers")

@@ -61,24 +61,21 @@ def test_a_hidden_page_holds_no_connection_and_misses_nothing(dashboard: Dashboa
 def test_what_ends_before_the_page_listens_is_told(dashboard: Dashboard) -> None:
     # Given a job that waits, and a page that has listed it and cannot listen yet
     farm = dashboard.rig.farm
-    for worker in farm.ledger.workers():
-        farm.ledger.drain(worker.worker)
-    job = farm.render("an early pear", chain="txt", seed=6)
-    held: list[Route] = []
-    context = dashboard.browser.new_context(viewport={"width": 1400, "height": 900})
-    dashboard.contexts.append(context)
-    context.route("**/api/v1/events*", lambda route: held.append(route))
-    watched = Watched.of(context.new_page(), f"{dashboard.url}/queue#token={dashboard.token()}")
-    row = watched.page.get_by_role("listitem").filter(has_text="an early pear")
-    expect(row).to_contain_text("queued")
-    # When the job ends, and the stream opens after that
-    farm.ledger.cancel(job.id)
-    context.unroute("**/api/v1/events*")  # which lets go what is held
-    # Then its end is seen
-    expect(row).to_contain_text("cancelled")
-    assert not watched.trouble
-    for worker in farm.ledger.workers():
-        farm.ledger.drain(worker.worker, on=False)
+    with dashboard.idle():
+        job = farm.render("an early pear", chain="txt", seed=6)
+        held: list[Route] = []
+        context = dashboard.browser.new_context(viewport={"width": 1400, "height": 900})
+        dashboard.contexts.append(context)
+        context.route("**/api/v1/events*", lambda route: held.append(route))
+        watched = Watched.of(context.new_page(), f"{dashboard.url}/queue#token={dashboard.token()}")
+        row = watched.page.get_by_role("listitem").filter(has_text="an early pear")
+        expect(row).to_contain_text("queued")
+        # When the job ends, and the stream opens after that
+        farm.ledger.cancel(job.id)
+        context.unroute("**/api/v1/events*")  # which lets go what is held
+        # Then its end is seen
+        expect(row).to_contain_text("cancelled")
+        assert not watched.trouble
 
 
 def test_who_logs_out_is_out_or_told(dashboard: Dashboard) -> None:
