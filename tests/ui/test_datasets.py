@@ -17,7 +17,7 @@ from playwright.sync_api import Page, Route, expect
 from farm.dataset.desk import Datasets
 from tests.dataset.farms import FeederProcess
 from tests.e2e.rig import until
-from tests.ui.conftest import WAIT_MS, Dashboard, Watched
+from tests.ui.conftest import WAIT_MS, Dashboard, Watched, first_of
 
 expect.set_options(timeout=WAIT_MS)
 FRUIT = ("apple", "pear", "plum", "lemon", "fig", "melon", "cherry", "lime")
@@ -401,8 +401,7 @@ def test_a_late_look_takes_nothing_back(dashboard: Dashboard, watched: Watched) 
     # When it is paused, and the answer comes
     pause.click()
     expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
-    until(lambda: held, 60)
-    held[0].fulfill(json={**SLOW, "done": 31})
+    first_of(page, held).fulfill(json={**SLOW, "done": 31})
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     # Then
     expect(page.get_by_role("button", name="Resume", exact=True)).to_be_visible()
