@@ -62,6 +62,11 @@ class Ran:
         return found
 
     @property
+    def said(self) -> str:
+        """What stands on stderr but for the log, into which servers in this process write at any time."""
+        return "".join(line for line in self.err.splitlines(keepends=True) if not line.startswith("timestamp="))
+
+    @property
     def code(self) -> str:
         """The error's code in the envelope."""
         return str(self.envelope["error"]["code"])

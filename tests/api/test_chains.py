@@ -332,7 +332,7 @@ def test_the_command_line_saves_shows_and_removes(
     assert run("chain", "validate", copy).status == 0
     # And it is a workflow with its own prompts and seed, as its file is
     drawn, same = run("chain", "comfy", "soft"), run("chain", "comfy", file)
-    assert (drawn.status, drawn.out, drawn.err) == (0, same.out, same.err)
+    assert (drawn.status, drawn.out, drawn.said) == (0, same.out, same.said)
     assert all(f'"{word}"' in drawn.out for word in ("a pear", "a plum"))
     assert '"seed": 5' in drawn.out
     assert "the chain gives no seed" not in drawn.err

@@ -344,7 +344,7 @@ def test_a_token_that_does_not_hold_and_a_farm_that_is_away(there: Run, monkeypa
     monkeypatch.setenv("FARM_URL", "127.0.0.1:8400")
     assert there("jobs", "ls").err.startswith("error: FARM_URL: an address such as http://127.0.0.1:8400 or ")
     monkeypatch.setenv("FARM_URL", "ftp://farm.example.org")
-    assert there("jobs", "ls").err == "error: FARM_URL: an address such as https://farm.example.org\n"
+    assert there("jobs", "ls").said == "error: FARM_URL: an address such as https://farm.example.org\n"
 
 
 def test_the_address_of_the_api_is_one_of_the_farm(site: Site, there: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_who_the_workers_are_is_withheld_from_others_than_admins(
 
 def test_an_image_that_is_not_there_is_named_as_it_was_typed(there: Run) -> None:
     found = there("render", "a pear", "--image", "/nonexist", "--dry-run")
-    assert (found.status, found.err) == (2, "error: image: /nonexist cannot be read: No such file or directory\n")
+    assert (found.status, found.said) == (2, "error: image: /nonexist cannot be read: No such file or directory\n")
 
 
 def test_a_program_names_what_is_to_be_pulled_for_it(
