@@ -182,7 +182,9 @@ def test_a_hung_stage_is_killed_within_its_limit_though_threads_still_run(farm: 
     claimed = [event.t for event in events if event.type == "claimed"]
     failed = [event.t for event in events if event.type == "attempt_failed"]
     assert len(claimed) == len(failed) == 3
-    assert all(end - start >= LIMIT_S * 1000 for start, end in zip(claimed, failed, strict=True))
+    assert all(
+        LIMIT_S * 1000 <= end - start <= (LIMIT_S + 5) * 1000 for start, end in zip(claimed, failed, strict=True)
+    )
 
 
 def test_out_of_memory_is_tried_once_more_sparing_memory(farm: Farm, worker: None, tmp_path: Path) -> None:
