@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,8 +147,13 @@ def shut(context: BrowserContext) -> None:
 
 def first_of(page: Page, held: Sequence[Route]) -> Route:
     """The first request that is held, once there is one."""
-    # A look at the page has Playwright tell what has happened meanwhile.
-    return until(lambda: page.evaluate("true") and held, 60, "a request that is held")[0]
+    heard(page, lambda: bool(held), "a request that is held")
+    return held[0]
+
+
+def heard(page: Page, condition: Callable[[], bool], what: str) -> None:
+    """Waits for what listeners to the page are told: a look at it has Playwright tell what has happened meanwhile."""
+    until(lambda: page.evaluate("true") and condition(), 60, what)
 
 
 def four(farm: Farm, prompt: str) -> list[JobHandle]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Page, Response, expect
 
-from tests.e2e.rig import until
-from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched
+from tests.ui.conftest import DROP, WAIT_MS, Dashboard, Watched, heard
 
 expect.set_options(timeout=WAIT_MS)
 KEPT = "JSON.parse(localStorage[Object.keys(localStorage).find((key) => key.startsWith('farm.form.'))] ?? 'null')"
@@ -114,7 +114,7 @@ def test_sizes_and_seeds_are_ones_that_can_be_drawn(watched: Watched) -> None:
     for name in ("4:3", "3:2", "16:9", "9:16", "2:3", "1:1"):
         shapes.get_by_role("button", name=name, exact=True).click()
         size = shapes.get_by_text("×").inner_text()
-        until(lambda size=size: page.evaluate("true") and size in answers, 60, size)  # type: ignore[misc]
+        heard(page, partial(answers.__contains__, size), size)
         assert answers[size], name
     page.remove_listener("response", hear)
     # And what cannot be is said beside the button, in words, and not submitted

@@ -12,8 +12,8 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.api.conftest import serving
 from tests.conftest import free_port
-from tests.e2e.rig import ALL, until
-from tests.ui.conftest import WAIT_MS, Dashboard
+from tests.e2e.rig import ALL
+from tests.ui.conftest import WAIT_MS, Dashboard, heard
 
 expect.set_options(timeout=WAIT_MS)
 
@@ -247,7 +247,7 @@ def test_a_view_of_what_has_ended_asks_for_nothing(dashboard: Dashboard) -> None
     expect(page.get_by_role("tabpanel").get_by_role("row").nth(1)).to_be_visible()
     # It is looked at twice: once it is known how it stands, the rest of it is asked for again
     look = [f"{dashboard.url}/api/v1/jobs/{job.id}{rest}" for rest in ("", "/history", "/artifacts")]
-    until(lambda: page.evaluate("true") and all(told.count(one) >= 2 for one in look), 60, "the second look")
+    heard(page, lambda: all(told.count(one) >= 2 for one in look), "the second look")
     asked.clear()
     # When nothing happens for as long as several looks would take, Then none is made
     page.wait_for_timeout(2000)

@@ -3,6 +3,7 @@
 import { SvelteMap } from "svelte/reactivity";
 import { call, get, part, post } from "./api";
 import { answered, jobs } from "./live.svelte";
+import { Newest } from "./newest";
 import { tell, tried } from "./toast.svelte";
 import type { JobView, Snapshot, Tagged, TagView } from "./types";
 import { many } from "./words";
@@ -24,7 +25,7 @@ let turn: Promise<unknown> = Promise.resolve();
 const unsent = new Set<() => void>();
 // A page that is left hears no answer: what is shown as done has to be under way.
 addEventListener("pagehide", () => unsent.forEach((send) => send()));
-let [sent, seen] = [0, 0];
+const looks = new Newest();
 /** All tags that there are, as they were last asked for. */
 export const known = $state<{ tags: TagView[] }>({ tags: [] });
 
@@ -41,12 +42,9 @@ export const isStarred = (job: Pick<Snapshot, "id" | "tags">): boolean => tagsOf
 
 /** Asks which tags there are. */
 export async function lookUp(): Promise<void> {
-  const turn = ++sent;
+  const asked = looks.ask();
   const found = await get<TagView[]>("tags").catch(() => undefined);
-  // An answer that comes late is that of before.
-  if (!found || turn < seen) return;
-  seen = turn;
-  known.tags = found;
+  if (found && looks.shows(asked)) known.tags = found;
 }
 
 /** Changes the tags of jobs: shown at once, and undone where it is refused, which is told. Gives whether it was not. */
